@@ -1,0 +1,8 @@
+//! The OCI runtime as a library: no async runtime, no RPC, no containerd words.
+//!
+//! *bundle ⊃ spec → plan ⊃ step; mount descriptor; slot; launcher; record.*
+
+pub mod error;
+pub mod sys;
+
+pub use error::{Error, ErrorKind, Result};

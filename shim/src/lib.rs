@@ -1,0 +1,1 @@
+//! The contract with containerd on top of runtime-core.
