@@ -2,7 +2,12 @@
 //!
 //! *bundle ⊃ spec → plan ⊃ step; mount descriptor; slot; launcher; record.*
 
+pub mod cgroup;
+pub mod compile;
+pub mod container;
 pub mod error;
+pub mod plan;
+pub mod spec;
 pub mod sys;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,92 @@
+//! Device nodes, links and the directory they are in.
+
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
+
+use super::{cstring, relative};
+use crate::error::{Error, Result};
+use crate::plan::{Builder, Slot, Step};
+use crate::spec::Spec;
+
+/// The devices that every container has (OCI config-linux.md, "Default Devices"): name, minor and major number.
+const DEFAULT: [(&str, u32, u32); 6] = [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// The links that every container has (config-linux.md and config.md, "/dev symlinks").
+const LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+const MODE: u32 = 0o666;
+
+/// Emits the nodes and links, and gives the opened `/dev`; nothing is made in a `/dev` that is bound from elsewhere.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a device that makes no sense.
+pub fn make(plan: &mut Builder, spec: &Spec, root: Slot) -> Result<Slot> {
+    let devices = plan.slot();
+    plan.step(Step::OpenDirectory { root, path: c"dev".to_owned(), directory: devices });
+    if dev_is_bound(spec) {
+        return Ok(devices);
+    }
+    let given: Vec<&LinuxDevice> = spec.linux.devices.iter().collect();
+    for (name, major, minor) in DEFAULT {
+        let path = format!("/dev/{name}");
+        if given.iter().any(|device| device.path().to_string_lossy() == path) {
+            continue;
+        }
+        plan.step(Step::Device {
+            root,
+            path: relative(&path)?,
+            kind: libc::S_IFCHR,
+            mode: MODE,
+            device: rustix::fs::makedev(major, minor),
+            uid: 0,
+            gid: 0,
+        });
+    }
+    for device in given {
+        plan.step(node(device, root)?);
+    }
+    for (name, target) in LINKS {
+        let (name, target) = (cstring("link", name)?, cstring("link", target)?);
+        plan.step(Step::Symlink { directory: devices, name, target });
+    }
+    Ok(devices)
+}
+
+fn dev_is_bound(spec: &Spec) -> bool {
+    spec.mounts.iter().any(|mount| {
+        let bound =
+            mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
+        bound && mount.destination().components().eq(std::path::Path::new("/dev").components())
+    })
+}
+
+fn node(device: &LinuxDevice, root: Slot) -> Result<Step> {
+    let path = device.path().to_string_lossy();
+    let wrong = |what: &str| Error::invalid(format!("linux.devices: {path:?}: {what}"));
+    let kind = match device.typ() {
+        LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
+        LinuxDeviceType::B => libc::S_IFBLK,
+        LinuxDeviceType::P => libc::S_IFIFO,
+        LinuxDeviceType::A => return Err(wrong("type \"a\" is for rules only")),
+    };
+    let number = |n: i64| u32::try_from(n).map_err(|_| wrong("no device number"));
+    let numbers = if kind == libc::S_IFIFO { 0 } else { rustix::fs::makedev(number(device.major())?, number(device.minor())?) };
+    let clean = relative(&path)?;
+    if clean.is_empty() || !path.starts_with('/') {
+        return Err(wrong("not a path of a device"));
+    }
+    Ok(Step::Device {
+        root,
+        path: clean,
+        kind,
+        mode: device.file_mode().unwrap_or(MODE) & 0o7777,
+        device: numbers,
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+    })
+}

@@ -1,0 +1,309 @@
+//! Compiles a spec into a plan: the order of a start, on one page.
+//!
+//! Everything that can be decided is decided here, in the parent; what is emitted is run as it stands.
+
+mod devices;
+mod mounts;
+mod namespaces;
+pub mod options;
+mod process;
+mod rootfs;
+mod sysctl;
+
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path};
+
+use crate::error::{Error, Result};
+use crate::plan::{Builder, Launch, Slot, Step};
+use crate::seccomp::Filter;
+use crate::spec::{Process, Spec};
+
+pub use mounts::CgroupMounts;
+pub use namespaces::{Joined, ids as namespace_ids};
+pub use process::{capability_names, unknown_capabilities};
+pub use rootfs::RootMount;
+
+/// Where the first process's standard streams come from.
+pub enum Streams {
+    /// Standard input, output and error.
+    Given([OwnedFd; 3]),
+    /// A pseudoterminal that the process makes; its master comes back in a report.
+    Terminal,
+}
+
+/// How a process enters its cgroup, and what a container sees of it.
+pub struct CgroupView {
+    /// `cgroup.procs` of each v1 hierarchy.
+    pub procs: Vec<OwnedFd>,
+    /// The v2 directory to be born in.
+    pub directory: Option<OwnedFd>,
+    /// For mounts of type cgroup.
+    pub mounts: CgroupMounts,
+}
+
+/// Everything a container's plan is compiled from. `spec` has passed [`crate::spec::check`].
+pub struct Container<'a> {
+    /// The container's id.
+    pub id: &'a str,
+    /// Absolute.
+    pub bundle: &'a Path,
+    /// The configuration.
+    pub spec: &'a Spec,
+    /// The snapshot's mounts; if there are none, the spec's root path is used as it is.
+    pub rootfs: &'a [RootMount],
+    /// The cgroup.
+    pub cgroup: CgroupView,
+    /// The standard streams.
+    pub streams: Streams,
+    /// The compiled `linux.seccomp`.
+    pub filter: Option<&'a Filter>,
+    /// Where the child reports.
+    pub report: OwnedFd,
+    /// Move the root instead of pivoting, for roots that cannot be pivoted (an initramfs).
+    pub no_pivot_root: bool,
+    /// Leave the caller's session keyring in place.
+    pub no_new_keyring: bool,
+    /// Whether overlay takes its layers one by one (Linux 6.5).
+    pub layers_one_by_one: bool,
+}
+
+/// What the launcher gets.
+pub struct Compiled {
+    /// The request.
+    pub launch: Launch,
+    /// The descriptors of its first slots.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// A process of a container that waits for its start: the first one.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) by the field's name.
+pub fn container(inputs: Container<'_>) -> Result<Compiled> {
+    let Container { spec, bundle, .. } = inputs;
+    let process = spec.process.as_ref().ok_or_else(|| Error::invalid("process: there is none"))?;
+    let mut plan = Builder::default();
+
+    // What the parent hands over.
+    let report = plan.give(inputs.report);
+    let streams = give_streams(&mut plan, inputs.streams);
+    let procs: Vec<Slot> = inputs.cgroup.procs.into_iter().map(|fd| plan.give(fd)).collect();
+    let cgroup = inputs.cgroup.directory.map(|fd| plan.give(fd));
+    let joined = namespaces::open(&mut plan, &spec.linux.namespaces)?;
+    sysctl::check(&spec.linux.sysctl, &joined)?;
+
+    // Limits hold before anything else happens.
+    procs.iter().for_each(|&procs| plan.step(Step::JoinCgroup { procs }));
+    process::host_side(&mut plan, process, inputs.id, inputs.no_new_keyring)?;
+    joined.emit(&mut plan);
+
+    // Sources belong to the host: they are opened before the host is left, where they may block without blocking anybody else.
+    let target = bundle.join("rootfs");
+    let whole = [whole_root(spec, bundle)];
+    let roots = if inputs.rootfs.is_empty() { &whole } else { inputs.rootfs };
+    let (layers, by_path) = rootfs::assemble(&mut plan, roots, &target, inputs.layers_one_by_one)?;
+    let mounts = mounts::sources(&mut plan, spec, bundle, &inputs.cgroup.mounts)?;
+    let masks = mounts::mask_sources(&mut plan, spec);
+
+    // A mount namespace of nothing but the root; a copy of the host's only where hooks must find their way from there.
+    let hooks = has_early_hooks(spec);
+    if hooks || !by_path.is_empty() {
+        plan.step(Step::Unshare { flags: libc::CLONE_NEWNS });
+        plan.step(Step::Propagation { flags: libc::MS_SLAVE | libc::MS_REC });
+        by_path.emit(&mut plan);
+    }
+    let root_path = if hooks { cstring("bundle", &target.to_string_lossy())? } else { c"/r".to_owned() };
+    if !hooks {
+        plan.step(Step::EnterStub);
+    }
+    let root = plan.slot();
+    for layer in &layers {
+        match layer.target.is_empty() {
+            true => plan.step(Step::AttachRoot { mount: layer.mount, path: root_path.clone(), root }),
+            false => mounts::attach(&mut plan, layer.mount, root, &layer.target),
+        }
+    }
+    let sealed_later = mounts::attach_all(&mut plan, &mounts, root)?;
+    let devices = devices::make(&mut plan, spec, root)?;
+    plan.step(Step::Session);
+    process::streams(&mut plan, &streams, process, mounts.devpts, devices)?;
+    if hooks {
+        plan.step(Step::PauseForHooks);
+    }
+    plan.step(if inputs.no_pivot_root { Step::MoveRoot { root } } else { Step::Pivot { root } });
+
+    // From here on absolute paths are the container's own.
+    sysctl::write(&mut plan, &spec.linux.sysctl, mounts.proc)?;
+    process::names(&mut plan, spec)?;
+    mounts::seal(&mut plan, spec, masks, &sealed_later)?;
+    process::confine(&mut plan, process, inputs.filter, process::Until::Started)?;
+
+    let (plan, descriptors) = plan.finish();
+    let launch = Launch {
+        plan,
+        program: process::program(process)?,
+        clone_flags: joined.clone_flags(),
+        cgroup,
+        pid_namespace: joined.pid(),
+        report,
+    };
+    Ok(Compiled { launch, descriptors })
+}
+
+/// Everything a joining process's plan is compiled from.
+pub struct Joining<'a> {
+    /// The container's id.
+    pub id: &'a str,
+    /// The container's configuration.
+    pub namespaces: &'a Joined,
+    /// The process.
+    pub process: &'a Process,
+    /// The container's first process.
+    pub init: OwnedFd,
+    /// The container's cgroup.
+    pub cgroup: CgroupView,
+    /// The standard streams.
+    pub streams: Streams,
+    /// The container's filter.
+    pub filter: Option<&'a Filter>,
+    /// Where the child reports.
+    pub report: OwnedFd,
+    /// Leave the caller's session keyring in place.
+    pub no_new_keyring: bool,
+}
+
+/// A process that joins a running container.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) by the field's name.
+pub fn joining(inputs: Joining<'_>) -> Result<Compiled> {
+    let process = inputs.process;
+    let mut plan = Builder::default();
+    let report = plan.give(inputs.report);
+    let streams = give_streams(&mut plan, inputs.streams);
+    let procs: Vec<Slot> = inputs.cgroup.procs.into_iter().map(|fd| plan.give(fd)).collect();
+    let cgroup = inputs.cgroup.directory.map(|fd| plan.give(fd));
+    let init = plan.give(inputs.init);
+
+    procs.iter().for_each(|&procs| plan.step(Step::JoinCgroup { procs }));
+    process::host_side(&mut plan, process, inputs.id, inputs.no_new_keyring)?;
+    plan.step(Step::Join { namespace: init, flags: inputs.namespaces.flags() });
+    plan.step(Step::Session);
+    process::joined_streams(&mut plan, &streams, process)?;
+    process::confine(&mut plan, process, inputs.filter, process::Until::Executed)?;
+
+    let (plan, descriptors) = plan.finish();
+    let pid_namespace = inputs.namespaces.has_pid().then_some(init);
+    let launch = Launch { plan, program: process::program(process)?, clone_flags: 0, cgroup, pid_namespace, report };
+    Ok(Compiled { launch, descriptors })
+}
+
+/// Everything a helper of the host's is compiled from: a hook or a logger.
+pub struct Helper<'a> {
+    /// Absolute path.
+    pub path: &'a Path,
+    /// With the program's name first.
+    pub arguments: &'a [String],
+    /// Exactly this.
+    pub environment: &'a [String],
+    /// Descriptors and the numbers that they get.
+    pub descriptors: Vec<(OwnedFd, i32)>,
+    /// Run in the namespaces of this process.
+    pub inside: Option<(OwnedFd, i32)>,
+    /// Where it starts.
+    pub directory: &'a Path,
+    /// Where the child reports.
+    pub report: OwnedFd,
+}
+
+/// A program of the host's, with nothing but what it is given.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for strings with NUL or a relative path.
+pub fn helper(inputs: Helper<'_>) -> Result<Compiled> {
+    if !inputs.path.is_absolute() {
+        return Err(Error::invalid(format!("path {:?} is not absolute", inputs.path)));
+    }
+    let mut plan = Builder::default();
+    let report = plan.give(inputs.report);
+    let streams: Vec<(Slot, i32)> = inputs.descriptors.into_iter().map(|(fd, number)| (plan.give(fd), number)).collect();
+    let inside = inputs.inside.map(|(fd, flags)| (plan.give(fd), flags));
+    let last = streams.iter().map(|(_, number)| *number).max().unwrap_or(2);
+    plan.step(Step::Relocate { above: last + 2 });
+    plan.step(Step::Session);
+    if let Some((namespace, flags)) = inside {
+        plan.step(Step::Join { namespace, flags });
+    }
+    let directory = cstring("directory", &inputs.directory.to_string_lossy())?;
+    plan.step(Step::WorkingDirectory { path: directory, later: false });
+    plan.step(Step::FindProgram);
+    for (from, number) in streams {
+        plan.step(Step::Stream { number, from });
+    }
+    plan.step(Step::CloseOthers { first: last + 1 });
+    plan.step(Step::Exec);
+    let (plan, descriptors) = plan.finish();
+    let program = crate::plan::Program {
+        candidates: vec![cstring("path", &inputs.path.to_string_lossy())?],
+        arguments: cstrings("args", inputs.arguments)?,
+        environment: cstrings("env", inputs.environment)?,
+    };
+    let launch = Launch { plan, program, clone_flags: 0, cgroup: None, pid_namespace: None, report };
+    Ok(Compiled { launch, descriptors })
+}
+
+enum GivenStreams {
+    Terminal,
+    Given([Slot; 3]),
+}
+
+fn give_streams(plan: &mut Builder, streams: Streams) -> GivenStreams {
+    match streams {
+        Streams::Terminal => GivenStreams::Terminal,
+        Streams::Given(streams) => GivenStreams::Given(streams.map(|fd| plan.give(fd))),
+    }
+}
+
+/// The spec's root as it is, with what is mounted below it.
+fn whole_root(spec: &Spec, bundle: &Path) -> RootMount {
+    RootMount {
+        fstype: "bind".to_owned(),
+        source: spec.root_path(bundle).to_string_lossy().into_owned(),
+        target: String::new(),
+        options: vec!["rbind".to_owned()],
+    }
+}
+
+/// Hooks that run between the making of the namespaces and the pivot.
+pub fn has_early_hooks(spec: &Spec) -> bool {
+    let Some(hooks) = &spec.hooks else { return false };
+    #[allow(deprecated, reason = "prestart hooks are deprecated, and in use")]
+    let prestart = hooks.prestart();
+    [prestart, hooks.create_runtime(), hooks.create_container()].into_iter().any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
+}
+
+/// A C string, or the field that holds a NUL.
+fn cstring(field: &str, text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| Error::invalid(format!("{field}: {text:?} holds a NUL")))
+}
+
+fn cstrings(field: &str, texts: &[String]) -> Result<Vec<CString>> {
+    texts.iter().map(|text| cstring(field, text)).collect()
+}
+
+/// `path` without its leading slash, its `.` and `..` resolved as text, as runc cleans destinations: beneath the root in any case.
+fn relative(path: &str) -> Result<CString> {
+    let mut clean: Vec<&str> = Vec::new();
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(name) => clean.push(name.to_str().unwrap_or_default()),
+            Component::ParentDir => drop(clean.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    cstring("path", &clean.join("/"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,295 @@
+//! `mounts`, masked and read-only paths, the propagation and attributes of the root.
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Mount};
+
+use super::options::Options;
+use super::{cstring, relative, rootfs};
+use crate::error::{Context, Error, Result};
+use crate::plan::{Builder, Slot, Step, Target};
+use crate::spec::Spec;
+use crate::sys::mount::attr;
+
+/// What a mount of type cgroup shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CgroupMounts {
+    /// The v2 tree.
+    V2,
+    /// Each v1 hierarchy in a directory of its own.
+    V1(Vec<CgroupHierarchy>),
+}
+
+/// One v1 hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CgroupHierarchy {
+    /// The directory's name below the mount point, for instance `cpu,cpuacct`.
+    pub name: String,
+    /// How the hierarchy is asked for: `cpu,cpuacct` or `none,name=systemd`.
+    pub options: String,
+    /// The container's directory in it, as the host sees it.
+    pub directory: PathBuf,
+}
+
+/// Single files of procfs that may be covered (runc `libcontainer/rootfs_linux.go`, `checkProcMount`).
+const PROC_FILES: &[&str] = &[
+    "proc/cpuinfo",
+    "proc/diskstats",
+    "proc/meminfo",
+    "proc/stat",
+    "proc/swaps",
+    "proc/uptime",
+    "proc/loadavg",
+    "proc/slabinfo",
+    "proc/sys/kernel/ns_last_pid",
+    "proc/sys/crypto/fips_enabled",
+];
+/// A filesystem for nothing: what covers a masked directory (nr_inodes=1 fails on some kernels).
+const EMPTY: [(&str, &str); 3] = [("nr_blocks", "1"), ("nr_inodes", "2"), ("mode", "755")];
+
+/// The mounts of a spec, their sources opened.
+pub struct Mounts<'a> {
+    entries: Vec<Entry<'a>>,
+    /// The container's devpts.
+    pub devpts: Option<Slot>,
+    /// A procfs of the container's own, writable.
+    pub proc: Option<Slot>,
+}
+
+struct Entry<'a> {
+    target: CString,
+    options: Options,
+    kind: Kind<'a>,
+    slot: Slot,
+}
+
+enum Kind<'a> {
+    Bind,
+    Filesystem { fstype: &'a str, source: &'a str },
+    CgroupV1(Vec<(Slot, &'a CgroupHierarchy)>, bool),
+}
+
+/// Emits the steps that open what belongs to the host, and hands out the slots of everything.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the mount.
+pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, bundle: &Path, cgroup: &'a CgroupMounts) -> Result<Mounts<'a>> {
+    let mut mounts = Mounts { entries: Vec::new(), devpts: None, proc: None };
+    let own_cgroup_namespace = spec.linux.namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup);
+    for mount in &spec.mounts {
+        let entry = source(plan, mount, bundle, cgroup, own_cgroup_namespace)
+            .context(|| format!("mounts[{:?}]", mount.destination().display().to_string()))?;
+        if let Kind::Filesystem { fstype, .. } = entry.kind {
+            let slot = Some(entry.slot);
+            match fstype {
+                "devpts" => mounts.devpts = slot,
+                "proc" if entry.options.set & attr::RDONLY == 0 => mounts.proc = slot,
+                _ => {}
+            }
+        }
+        mounts.entries.push(entry);
+    }
+    if mounts.proc.is_none() && !spec.linux.sysctl.is_empty() {
+        mounts.proc = Some(plan.slot());
+    }
+    Ok(mounts)
+}
+
+fn source<'a>(
+    plan: &mut Builder,
+    mount: &'a Mount,
+    bundle: &Path,
+    cgroup: &'a CgroupMounts,
+    own_cgroup_namespace: bool,
+) -> Result<Entry<'a>> {
+    let options = Options::parse(mount.options().iter().flatten().map(String::as_str))?;
+    let target = relative(&mount.destination().to_string_lossy())?;
+    if target.is_empty() {
+        return Err(Error::invalid("destination: nothing can be mounted over the root"));
+    }
+    let fstype = mount.typ().as_deref().unwrap_or_default();
+    let slot = plan.slot();
+    let kind = match (fstype, cgroup) {
+        _ if options.bind || fstype == "bind" || fstype == "rbind" => {
+            let source = mount.source().as_deref().ok_or_else(|| Error::invalid("bind without a source"))?;
+            let source = bundle.join(source);
+            rootfs::bind(plan, &source.to_string_lossy(), &options, slot)?;
+            Kind::Bind
+        }
+        ("cgroup", CgroupMounts::V1(hierarchies)) => {
+            let slots: Vec<_> = hierarchies.iter().map(|hierarchy| (plan.slot(), hierarchy)).collect();
+            if !own_cgroup_namespace {
+                for (slot, hierarchy) in &slots {
+                    rootfs::bind(plan, &hierarchy.directory.to_string_lossy(), &without_data(&options), *slot)?;
+                }
+            }
+            Kind::CgroupV1(slots, own_cgroup_namespace)
+        }
+        ("cgroup", CgroupMounts::V2) => Kind::Filesystem { fstype: "cgroup2", source: "cgroup2" },
+        ("", _) => return Err(Error::invalid("no type")),
+        (fstype, _) => {
+            let source = mount.source().as_ref().and_then(|source| source.to_str()).unwrap_or(fstype);
+            Kind::Filesystem { fstype, source }
+        }
+    };
+    Ok(Entry { target, options, kind, slot })
+}
+
+fn without_data(options: &Options) -> Options {
+    Options { data: Vec::new(), superblock: Vec::new(), ..options.clone() }
+}
+
+/// Attaches one mount below the root, for instance a part of the root filesystem.
+pub fn attach(plan: &mut Builder, mount: Slot, root: Slot, target: &std::ffi::CStr) {
+    plan.step(Step::Attach { mount, root, target: target.to_owned(), rule: Target::Ordinary });
+}
+
+/// Emits the mounts in the spec's order.
+///
+/// # Errors
+/// A mount point inside `/proc` that could deceive the runtime or the container.
+pub fn attach_all(plan: &mut Builder, mounts: &Mounts<'_>, root: Slot) -> Result<Vec<Slot>> {
+    let mut sealed_later = Vec::new();
+    for entry in &mounts.entries {
+        let rule = rule(entry).context(|| format!("mounts[\"/{}\"]", entry.target.to_string_lossy()))?;
+        match &entry.kind {
+            Kind::Bind => {}
+            Kind::Filesystem { fstype, source } => {
+                let late = filesystem(plan, fstype, source, &entry.options, entry.slot)?;
+                sealed_later.extend(late.then_some(entry.slot));
+            }
+            Kind::CgroupV1(hierarchies, new) => {
+                cgroup_v1(plan, entry, hierarchies, *new, root, rule)?;
+                sealed_later.extend((entry.options.set & attr::RDONLY != 0).then_some(entry.slot));
+                continue;
+            }
+        }
+        plan.step(Step::Attach { mount: entry.slot, root, target: entry.target.clone(), rule });
+    }
+    if let Some(slot) = mounts.proc
+        && !mounts.entries.iter().any(|entry| entry.slot == slot)
+    {
+        plan.step(Step::NewMount { fstype: c"proc".to_owned(), options: Vec::new(), attributes: 0, mount: slot });
+    }
+    Ok(sealed_later)
+}
+
+/// Whether the mount becomes read-only later: mount points and nodes are still to be made in it.
+fn filesystem(plan: &mut Builder, fstype: &str, source: &str, options: &Options, slot: Slot) -> Result<bool> {
+    let own_superblock = !matches!(fstype, "proc" | "sysfs" | "mqueue" | "cgroup" | "cgroup2" | "devpts");
+    let mut options = options.clone();
+    let late = fstype == "tmpfs" && options.set & attr::RDONLY != 0;
+    if late {
+        options.set &= !attr::RDONLY;
+    }
+    let mut settings = rootfs::settings(&options.filesystem(own_superblock))?;
+    settings.insert(0, (c"source".to_owned(), Some(cstring("source", source)?)));
+    plan.step(Step::NewMount { fstype: cstring("type", fstype)?, options: settings, attributes: options.set, mount: slot });
+    let rest = Options { set: 0, clear: 0, ..options };
+    rootfs::attributes(plan, &rest, slot);
+    Ok(late)
+}
+
+/// A small tmpfs with one directory per hierarchy; a co-mounted controller gets a link by its own name.
+fn cgroup_v1(
+    plan: &mut Builder,
+    entry: &Entry<'_>,
+    hierarchies: &[(Slot, &CgroupHierarchy)],
+    new: bool,
+    root: Slot,
+    rule: Target,
+) -> Result<()> {
+    let attributes = entry.options.set & !attr::RDONLY;
+    let settings = rootfs::settings(&[("mode".to_owned(), Some("755".to_owned()))])?;
+    plan.step(Step::NewMount { fstype: c"tmpfs".to_owned(), options: settings, attributes, mount: entry.slot });
+    plan.step(Step::Attach { mount: entry.slot, root, target: entry.target.clone(), rule });
+    for (slot, hierarchy) in hierarchies {
+        let name = cstring("cgroup", &hierarchy.name)?;
+        plan.step(Step::MakeDirectory { directory: entry.slot, name: name.clone(), mode: 0o755 });
+        if new {
+            let options: Vec<_> = hierarchy
+                .options
+                .split(',')
+                .map(|option| match option.split_once('=') {
+                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                    None => (option.to_owned(), None),
+                })
+                .collect();
+            let options = rootfs::settings(&options)?;
+            plan.step(Step::NewMount { fstype: c"cgroup".to_owned(), options, attributes: entry.options.set, mount: *slot });
+        }
+        plan.step(Step::Attach { mount: *slot, root: entry.slot, target: name.clone(), rule: Target::Ordinary });
+        for controller in hierarchy.name.split(',').filter(|controller| *controller != hierarchy.name) {
+            plan.step(Step::Symlink { directory: entry.slot, name: cstring("cgroup", controller)?, target: name.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn rule(entry: &Entry<'_>) -> Result<Target> {
+    let target = entry.target.to_string_lossy();
+    match &*target {
+        "proc" => Ok(Target::Proc),
+        "sys" => Ok(Target::PlainDirectory),
+        path if PROC_FILES.contains(&path) => Ok(Target::ProcFile),
+        path if path.starts_with("proc/") => Err(Error::invalid("destination: inside /proc only single known files may be covered")),
+        _ => match &entry.kind {
+            Kind::Filesystem { fstype: "proc" | "sysfs", .. } => Ok(Target::PlainDirectory),
+            _ => Ok(Target::Ordinary),
+        },
+    }
+}
+
+/// What masked paths are covered with, taken on the host where the image has no say.
+pub struct Masks {
+    null: Slot,
+    empty: Slot,
+}
+
+/// Emits the covers, if any path is to be masked.
+pub fn mask_sources(plan: &mut Builder, spec: &Spec) -> Option<Masks> {
+    if spec.linux.masked_paths.is_empty() {
+        return None;
+    }
+    let masks = Masks { null: plan.slot(), empty: plan.slot() };
+    plan.step(Step::CloneTree { source: c"/dev/null".to_owned(), recursive: false, mount: masks.null });
+    plan.step(Step::Attributes { mount: masks.null, recursive: false, set: 0, clear: 0, propagation: libc::MS_PRIVATE });
+    let options = EMPTY.iter().filter_map(|(key, value)| Some((CString::new(*key).ok()?, CString::new(*value).ok()))).collect();
+    plan.step(Step::NewMount { fstype: c"tmpfs".to_owned(), options, attributes: attr::RDONLY, mount: masks.empty });
+    Some(masks)
+}
+
+/// Emits what must come after everything that is still made in the root.
+///
+/// # Errors
+/// An unknown propagation type.
+pub fn seal(plan: &mut Builder, spec: &Spec, masks: Option<Masks>, sealed_later: &[Slot]) -> Result<()> {
+    for mount in sealed_later {
+        plan.step(Step::Attributes { mount: *mount, recursive: false, set: attr::RDONLY, clear: 0, propagation: 0 });
+    }
+    if let Some((propagation, recursive)) = root_propagation(spec)? {
+        plan.step(Step::RootAttributes { recursive, set: 0, propagation });
+    }
+    if spec.root_is_read_only() {
+        plan.step(Step::RootAttributes { recursive: false, set: attr::RDONLY, propagation: 0 });
+    }
+    for path in &spec.linux.readonly_paths {
+        plan.step(Step::ReadOnly { path: relative(path)? });
+    }
+    if let Some(Masks { null, empty }) = masks {
+        for path in &spec.linux.masked_paths {
+            plan.step(Step::Mask { path: relative(path)?, null, empty });
+        }
+    }
+    Ok(())
+}
+
+fn root_propagation(spec: &Spec) -> Result<Option<(u64, bool)>> {
+    let Some(name) = spec.linux.rootfs_propagation.as_deref().filter(|name| !name.is_empty()) else { return Ok(None) };
+    let options = Options::parse([name]).context(|| "linux.rootfsPropagation")?;
+    match options.propagation.first() {
+        Some(propagation) if options.data.is_empty() => Ok(Some(*propagation)),
+        _ => Err(Error::invalid(format!("linux.rootfsPropagation: {name:?} is unknown"))),
+    }
+}

@@ -1,0 +1,149 @@
+//! New namespaces, and joining given ones.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::{Context, Error, Result};
+use crate::plan::{Builder, Slot, Step};
+use crate::sys::namespace;
+
+const KINDS: [(LinuxNamespaceType, i32, &str); 6] = [
+    (LinuxNamespaceType::Pid, libc::CLONE_NEWPID, "pid"),
+    (LinuxNamespaceType::Network, libc::CLONE_NEWNET, "net"),
+    (LinuxNamespaceType::Ipc, libc::CLONE_NEWIPC, "ipc"),
+    (LinuxNamespaceType::Uts, libc::CLONE_NEWUTS, "uts"),
+    (LinuxNamespaceType::Mount, libc::CLONE_NEWNS, "mnt"),
+    (LinuxNamespaceType::Cgroup, libc::CLONE_NEWCGROUP, "cgroup"),
+];
+
+/// Which namespaces a container has that are not the host's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Joined {
+    flags: i32,
+    private_pid: bool,
+}
+
+impl Joined {
+    /// From the spec alone.
+    pub fn of(namespaces: &[LinuxNamespace]) -> Self {
+        let mut joined = Self::default();
+        for namespace in namespaces {
+            joined.flags |= flag(namespace.typ());
+            joined.private_pid |= namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none();
+        }
+        joined
+    }
+
+    /// `CLONE_NEW*` of what a process enters through a pidfd. The pid namespace is not among them: it takes effect at birth.
+    pub fn flags(&self) -> i32 {
+        self.flags & !libc::CLONE_NEWPID
+    }
+
+    /// Whether there is a pid namespace that is not the host's.
+    pub fn has_pid(&self) -> bool {
+        self.flags & libc::CLONE_NEWPID != 0
+    }
+
+    /// Whether the container's first process is the init of a pid namespace of its own: when it ends, the kernel ends the others.
+    pub fn has_private_pid(&self) -> bool {
+        self.private_pid
+    }
+}
+
+fn flag(kind: LinuxNamespaceType) -> i32 {
+    KINDS.iter().find(|(known, _, _)| *known == kind).map_or(0, |(_, flag, _)| *flag)
+}
+
+/// The OCI names of what this build can make and join, for the `features` document.
+pub fn ids() -> Vec<LinuxNamespaceType> {
+    KINDS.iter().map(|(kind, _, _)| *kind).collect()
+}
+
+/// The namespaces of a plan.
+pub struct Namespaces {
+    new: i32,
+    given: Vec<(i32, Slot)>,
+    shared_with_host: i32,
+}
+
+/// Opens the given namespaces and checks that each is what it is said to be.
+///
+/// # Errors
+/// A path that cannot be opened or is another kind of thing.
+pub fn open(plan: &mut Builder, namespaces: &[LinuxNamespace]) -> Result<Namespaces> {
+    let mut result = Namespaces { new: 0, given: Vec::new(), shared_with_host: 0 };
+    for &(kind, flag, name) in &KINDS {
+        let Some(namespace) = namespaces.iter().find(|namespace| namespace.typ() == kind) else {
+            result.shared_with_host |= flag;
+            continue;
+        };
+        match namespace.path() {
+            None => result.new |= flag,
+            Some(path) if path.as_os_str().is_empty() => result.new |= flag,
+            Some(_) if flag == libc::CLONE_NEWNS => {
+                return Err(Error::new(crate::ErrorKind::Unimplemented, "linux.namespaces: mount: joining one by path is not supported"));
+            }
+            Some(path) => {
+                let opened = open_one(path, flag).context(|| format!("linux.namespaces: {kind}"))?;
+                if is_own(&opened, name)? {
+                    result.shared_with_host |= flag;
+                }
+                let slot = plan.give(opened);
+                result.given.push((flag, slot));
+            }
+        }
+    }
+    Ok(result)
+}
+
+fn open_one(path: &Path, flag: i32) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = rustix::fs::open(path, flags, Mode::empty()).context(|| format!("open {path:?}"))?;
+    match namespace::namespace_type(opened.as_fd()) {
+        Ok(found) if found == flag => Ok(opened),
+        Ok(_) => Err(Error::invalid(format!("{path:?} is another kind of namespace"))),
+        Err(_) => Err(Error::invalid(format!("{path:?} is no namespace"))),
+    }
+}
+
+/// Whether a namespace is the one that the runtime itself is in: the host's.
+fn is_own(opened: &OwnedFd, name: &str) -> Result<bool> {
+    let path = format!("/proc/self/ns/{name}");
+    let own = rustix::fs::stat(path.as_str()).context(|| format!("stat {path:?}"))?;
+    let other = rustix::fs::fstat(opened).context(|| "fstat namespace")?;
+    Ok((own.st_dev, own.st_ino) == (other.st_dev, other.st_ino))
+}
+
+impl Namespaces {
+    /// Joins the given ones, then makes the new ones, in one call each. The mount namespace comes later, and the pid namespace at birth.
+    pub fn emit(&self, plan: &mut Builder) {
+        for &(flags, namespace) in self.given.iter().filter(|(flag, _)| *flag != libc::CLONE_NEWPID) {
+            plan.step(Step::Join { namespace, flags });
+        }
+        let flags = self.new & !(libc::CLONE_NEWNS | libc::CLONE_NEWPID);
+        if flags != 0 {
+            plan.step(Step::Unshare { flags });
+        }
+        if self.new & libc::CLONE_NEWNET != 0 {
+            plan.step(Step::Loopback);
+        }
+    }
+
+    /// What must happen in the clone itself.
+    pub fn clone_flags(&self) -> u64 {
+        (self.new & libc::CLONE_NEWPID) as u64
+    }
+
+    /// The pid namespace to be born in.
+    pub fn pid(&self) -> Option<Slot> {
+        self.given.iter().find(|(flag, _)| *flag == libc::CLONE_NEWPID).map(|(_, slot)| *slot)
+    }
+
+    /// Whether the container shares this kind (`CLONE_NEW*`) with the host, be it by omission or by path.
+    pub fn shares_with_host(&self, flag: i32) -> bool {
+        self.shared_with_host & flag != 0
+    }
+}

@@ -1,0 +1,263 @@
+//! Mount options, as the OCI spec (config.md, "Linux mount options") and containerd's snapshotters write them.
+
+use crate::error::{Error, Result};
+use crate::sys::mount::attr;
+
+/// What a list of options asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// `bind` or `rbind`: the source is a path, not a filesystem of its own.
+    pub bind: bool,
+    /// `rbind`: with everything mounted below the source.
+    pub recursive: bool,
+    /// Attributes of the mount itself, to set and to clear.
+    pub set: u64,
+    /// See [`Options::set`].
+    pub clear: u64,
+    /// Attributes of everything below, too.
+    pub set_all: u64,
+    /// See [`Options::set_all`].
+    pub clear_all: u64,
+    /// Propagation types with their recursiveness, in order.
+    pub propagation: Vec<(u64, bool)>,
+    /// `loop`: the source is a file.
+    pub loop_device: bool,
+    /// `direct-io` of a loop device.
+    pub direct_io: bool,
+    /// Flags of the filesystem's superblock, by fsconfig(2)'s names.
+    pub superblock: Vec<&'static str>,
+    /// Everything else: `key` or `key=value`, for the filesystem.
+    pub data: Vec<(String, Option<String>)>,
+}
+
+enum Meaning {
+    Nothing,
+    Set(u64),
+    Clear(u64),
+    SetAll(u64),
+    ClearAll(u64),
+    Propagation(u64, bool),
+    Superblock(&'static str),
+}
+
+/// Superblock flag names that fsconfig(2) knows (`vfs_parse_sb_flag`), with the attribute that goes along.
+const READ_ONLY: &str = "ro";
+
+fn meaning(option: &str) -> Option<Meaning> {
+    use Meaning::{Clear, ClearAll, Nothing, Propagation, Set, SetAll, Superblock};
+    Some(match option {
+        "defaults" | "auto" | "noauto" | "nofail" | "user" | "nouser" | "_netdev" | "owner" | "group" => Nothing,
+        "async" | "nomand" | "noiversion" | "nolazytime" | "loud" | "silent" | "acl" | "noacl" => Nothing,
+        "ro" => Set(attr::RDONLY),
+        "rw" => Clear(attr::RDONLY),
+        "nosuid" => Set(attr::NOSUID),
+        "suid" => Clear(attr::NOSUID),
+        "nodev" => Set(attr::NODEV),
+        "dev" => Clear(attr::NODEV),
+        "noexec" => Set(attr::NOEXEC),
+        "exec" => Clear(attr::NOEXEC),
+        "nodiratime" => Set(attr::NODIRATIME),
+        "diratime" => Clear(attr::NODIRATIME),
+        "nosymfollow" => Set(attr::NOSYMFOLLOW),
+        "symfollow" => Clear(attr::NOSYMFOLLOW),
+        "noatime" => Set(attr::NOATIME),
+        "strictatime" => Set(attr::STRICTATIME),
+        // The access time modes exclude each other; clearing the field gives relatime, the kernel's default.
+        "relatime" | "atime" | "norelatime" | "nostrictatime" => Clear(attr::ATIME_MASK),
+        "rro" => SetAll(attr::RDONLY),
+        "rrw" => ClearAll(attr::RDONLY),
+        "rnosuid" => SetAll(attr::NOSUID),
+        "rsuid" => ClearAll(attr::NOSUID),
+        "rnodev" => SetAll(attr::NODEV),
+        "rdev" => ClearAll(attr::NODEV),
+        "rnoexec" => SetAll(attr::NOEXEC),
+        "rexec" => ClearAll(attr::NOEXEC),
+        "rnodiratime" => SetAll(attr::NODIRATIME),
+        "rdiratime" => ClearAll(attr::NODIRATIME),
+        "rnosymfollow" => SetAll(attr::NOSYMFOLLOW),
+        "rsymfollow" => ClearAll(attr::NOSYMFOLLOW),
+        "rnoatime" => SetAll(attr::NOATIME),
+        "rstrictatime" => SetAll(attr::STRICTATIME),
+        "rrelatime" | "ratime" | "rnorelatime" | "rnostrictatime" => ClearAll(attr::ATIME_MASK),
+        "private" => Propagation(libc::MS_PRIVATE, false),
+        "rprivate" => Propagation(libc::MS_PRIVATE, true),
+        "slave" => Propagation(libc::MS_SLAVE, false),
+        "rslave" => Propagation(libc::MS_SLAVE, true),
+        "shared" => Propagation(libc::MS_SHARED, false),
+        "rshared" => Propagation(libc::MS_SHARED, true),
+        "unbindable" => Propagation(libc::MS_UNBINDABLE, false),
+        "runbindable" => Propagation(libc::MS_UNBINDABLE, true),
+        "sync" => Superblock("sync"),
+        "dirsync" => Superblock("dirsync"),
+        "mand" => Superblock("mand"),
+        "lazytime" => Superblock("lazytime"),
+        "remount" => Nothing,
+        _ => return None,
+    })
+}
+
+/// Every option name with a meaning of its own, for the `features` document.
+pub const NAMES: &[&str] = &[
+    "async",
+    "atime",
+    "bind",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "lazytime",
+    "loud",
+    "mand",
+    "noatime",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "nolazytime",
+    "nomand",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "nosymfollow",
+    "private",
+    "ratime",
+    "rbind",
+    "rdev",
+    "rdiratime",
+    "relatime",
+    "remount",
+    "rexec",
+    "rnoatime",
+    "rnodev",
+    "rnodiratime",
+    "rnoexec",
+    "rnorelatime",
+    "rnostrictatime",
+    "rnosuid",
+    "rnosymfollow",
+    "ro",
+    "rprivate",
+    "rrelatime",
+    "rro",
+    "rrw",
+    "rshared",
+    "rslave",
+    "rstrictatime",
+    "rsuid",
+    "rsymfollow",
+    "runbindable",
+    "rw",
+    "shared",
+    "silent",
+    "slave",
+    "strictatime",
+    "suid",
+    "symfollow",
+    "sync",
+    "unbindable",
+];
+
+impl Options {
+    /// Reads a list of options.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for options that this build may not silently drop.
+    pub fn parse<'a>(options: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        let mut parsed = Self::default();
+        for option in options {
+            parsed.add(option)?;
+        }
+        Ok(parsed)
+    }
+
+    fn add(&mut self, option: &str) -> Result<()> {
+        match option {
+            "" => return Ok(()),
+            "bind" => self.bind = true,
+            "rbind" => (self.bind, self.recursive) = (true, true),
+            "loop" => self.loop_device = true,
+            "direct-io" => self.direct_io = true,
+            "idmap" | "ridmap" | "tmpcopyup" | "copy-symlink" | "src-nofollow" | "dest-nofollow" => {
+                return Err(Error::new(crate::ErrorKind::Unimplemented, format!("mount option {option:?}: not supported by this version")));
+            }
+            _ if option.starts_with("X-containerd.") => {
+                return Err(Error::invalid(format!(
+                    "mount option {option:?}: meant for containerd's mount manager, which did not consume it"
+                )));
+            }
+            _ => match meaning(option) {
+                Some(meaning) => self.apply(meaning),
+                None => self.data.push(match option.split_once('=') {
+                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                    None => (option.to_owned(), None),
+                }),
+            },
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, meaning: Meaning) {
+        let change = |bits: u64, to: &mut u64, other: &mut u64| {
+            *other &= !bits;
+            *to |= bits;
+        };
+        match meaning {
+            Meaning::Nothing => {}
+            Meaning::Set(bits) => change(bits, &mut self.set, &mut self.clear),
+            Meaning::Clear(bits) => change(bits, &mut self.clear, &mut self.set),
+            Meaning::SetAll(bits) => change(bits, &mut self.set_all, &mut self.clear_all),
+            Meaning::ClearAll(bits) => change(bits, &mut self.clear_all, &mut self.set_all),
+            Meaning::Propagation(flags, recursive) => self.propagation.push((flags, recursive)),
+            Meaning::Superblock(name) => self.superblock.push(name),
+        }
+    }
+
+    /// The value of a filesystem option.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.data.iter().rev().find(|(name, _)| name == key).and_then(|(_, value)| value.as_deref())
+    }
+
+    /// What fsconfig(2) is told: the superblock's flags, then the filesystem's own options. A read-only superblock only where it is the
+    /// container's own: those of the kernel's virtual filesystems are shared.
+    pub fn filesystem(&self, own_superblock: bool) -> Vec<(String, Option<String>)> {
+        let read_only = (own_superblock && self.set & attr::RDONLY != 0).then_some(READ_ONLY);
+        let flags = read_only.into_iter().chain(self.superblock.iter().copied()).map(|name| (name.to_owned(), None));
+        flags.chain(self.data.iter().cloned()).collect()
+    }
+}
+
+/// mount_setattr(2): to set one access time mode, the whole field must be cleared.
+pub fn clear_mask(set: u64, clear: u64) -> u64 {
+    if set & attr::ATIME_MASK != 0 { clear | attr::ATIME_MASK } else { clear }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_two_opposites_wins() {
+        let options = Options::parse(["ro", "nosuid", "rw"]).unwrap();
+        assert_eq!((options.set, options.clear), (attr::NOSUID, attr::RDONLY));
+    }
+
+    #[test]
+    fn what_is_not_an_option_of_ours_goes_to_the_filesystem() {
+        let options = Options::parse(["size=64k", "mode=755", "nosuid", "userxattr"]).unwrap();
+        assert_eq!(options.value("size"), Some("64k"));
+        assert_eq!(options.data.last(), Some(&("userxattr".to_owned(), None)));
+    }
+
+    #[test]
+    fn options_for_the_mount_manager_never_reach_the_kernel() {
+        let error = Options::parse(["X-containerd.mkdir.path=/x"]).unwrap_err();
+        assert!(error.to_string().contains("X-containerd.mkdir.path"), "{error}");
+    }
+
+    #[test]
+    fn every_listed_name_is_understood() {
+        for name in NAMES {
+            assert!(Options::parse([*name]).unwrap().data.is_empty(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The process itself: streams, limits, identity, filter, program.
+
+use std::ffi::CString;
+
+use oci_spec::runtime::PosixRlimitType;
+
+use super::{GivenStreams, cstring, cstrings};
+use crate::error::{Error, Result};
+use crate::plan::{Builder, Program, Slot, Step};
+use crate::seccomp::Filter;
+use crate::spec::{Capabilities, Process, Spec};
+
+const UMASK: u32 = 0o022;
+/// Names by number, linux/capability.h.
+const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// What is done while the host's procfs is at hand.
+pub fn host_side(plan: &mut Builder, process: &Process, id: &str, no_new_keyring: bool) -> Result<()> {
+    if let Some(score) = process.oom_score_adj {
+        if !(-1000..=1000).contains(&score) {
+            return Err(Error::invalid(format!("process.oomScoreAdj: {score} is not between -1000 and 1000")));
+        }
+        plan.step(Step::OomScoreAdj { score });
+    }
+    if !no_new_keyring {
+        plan.step(Step::NewKeyring { name: cstring("id", &format!("_ses.{id}"))? });
+    }
+    Ok(())
+}
+
+/// The streams of a first process.
+pub fn streams(plan: &mut Builder, streams: &GivenStreams, process: &Process, devpts: Option<Slot>, devices: Slot) -> Result<()> {
+    match streams {
+        GivenStreams::Given(slots) => given(plan, slots, process),
+        GivenStreams::Terminal => {
+            let devpts = devpts.ok_or_else(|| Error::invalid("process.terminal: no devpts is mounted in the container"))?;
+            plan.step(Step::Console { devpts, devices, uid: process.user.uid, size: size(process) });
+        }
+    }
+    Ok(())
+}
+
+/// The streams of a process that joins.
+pub fn joined_streams(plan: &mut Builder, streams: &GivenStreams, process: &Process) -> Result<()> {
+    match streams {
+        GivenStreams::Given(slots) => given(plan, slots, process),
+        GivenStreams::Terminal => plan.step(Step::JoinedConsole { uid: process.user.uid, size: size(process) }),
+    }
+    Ok(())
+}
+
+fn given(plan: &mut Builder, slots: &[Slot; 3], process: &Process) {
+    for (number, from) in (0..).zip(slots) {
+        plan.step(Step::Stream { number, from: *from });
+    }
+    plan.step(Step::OwnStreams { uid: process.user.uid });
+}
+
+fn size(process: &Process) -> Option<(u16, u16)> {
+    let size = process.console_size?;
+    Some((u16::try_from(size.width).ok()?, u16::try_from(size.height).ok()?))
+}
+
+/// The names of the UTS namespace.
+pub fn names(plan: &mut Builder, spec: &Spec) -> Result<()> {
+    if !spec.hostname.is_empty() {
+        plan.step(Step::HostName { name: cstring("hostname", &spec.hostname)? });
+    }
+    if !spec.domainname.is_empty() {
+        plan.step(Step::DomainName { name: cstring("domainname", &spec.domainname)? });
+    }
+    Ok(())
+}
+
+/// Where a plan goes on its own.
+pub enum Until {
+    /// It waits for the start.
+    Started,
+    /// It executes at once.
+    Executed,
+}
+
+/// From the runtime's rights to the user's.
+///
+/// seccomp(2): without no_new_privs, loading a filter needs CAP_SYS_ADMIN, so it comes before the capabilities go; with it, it is the very
+/// last thing, so that the profile need not allow what happens in between.
+pub fn confine(plan: &mut Builder, process: &Process, filter: Option<&Filter>, until: Until) -> Result<()> {
+    for limit in &process.rlimits {
+        plan.step(Step::Rlimit { resource: resource(limit.typ()), soft: limit.soft(), hard: limit.hard() });
+    }
+    plan.step(Step::Umask { mask: process.user.umask.unwrap_or(UMASK) & 0o777 });
+    let directory = cstring("process.cwd", &process.cwd)?;
+    if matches!(until, Until::Started) {
+        plan.step(Step::MakeWorkingDirectory { path: directory.clone() });
+    }
+    plan.step(Step::WorkingDirectory { path: directory.clone(), later: true });
+    let load = filter.map(|filter| Step::Seccomp { program: filter.program.clone(), flags: filter.flags });
+    let (early, late) = if process.no_new_privileges { (None, load) } else { (load, None) };
+    if let Some(capabilities) = &process.capabilities {
+        plan.step(Step::BoundingSet { keep: mask(&capabilities.bounding) });
+    }
+    if process.no_new_privileges {
+        plan.step(Step::NoNewPrivileges);
+    }
+    early.into_iter().for_each(|step| plan.step(step));
+    let user = &process.user;
+    plan.step(Step::Identity { uid: user.uid, gid: user.gid, groups: user.additional_gids.clone() });
+    if let Some(Capabilities { effective, permitted, inheritable, ambient, .. }) = &process.capabilities {
+        plan.step(Step::Capabilities {
+            effective: mask(effective),
+            permitted: mask(permitted),
+            inheritable: mask(inheritable),
+            ambient: mask(ambient),
+        });
+    }
+    plan.step(Step::WorkingDirectory { path: directory, later: false });
+    plan.step(Step::FindProgram);
+    plan.step(Step::CloseOthers { first: 3 });
+    if matches!(until, Until::Started) {
+        plan.step(Step::Ready);
+    }
+    late.into_iter().for_each(|step| plan.step(step));
+    plan.step(Step::Exec);
+    Ok(())
+}
+
+fn mask(names: &[String]) -> u64 {
+    names.iter().filter_map(|name| number(name)).fold(0, |mask, number| mask | 1 << number)
+}
+
+fn number(name: &str) -> Option<usize> {
+    let name = name.to_ascii_uppercase();
+    let name = name.strip_prefix("CAP_").unwrap_or(&name);
+    CAPABILITIES.iter().position(|known| *known == name)
+}
+
+/// Every capability that this build knows, with the `CAP_` prefix.
+pub fn capability_names() -> impl Iterator<Item = String> {
+    CAPABILITIES.iter().map(|name| format!("CAP_{name}"))
+}
+
+/// Names that are skipped: the caller warns.
+pub fn unknown_capabilities(process: &Process) -> Vec<&str> {
+    let Some(sets) = &process.capabilities else { return Vec::new() };
+    let all = [&sets.bounding, &sets.effective, &sets.inheritable, &sets.permitted, &sets.ambient];
+    let mut unknown: Vec<&str> = all.into_iter().flatten().map(String::as_str).filter(|name| number(name).is_none()).collect();
+    unknown.sort_unstable();
+    unknown.dedup();
+    unknown
+}
+
+fn resource(kind: PosixRlimitType) -> u32 {
+    match kind {
+        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+    }
+}
+
+/// What is executed: the container's `PATH` is searched by the child, inside and as the user.
+///
+/// # Errors
+/// A string with a NUL.
+pub fn program(process: &Process) -> Result<Program> {
+    let name = process.args.first().map(String::as_str).unwrap_or_default();
+    let candidates: Vec<CString> = if name.contains('/') {
+        vec![cstring("process.args", name)?]
+    } else {
+        let path = process.env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
+        // A relative entry would depend on the working directory; Go's LookPath refuses such a match, too.
+        let directories = path.split(':').filter(|directory| directory.starts_with('/'));
+        directories
+            .map(|directory| cstring("process.args", &format!("{}/{name}", directory.trim_end_matches('/'))))
+            .collect::<Result<_>>()?
+    };
+    let mut environment = process.env.clone();
+    if !environment.iter().any(|entry| entry.starts_with("HOME=")) {
+        // runc looks the home directory up in the image's passwd; nothing of the image is read here.
+        environment.push(if process.user.uid == 0 { "HOME=/root" } else { "HOME=/" }.to_owned());
+    }
+    Ok(Program { candidates, arguments: cstrings("process.args", &process.args)?, environment: cstrings("process.env", &environment)? })
+}

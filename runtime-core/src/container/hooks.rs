@@ -1,0 +1,79 @@
+//! Hooks: which, in what order, and what they read on standard input (OCI config.md, "POSIX-platform Hooks"; runtime.md, "Lifecycle").
+
+use std::path::Path;
+
+use oci_spec::runtime::{ContainerState, Hook, Hooks, StateBuilder};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::spec::Spec;
+
+/// When a hook runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// Deprecated: with the namespaces made, before the root is pivoted, in the runtime's namespaces.
+    Prestart,
+    /// The same.
+    CreateRuntime,
+    /// In the container's namespaces, before the root is pivoted.
+    CreateContainer,
+    /// In the container, as its first process would, before the program.
+    StartContainer,
+    /// After the program was started, in the runtime's namespaces.
+    Poststart,
+    /// After the container was deleted, in the runtime's namespaces; failures are only warned about.
+    Poststop,
+}
+
+impl Point {
+    /// The field's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prestart => "prestart",
+            Self::CreateRuntime => "createRuntime",
+            Self::CreateContainer => "createContainer",
+            Self::StartContainer => "startContainer",
+            Self::Poststart => "poststart",
+            Self::Poststop => "poststop",
+        }
+    }
+
+    /// The status that the hook is told.
+    fn status(self) -> ContainerState {
+        match self {
+            Self::Prestart | Self::CreateRuntime | Self::CreateContainer => ContainerState::Creating,
+            Self::StartContainer => ContainerState::Created,
+            Self::Poststart => ContainerState::Running,
+            Self::Poststop => ContainerState::Stopped,
+        }
+    }
+
+    /// The hooks of this point, in order.
+    pub fn of(self, hooks: Option<&Hooks>) -> &[Hook] {
+        #[allow(deprecated, reason = "prestart hooks are deprecated, and in use")]
+        let list = hooks.and_then(|hooks| match self {
+            Self::Prestart => hooks.prestart().as_ref(),
+            Self::CreateRuntime => hooks.create_runtime().as_ref(),
+            Self::CreateContainer => hooks.create_container().as_ref(),
+            Self::StartContainer => hooks.start_container().as_ref(),
+            Self::Poststart => hooks.poststart().as_ref(),
+            Self::Poststop => hooks.poststop().as_ref(),
+        });
+        list.map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The state that a hook reads (OCI runtime.md, "State").
+///
+/// # Errors
+/// [`ErrorKind::Internal`] if it cannot be encoded.
+pub fn state(point: Point, id: &str, pid: i32, bundle: &Path, spec: &Spec) -> Result<Vec<u8>> {
+    let mut builder = StateBuilder::default().version(spec.oci_version.clone()).id(id).status(point.status()).bundle(bundle);
+    if point != Point::Poststop {
+        builder = builder.pid(pid);
+    }
+    if !spec.annotations.is_empty() {
+        builder = builder.annotations(spec.annotations.clone());
+    }
+    let state = builder.build().map_err(|error| Error::new(ErrorKind::Internal, format!("state for hooks: {error}")))?;
+    serde_json::to_vec(&state).map_err(|error| Error::new(ErrorKind::Internal, format!("state for hooks: {error}")))
+}

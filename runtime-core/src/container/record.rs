@@ -1,0 +1,130 @@
+//! The few bytes on disk from which another process can clean up after this one: written before the first side effect.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup;
+use crate::error::{Context, Error, Result};
+
+const NAME: &str = "coracle.json";
+const MODE: u32 = 0o600;
+
+/// A process that can be told from a later one with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// As the host sees it.
+    pub pid: i32,
+    /// Field 22 of `/proc/<pid>/stat`, in clock ticks since boot (proc(5)).
+    pub started: u64,
+}
+
+impl ProcessId {
+    /// The process that has this number now, if there is one.
+    pub fn of(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The second field is the program's name in parentheses, which may hold anything.
+        let started = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
+        Some(Self { pid, started })
+    }
+
+    /// Whether that process still runs (or waits to be reaped).
+    pub fn is_alive(&self) -> bool {
+        Self::of(self.pid) == Some(*self)
+    }
+}
+
+/// What is known of a container before and after its daemon's death.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// The container's id.
+    pub id: String,
+    /// The daemon that supervises it.
+    pub daemon: Option<ProcessId>,
+    /// Its first process, once there is one.
+    pub init: Option<ProcessId>,
+    /// Its cgroup, as soon as the name is known.
+    pub cgroup: Option<cgroup::Record>,
+    /// How the first process ended, once it has: status and Unix time in nanoseconds.
+    pub exited: Option<(u32, i64)>,
+}
+
+impl Record {
+    /// Writes the record into the bundle, whole or not at all.
+    ///
+    /// # Errors
+    /// The errno of the write.
+    pub fn write(&self, bundle: &Path) -> Result<()> {
+        let bytes = serde_json::to_vec(self).map_err(|error| Error::invalid(format!("record: {error}")))?;
+        write_atomically(&bundle.join(NAME), &bytes)
+    }
+
+    /// Reads the record of a bundle, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be read or is no record.
+    pub fn read(bundle: &Path) -> Result<Option<Self>> {
+        let path = bundle.join(NAME);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::invalid(format!("{path:?}: {error}"))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(format!("read {path:?}"), &error)),
+        }
+    }
+
+    /// Removes the record; a missing one is fine.
+    ///
+    /// # Errors
+    /// The errno of unlink(2).
+    pub fn remove(bundle: &Path) -> Result<()> {
+        let path = bundle.join(NAME);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(format!("remove {path:?}"), &error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Replaces a small file of the runtime's own, mode 0600: readers see the old content or the new one.
+///
+/// # Errors
+/// The errno of the write or the rename.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut temporary = PathBuf::from(path);
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    temporary.set_file_name(format!(".{name}"));
+    let write = || {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).custom_flags(libc::O_NOFOLLOW).open(&temporary)?;
+        file.write_all(bytes)?;
+        fs::rename(&temporary, path)
+    };
+    write().context(|| format!("write {path:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_with_its_number() {
+        let own = ProcessId::of(std::process::id() as i32).unwrap();
+        assert!(own.is_alive());
+        assert!(!ProcessId { started: own.started + 1, ..own }.is_alive());
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was_written() {
+        let bundle = tempfile::tempdir().unwrap();
+        let record =
+            Record { id: "a".into(), daemon: None, init: Some(ProcessId { pid: 7, started: 9 }), cgroup: None, exited: Some((3, 4)) };
+        record.write(bundle.path()).unwrap();
+        let read = Record::read(bundle.path()).unwrap().unwrap();
+        assert_eq!((read.init, read.exited), (record.init, record.exited));
+        Record::remove(bundle.path()).unwrap();
+        assert!(Record::read(bundle.path()).unwrap().is_none());
+    }
+}

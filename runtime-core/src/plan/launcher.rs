@@ -1,0 +1,326 @@
+//! The launcher: a small single-threaded process that forks what becomes a container.
+//!
+//! It is forked by the daemon before any runtime exists (and again if it was killed), owns no socket but the one to the daemon, and lives in
+//! the host's mount namespace. Its children are the daemon's children (`CLONE_PARENT`) and inherit nothing of other containers.
+//!
+//! It holds a *stub*: a mount namespace with three empty directories on a read-only tmpfs. A container's mount namespace is copied from
+//! that, so that its cost does not grow with the host's mount table.
+//!
+//! When the daemon's end of the socket closes, the daemon is gone, and nobody supervises its containers any more: the launcher kills and
+//! removes the cgroups that it was told to watch, and ends.
+
+use std::collections::HashMap;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, IoSliceMut};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+
+use super::Launch;
+use super::child::{Child, run};
+use crate::cgroup;
+use crate::error::{Context, Error, Result};
+use crate::sys::mount::{attr, set_attributes};
+use crate::sys::process::{self, Cloned, StringArray};
+
+/// The kernel passes at most this many descriptors with one message (`SCM_MAX_FD` of net/scm.h).
+const DESCRIPTORS_MAX: usize = 253;
+/// A plan is a few kilobytes; the bound keeps a mad request from eating the node's memory.
+const REQUEST_MAX: usize = 64 << 20;
+const HEADER: usize = 4;
+const ANSWER: usize = 8;
+/// The launcher's own end of the socket.
+const CONTROL: u32 = 3;
+
+/// What the daemon asks.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Start a process. Answered.
+    Launch(Box<Launch>),
+    /// Kill and remove this cgroup when the daemon is gone. Not answered.
+    Watch(String, cgroup::Record),
+    /// Forget it. Not answered.
+    Forget(String),
+}
+
+/// A started process: the daemon's child.
+#[derive(Debug)]
+pub struct Launched {
+    /// As the host sees it.
+    pub pid: i32,
+    /// For signals and its end.
+    pub pidfd: OwnedFd,
+}
+
+/// The daemon's side of a launcher.
+#[derive(Debug)]
+pub struct Launcher {
+    socket: OwnedFd,
+    pid: i32,
+}
+
+impl Launcher {
+    /// Forks a launcher off the caller, which must be single-threaded.
+    ///
+    /// # Errors
+    /// At a limit of processes or descriptors.
+    pub fn spawn() -> Result<Self> {
+        let flags = rustix::net::SocketFlags::CLOEXEC;
+        let (daemon, control) = rustix::net::socketpair(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, flags, None)
+            .context(|| "launcher: socketpair")?;
+        rustix::io::ioctl_fionbio(&daemon, true).context(|| "launcher: socket")?;
+        match process::fork().context(|| "launcher: fork")? {
+            Some(pid) => Ok(Self { socket: daemon, pid }),
+            None => {
+                let status = match serve(control) {
+                    Ok(()) => 0,
+                    Err(_) => 1,
+                };
+                process::exit(status)
+            }
+        }
+    }
+
+    /// The launcher's process id.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Non-blocking; readable when an answer is there or the launcher is gone.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Sends as much of `message` as fits, the descriptors with the first byte: `(bytes sent)`.
+    ///
+    /// # Errors
+    /// `EAGAIN` if nothing fits; `EPIPE` if the launcher is gone.
+    pub fn send(&self, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> std::result::Result<usize, Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+            return Err(Errno::TOOBIG);
+        }
+        sendmsg(&self.socket, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL)
+    }
+
+    /// The answer to a [`Request::Launch`].
+    ///
+    /// # Errors
+    /// `EAGAIN` as the outer error if there is none yet, `EPIPE` if the launcher is gone; the inner error is why the clone failed.
+    pub fn receive(&self) -> std::result::Result<std::result::Result<Launched, Errno>, Errno> {
+        let mut bytes = [0u8; ANSWER];
+        let (length, mut descriptors) = receive(self.socket.as_fd(), &mut bytes)?;
+        if length != ANSWER {
+            return Err(Errno::PIPE);
+        }
+        let [pid, errno] = [&bytes[..4], &bytes[4..]].map(|half| i32::from_ne_bytes([half[0], half[1], half[2], half[3]]));
+        match descriptors.pop() {
+            Some(pidfd) => Ok(Ok(Launched { pid, pidfd })),
+            None => Ok(Err(Errno::from_raw_os_error(errno))),
+        }
+    }
+}
+
+impl Request {
+    /// The bytes of the message.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for one that is too large.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0u8; HEADER];
+        bytes = postcard::to_extend(self, bytes).map_err(|error| Error::invalid(format!("plan: encode: {error}")))?;
+        let length = bytes.len() - HEADER;
+        if length > REQUEST_MAX {
+            return Err(Error::invalid(format!("plan: {length} bytes are more than {REQUEST_MAX}")));
+        }
+        bytes[..HEADER].copy_from_slice(&(length as u32).to_ne_bytes());
+        Ok(bytes)
+    }
+}
+
+fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> std::result::Result<(usize, Vec<OwnedFd>), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let message = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let descriptors = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    Ok((message.bytes, descriptors))
+}
+
+/// What the launcher process owns besides its socket.
+struct Server {
+    control: OwnedFd,
+    own_pid_namespace: OwnedFd,
+    stub: OwnedFd,
+    watched: HashMap<String, cgroup::Record>,
+}
+
+/// The life of the launcher process.
+fn serve(control: OwnedFd) -> Result<()> {
+    let control = keep_only(control)?;
+    // Children inherit this: none can be looked at in the moment before it says so itself.
+    process::forbid_dump().context(|| "launcher: prctl")?;
+    let _ = rustix::thread::set_name(c"coracle-launch");
+    let own_pid_namespace = open_namespace(c"/proc/self/ns/pid")?;
+    let mut server = Server { stub: make_stub()?, control, own_pid_namespace, watched: HashMap::new() };
+    while let Some((request, descriptors)) = server.next()? {
+        match request {
+            Request::Launch(launch) => {
+                let answer = server.launch(&launch, descriptors);
+                server.answer(answer)?;
+            }
+            Request::Watch(id, record) => drop(server.watched.insert(id, record)),
+            Request::Forget(id) => drop(server.watched.remove(&id)),
+        }
+    }
+    for record in server.watched.values() {
+        if let Ok(cgroup) = cgroup::Cgroup::reopen(record) {
+            let _ = cgroup.kill_and_remove();
+        }
+    }
+    Ok(())
+}
+
+/// Everything else that was inherited belongs to the daemon.
+fn keep_only(control: OwnedFd) -> Result<OwnedFd> {
+    let control = process::move_to(control, CONTROL).context(|| "launcher: dup3")?;
+    process::close_from(CONTROL + 1).context(|| "launcher: close_range")?;
+    Ok(control)
+}
+
+fn open_namespace(path: &std::ffi::CStr) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context(|| format!("launcher: open {path:?}"))
+}
+
+/// Makes the stub namespace and comes back to the host's.
+fn make_stub() -> Result<OwnedFd> {
+    let host = open_namespace(c"/proc/self/ns/mnt")?;
+    let this = rustix::fs::open(c"/proc/self", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .context(|| "launcher: open /proc/self")?;
+    process::unshare(libc::CLONE_NEWNS).context(|| "launcher: unshare mount namespace")?;
+    let stub = empty_namespace(this.as_fd());
+    process::setns(host.as_fd(), libc::CLONE_NEWNS).context(|| "launcher: setns to the host's mount namespace")?;
+    stub.context(|| "launcher: stub mount namespace")
+}
+
+fn empty_namespace(this: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Errno> {
+    mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    // Any directory that exists everywhere will do as a mount point; the way back is `this`.
+    mount(c"coracle", c"/proc", c"tmpfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"mode=755,nr_inodes=8,size=4k")?;
+    rustix::process::chdir(c"/proc")?;
+    for name in [c"r", c"proc", c"sys"] {
+        rustix::fs::mkdirat(rustix::fs::CWD, name, Mode::from_raw_mode(0o755))?;
+    }
+    rustix::process::pivot_root(c".", c".")?;
+    unmount(c".", UnmountFlags::DETACH)?;
+    rustix::process::chdir(c"/")?;
+    let slash = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    set_attributes(slash.as_fd(), c"", false, attr::RDONLY, 0, 0)?;
+    rustix::fs::openat(this, c"ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+impl Server {
+    /// The next request, or `None` when the daemon is gone.
+    fn next(&self) -> Result<Option<(Request, Vec<OwnedFd>)>> {
+        let mut header = [0u8; HEADER];
+        let (mut length, mut descriptors) = match receive(self.control.as_fd(), &mut header) {
+            Ok(received) => received,
+            Err(Errno::INTR) => return self.next(),
+            Err(errno) => return Err(Error::kernel("launcher: recvmsg", errno)),
+        };
+        if length == 0 {
+            return Ok(None);
+        }
+        let mut read = |bytes: &mut [u8], mut filled: usize| -> Result<bool> {
+            while filled < bytes.len() {
+                let (more, mut with) = receive(self.control.as_fd(), &mut bytes[filled..]).context(|| "launcher: recvmsg")?;
+                if more == 0 {
+                    return Ok(false);
+                }
+                filled += more;
+                descriptors.append(&mut with);
+            }
+            Ok(true)
+        };
+        length = length.min(HEADER);
+        if !read(&mut header, length)? {
+            return Ok(None);
+        }
+        let size = u32::from_ne_bytes(header) as usize;
+        if size > REQUEST_MAX {
+            return Err(Error::invalid("launcher: request too large"));
+        }
+        let mut body = vec![0u8; size];
+        if !read(&mut body, 0)? {
+            return Ok(None);
+        }
+        let request = postcard::from_bytes(&body).map_err(|error| Error::invalid(format!("launcher: decode: {error}")))?;
+        Ok(Some((request, descriptors)))
+    }
+
+    fn answer(&self, answer: std::result::Result<Launched, Errno>) -> Result<()> {
+        let mut bytes = [0u8; ANSWER];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let pidfd;
+        match &answer {
+            Ok(launched) => {
+                bytes[..4].copy_from_slice(&launched.pid.to_ne_bytes());
+                pidfd = [launched.pidfd.as_fd()];
+                control.push(SendAncillaryMessage::ScmRights(&pidfd));
+            }
+            Err(errno) => bytes[4..].copy_from_slice(&errno.raw_os_error().to_ne_bytes()),
+        }
+        match sendmsg(&self.control, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL) {
+            // The next read sees the daemon's end closed.
+            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+            Err(errno) => Err(Error::kernel("launcher: sendmsg", errno)),
+        }
+    }
+
+    fn launch(&self, launch: &Launch, descriptors: Vec<OwnedFd>) -> std::result::Result<Launched, Errno> {
+        let mut slots: Vec<Option<OwnedFd>> = descriptors.into_iter().map(Some).collect();
+        if slots.len() > usize::from(launch.plan.slots) {
+            return Err(Errno::INVAL);
+        }
+        slots.resize_with(usize::from(launch.plan.slots), || None);
+        let arguments = StringArray::new(launch.program.arguments.clone());
+        let environment = StringArray::new(launch.program.environment.clone());
+        let find = |slot: Option<super::Slot>| match slot {
+            Some(slot) => slots.get(usize::from(slot.0)).and_then(Option::as_ref).map(Some).ok_or(Errno::BADF),
+            None => Ok(None),
+        };
+        let cgroup = find(launch.cgroup)?.map(AsFd::as_fd);
+        let pid_namespace = find(launch.pid_namespace)?;
+        if let Some(namespace) = pid_namespace {
+            process::setns(namespace.as_fd(), libc::CLONE_NEWPID)?;
+        }
+        let cloned = process::clone_as_sibling(launch.clone_flags, cgroup);
+        if matches!(cloned, Ok(Cloned::Child)) {
+            // The new process must not keep the daemon's socket open when the launcher dies.
+            process::close_number(CONTROL);
+            run(Child { launch, arguments: &arguments, environment: &environment, slots: &mut slots, stub: self.stub.as_fd() });
+        }
+        if pid_namespace.is_some() && process::setns(self.own_pid_namespace.as_fd(), libc::CLONE_NEWPID).is_err() {
+            // Every later container would be born in this one's namespace.
+            process::exit(1);
+        }
+        match cloned? {
+            Cloned::Parent(pid, pidfd) => Ok(Launched { pid, pidfd }),
+            Cloned::Child => process::exit(1),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The order of a start as data.
+//!
+//! A [`Plan`] is the flat list of everything that a new process does between clone and execve, with every string, number and descriptor
+//! resolved. It is compiled by the parent ([`crate::compile`]) and run by the child ([`child`]) without allocating, logging or deciding.
+//! So the order of privileged steps can be read (its [`Display`](std::fmt::Display) is the golden text of the tests), every step can be
+//! made to fail, and a failure comes back as numbers that the parent turns into a sentence.
+
+pub mod child;
+mod console;
+pub mod launcher;
+mod print;
+pub mod report;
+mod root;
+
+use std::ffi::CString;
+
+use serde::{Deserialize, Serialize};
+
+use crate::sys::security::Instruction;
+
+/// A place in the child's table of descriptors. The first places are filled by the parent, the others by steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot(pub u16);
+
+/// What a new process does, in order.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Plan {
+    /// Run one after the other; the last one does not return.
+    pub steps: Vec<Step>,
+    /// How many places the table has.
+    pub slots: u16,
+}
+
+/// One thing that a new process does. Each is a few system calls; none has conditions that the parent could have decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// Enters a cgroup by writing to its `cgroup.procs`.
+    JoinCgroup { procs: Slot },
+    /// Writes `/proc/self/oom_score_adj`; refused lowering is accepted if `tolerant`.
+    OomScoreAdj { score: i32 },
+    /// A new session keyring (keyrings(7)); a kernel without keyrings has none to protect.
+    NewKeyring { name: CString },
+    /// Joins a namespace, or several through a pidfd.
+    Join { namespace: Slot, flags: i32 },
+    /// Makes new namespaces.
+    Unshare { flags: i32 },
+    /// Prepares a fresh network namespace: no router advertisements, then the loopback interface up.
+    Loopback,
+    /// A new session (setsid(2)).
+    Session,
+
+    /// Clones the mount at a path of the host into a detached one (open_tree(2)).
+    CloneTree { source: CString, recursive: bool, mount: Slot },
+    /// Makes a filesystem and a detached mount of it (fsopen(2), fsconfig(2), fsmount(2)).
+    NewMount { fstype: CString, options: Vec<(CString, Option<CString>)>, attributes: u64, mount: Slot },
+    /// Puts a file behind a loop device and makes a detached mount of it.
+    LoopMount { source: CString, direct_io: bool, fstype: CString, options: Vec<(CString, Option<CString>)>, attributes: u64, mount: Slot },
+    /// Changes attributes and propagation of a detached mount.
+    Attributes { mount: Slot, recursive: bool, set: u64, clear: u64, propagation: u64 },
+    /// Overlay by mount(2) with paths relative to `base`, for kernels without `lowerdir+`; needs a private mount namespace.
+    OverlayByPath { base: CString, target: CString, flags: u64, data: CString, mount: Slot },
+
+    /// Enters the launcher's nearly empty mount namespace, and makes a copy of it.
+    EnterStub,
+    /// Changes the propagation of everything below `/`.
+    Propagation { flags: u64 },
+    /// Attaches the root filesystem at a path of the present mount namespace and opens it.
+    AttachRoot { mount: Slot, path: CString, root: Slot },
+    /// Attaches a mount beneath the root; missing parents and the mount point are made.
+    Attach { mount: Slot, root: Slot, target: CString, rule: Target },
+    /// Opens a directory beneath the root, made if missing.
+    OpenDirectory { root: Slot, path: CString, directory: Slot },
+    /// Makes a directory below an opened one, if missing.
+    MakeDirectory { directory: Slot, name: CString, mode: u32 },
+    /// Makes a device node below the root, if missing.
+    Device { root: Slot, path: CString, kind: u32, mode: u32, device: u64, uid: u32, gid: u32 },
+    /// Makes a symbolic link in an opened directory, replacing what is no directory.
+    Symlink { directory: Slot, name: CString, target: CString },
+    /// A pseudoterminal from the container's own devpts: the master goes to the parent, the peer becomes the console.
+    Console { devpts: Slot, devices: Slot, uid: u32, size: Option<(u16, u16)> },
+    /// The same for a process that joins a container: the terminal multiplexer is looked up beneath `/` and checked.
+    JoinedConsole { uid: u32, size: Option<(u16, u16)> },
+
+    /// Tells the parent that the namespaces exist, and waits until it has run its hooks.
+    PauseForHooks,
+    /// Makes the root filesystem the root of the mount namespace and drops the old one (pivot_root(2)).
+    Pivot { root: Slot },
+    /// The same where the root cannot be pivoted: the mount is moved over `/`, then chroot(2).
+    MoveRoot { root: Slot },
+    /// Changes attributes and propagation of the mount at `/`.
+    RootAttributes { recursive: bool, set: u64, propagation: u64 },
+    /// Makes a path of the container read-only, with everything below; a missing one is fine.
+    ReadOnly { path: CString },
+    /// Covers a path of the container: a file by `null`, a directory by `empty`; a missing one is fine.
+    Mask { path: CString, null: Slot, empty: Slot },
+
+    /// sethostname(2).
+    HostName { name: CString },
+    /// setdomainname(2).
+    DomainName { name: CString },
+    /// Writes a value below `sys` of a procfs that is known to be one.
+    Sysctl { proc: Slot, path: CString, value: CString },
+
+    /// Makes a descriptor a standard stream.
+    Stream { number: i32, from: Slot },
+    /// Makes the standard streams that are no null device the user's.
+    OwnStreams { uid: u32 },
+    /// setrlimit(2).
+    Rlimit { resource: u32, soft: u64, hard: u64 },
+    /// umask(2).
+    Umask { mask: u32 },
+    /// Makes a directory of the container, with parents, if missing.
+    MakeWorkingDirectory { path: CString },
+    /// Drops everything but these capabilities from the bounding set.
+    BoundingSet { keep: u64 },
+    /// Loads a seccomp filter.
+    Seccomp { program: Vec<Instruction>, flags: u32 },
+    /// No gain of rights by execve from here on.
+    NoNewPrivileges,
+    /// Becomes the user: groups, gid, uid.
+    Identity { uid: u32, gid: u32, groups: Vec<u32> },
+    /// The capability sets of the process.
+    Capabilities { effective: u64, permitted: u64, inheritable: u64, ambient: u64 },
+    /// Enters the working directory; with `later`, one that root may not enter is left to a second try as the user.
+    WorkingDirectory { path: CString, later: bool },
+    /// Finds the first of the candidates that is a file which the user may execute.
+    FindProgram,
+    /// Moves descriptors out of the way of numbers that are to be given.
+    Relocate { above: i32 },
+    /// Closes everything from `first` on but the report, which becomes `first`.
+    CloseOthers { first: i32 },
+    /// Tells the parent that the process is ready, and waits for the start.
+    Ready,
+    /// execve(2).
+    Exec,
+}
+
+/// What may lie under a mount point (contract of the OCI spec, and of the published attacks on `/proc`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Target {
+    /// Anything but procfs.
+    Ordinary,
+    /// A real directory, reached without symbolic links.
+    PlainDirectory,
+    /// The same, and what is mounted there must be a procfs.
+    Proc,
+    /// A file of procfs that may be covered, for instance `/proc/cpuinfo`.
+    ProcFile,
+}
+
+/// What is executed at the end of a plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Paths to try, in order.
+    pub candidates: Vec<CString>,
+    /// The arguments, the program's name first.
+    pub arguments: Vec<CString>,
+    /// `KEY=value`.
+    pub environment: Vec<CString>,
+}
+
+/// What the launcher is asked for: how to clone, and what the new process does then.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Launch {
+    /// The steps.
+    pub plan: Plan,
+    /// What runs in the end.
+    pub program: Program,
+    /// `CLONE_NEW*` for the clone itself.
+    pub clone_flags: u64,
+    /// The cgroup v2 directory that the process is born in.
+    pub cgroup: Option<Slot>,
+    /// A pid namespace, or a pidfd of a process in it, that the new process is to live in.
+    pub pid_namespace: Option<Slot>,
+    /// Where the child reports.
+    pub report: Slot,
+}
+
+/// Builds a plan, handing out slots. The descriptors go to the launcher beside the plan.
+#[derive(Default)]
+pub struct Builder {
+    steps: Vec<Step>,
+    slots: u16,
+    given: Vec<std::os::fd::OwnedFd>,
+}
+
+impl Builder {
+    /// A slot for a descriptor that the parent hands over. All of these come before the first [`Builder::slot`].
+    pub fn give(&mut self, fd: std::os::fd::OwnedFd) -> Slot {
+        debug_assert_eq!(usize::from(self.slots), self.given.len(), "descriptors are given before slots are made");
+        self.given.push(fd);
+        self.slot()
+    }
+
+    /// A slot that a step will fill.
+    pub fn slot(&mut self) -> Slot {
+        self.slots += 1;
+        Slot(self.slots - 1)
+    }
+
+    /// Appends a step.
+    pub fn step(&mut self, step: Step) {
+        self.steps.push(step);
+    }
+
+    /// The plan, and the descriptors of its first slots.
+    pub fn finish(self) -> (Plan, Vec<std::os::fd::OwnedFd>) {
+        (Plan { steps: self.steps, slots: self.slots }, self.given)
+    }
+}

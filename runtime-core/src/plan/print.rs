@@ -1,0 +1,175 @@
+//! A plan as text: what a reviewer reads, what golden tests compare, and what error sentences quote.
+
+use std::ffi::{CStr, CString};
+use std::fmt;
+
+use super::{Plan, Slot, Step, Target};
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.steps.iter().try_for_each(|step| writeln!(f, "{step}"))
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+fn text(string: &CStr) -> std::borrow::Cow<'_, str> {
+    string.to_string_lossy()
+}
+
+fn options(options: &[(CString, Option<CString>)]) -> String {
+    let one = |(key, value): &(CString, Option<CString>)| match value {
+        Some(value) => format!("{}={}", text(key), text(value)),
+        None => text(key).into_owned(),
+    };
+    options.iter().map(one).collect::<Vec<_>>().join(",")
+}
+
+/// Names of the bits of `value`, or its number.
+fn bits(value: u64, names: &[(u64, &str)]) -> String {
+    let known: Vec<&str> = names.iter().filter(|(bit, _)| value & bit == *bit).map(|(_, name)| *name).collect();
+    let rest = value & !names.iter().filter(|(bit, _)| value & bit == *bit).fold(0, |all, (bit, _)| all | bit);
+    match (known.is_empty(), rest) {
+        (true, 0) => "-".to_owned(),
+        (_, 0) => known.join("|"),
+        (true, rest) => format!("{rest:#x}"),
+        (false, rest) => format!("{}|{rest:#x}", known.join("|")),
+    }
+}
+
+fn namespaces(flags: i32) -> String {
+    let names = [
+        (libc::CLONE_NEWNS as u64, "mount"),
+        (libc::CLONE_NEWPID as u64, "pid"),
+        (libc::CLONE_NEWNET as u64, "net"),
+        (libc::CLONE_NEWIPC as u64, "ipc"),
+        (libc::CLONE_NEWUTS as u64, "uts"),
+        (libc::CLONE_NEWCGROUP as u64, "cgroup"),
+    ];
+    bits(flags as u64, &names)
+}
+
+fn attributes(value: u64) -> String {
+    use crate::sys::mount::attr;
+    let names = [
+        (attr::RDONLY, "ro"),
+        (attr::NOSUID, "nosuid"),
+        (attr::NODEV, "nodev"),
+        (attr::NOEXEC, "noexec"),
+        (attr::ATIME_MASK, "atime"),
+        (attr::NOATIME, "noatime"),
+        (attr::STRICTATIME, "strictatime"),
+        (attr::NODIRATIME, "nodiratime"),
+        (attr::NOSYMFOLLOW, "nosymfollow"),
+    ];
+    bits(value, &names)
+}
+
+fn propagation(flags: u64) -> String {
+    let names = [
+        (libc::MS_REC, "recursive"),
+        (libc::MS_SHARED, "shared"),
+        (libc::MS_SLAVE, "slave"),
+        (libc::MS_PRIVATE, "private"),
+        (libc::MS_UNBINDABLE, "unbindable"),
+    ];
+    bits(flags, &names)
+}
+
+fn depth(recursive: bool) -> &'static str {
+    if recursive { " with all below" } else { "" }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::JoinCgroup { procs } => write!(f, "join cgroup {procs}"),
+            Self::OomScoreAdj { score } => write!(f, "set oom_score_adj {score}"),
+            Self::NewKeyring { name } => write!(f, "new session keyring {}", text(name)),
+            Self::Join { namespace, flags } => write!(f, "join namespaces {} of {namespace}", namespaces(*flags)),
+            Self::Unshare { flags } => write!(f, "new namespaces {}", namespaces(*flags)),
+            Self::Loopback => write!(f, "set loopback up"),
+            Self::Session => write!(f, "new session"),
+            Self::CloneTree { source, recursive, mount } => write!(f, "{mount} = bind {:?}{}", text(source), depth(*recursive)),
+            Self::NewMount { fstype, options: o, attributes: a, mount } => {
+                write!(f, "{mount} = mount {} [{}] {}", text(fstype), options(o), attributes(*a))
+            }
+            Self::LoopMount { source, fstype, options: o, attributes: a, mount, .. } => {
+                write!(f, "{mount} = loop mount {:?} {} [{}] {}", text(source), text(fstype), options(o), attributes(*a))
+            }
+            Self::Attributes { mount, recursive, set, clear, propagation: p } => {
+                let all = depth(*recursive);
+                write!(
+                    f,
+                    "change mount {mount}{all}: set {}, clear {}, propagation {}",
+                    attributes(*set),
+                    attributes(*clear),
+                    propagation(*p)
+                )
+            }
+            Self::OverlayByPath { base, data, mount, .. } => write!(f, "{mount} = mount overlay in {:?} [{}]", text(base), text(data)),
+            Self::EnterStub => write!(f, "enter an empty mount namespace"),
+            Self::Propagation { flags } => write!(f, "change propagation of / to {}", propagation(*flags)),
+            Self::AttachRoot { mount, path, root } => write!(f, "{root} = attach root {mount} at {:?}", text(path)),
+            Self::Attach { mount, target, rule, .. } => {
+                let rule = match rule {
+                    Target::Ordinary => "",
+                    Target::PlainDirectory => " (a plain directory)",
+                    Target::Proc => " (a plain directory, a procfs)",
+                    Target::ProcFile => " (a file of procfs)",
+                };
+                write!(f, "attach {mount} at \"/{}\"{rule}", text(target))
+            }
+            Self::OpenDirectory { path, directory, .. } => write!(f, "{directory} = open directory \"/{}\"", text(path)),
+            Self::MakeDirectory { directory, name, mode } => write!(f, "make directory {:?} in {directory}, mode {mode:o}", text(name)),
+            Self::Device { path, kind, mode, device, uid, gid, .. } => {
+                let kind = match *kind {
+                    libc::S_IFBLK => "block",
+                    libc::S_IFIFO => "fifo",
+                    _ => "character",
+                };
+                let (major, minor) = (rustix::fs::major(*device), rustix::fs::minor(*device));
+                write!(f, "make {kind} device \"/{}\" {major}:{minor}, mode {mode:o}, owner {uid}:{gid}", text(path))
+            }
+            Self::Symlink { name, target, directory } => write!(f, "make link {:?} -> {:?} in {directory}", text(name), text(target)),
+            Self::Console { uid, size, .. } => write!(f, "make console for user {uid}, size {size:?}"),
+            Self::JoinedConsole { uid, size } => write!(f, "make terminal for user {uid}, size {size:?}"),
+            Self::PauseForHooks => write!(f, "wait for hooks"),
+            Self::Pivot { root } => write!(f, "pivot root to {root}"),
+            Self::MoveRoot { root } => write!(f, "move root to {root}"),
+            Self::RootAttributes { recursive, set, propagation: p } => {
+                write!(f, "change root{}: set {}, propagation {}", depth(*recursive), attributes(*set), propagation(*p))
+            }
+            Self::ReadOnly { path } => write!(f, "make \"/{}\" read-only", text(path)),
+            Self::Mask { path, .. } => write!(f, "mask \"/{}\"", text(path)),
+            Self::HostName { name } => write!(f, "set hostname {:?}", text(name)),
+            Self::DomainName { name } => write!(f, "set domainname {:?}", text(name)),
+            Self::Sysctl { path, value, .. } => write!(f, "set {:?} to {:?}", text(path), text(value)),
+            Self::Stream { number, from } => write!(f, "stream {number} = {from}"),
+            Self::OwnStreams { uid } => write!(f, "give streams to user {uid}"),
+            Self::Rlimit { resource, soft, hard } => write!(f, "set rlimit {resource} to {soft}:{hard}"),
+            Self::Umask { mask } => write!(f, "set umask {mask:04o}"),
+            Self::MakeWorkingDirectory { path } => write!(f, "make working directory {:?}", text(path)),
+            Self::BoundingSet { keep } => write!(f, "keep bounding set {keep:#x}"),
+            Self::Seccomp { program, flags } => write!(f, "load seccomp filter of {} instructions, flags {flags:#x}", program.len()),
+            Self::NoNewPrivileges => write!(f, "set no_new_privs"),
+            Self::Identity { uid, gid, groups } => write!(f, "become user {uid}:{gid}, groups {groups:?}"),
+            Self::Capabilities { effective, permitted, inheritable, ambient } => {
+                write!(
+                    f,
+                    "set capabilities: effective {effective:#x}, permitted {permitted:#x}, inheritable {inheritable:#x}, ambient {ambient:#x}"
+                )
+            }
+            Self::WorkingDirectory { path, .. } => write!(f, "enter working directory {:?}", text(path)),
+            Self::FindProgram => write!(f, "find program"),
+            Self::Relocate { above } => write!(f, "move descriptors above {above}"),
+            Self::CloseOthers { first } => write!(f, "close descriptors from {first} on"),
+            Self::Ready => write!(f, "ready: wait for start"),
+            Self::Exec => write!(f, "execute program"),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What the child and its parent say to each other, over one `SOCK_SEQPACKET` socket of their own: one message, one packet.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::io::{Errno, IoSlice, IoSliceMut};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+/// The longest text that travels with a failure.
+pub const TEXT_MAX: usize = 160;
+const HEADER: usize = 9;
+
+const READY: u8 = b'R';
+const HOOKS: u8 = b'H';
+const CONSOLE: u8 = b'C';
+const FAILED: u8 = b'F';
+/// The parent's only word.
+pub const GO: u8 = b'G';
+
+/// Where and why a child gave up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Index into the plan's steps.
+    pub step: u16,
+    /// Which part of the step: the step's own numbering.
+    pub detail: u16,
+    /// Why.
+    pub errno: i32,
+    /// What the kernel said besides (fsopen(2)'s log), or nothing.
+    pub text: String,
+}
+
+/// What a child says.
+#[derive(Debug)]
+pub enum Message {
+    /// Everything up to execve is done; it waits.
+    Ready,
+    /// The namespaces exist; it waits for the hooks.
+    Hooks,
+    /// The master of its terminal.
+    Console(OwnedFd),
+    /// It gave up and ends.
+    Failed(Failure),
+}
+
+/// A connected pair: the parent's end, non-blocking, and the child's.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`.
+pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    let (parent, child) = rustix::net::socketpair(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::SEQPACKET, flags, None)?;
+    rustix::io::ioctl_fionbio(&parent, true)?;
+    Ok((parent, child))
+}
+
+/// The next message, or `None` when the child has executed its program (its end is close-on-exec) or died.
+///
+/// # Errors
+/// `EAGAIN` if there is none yet; `EBADMSG` for something that no child says.
+pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Message>, Errno> {
+    let mut bytes = [0u8; HEADER + TEXT_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let length = match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+        Ok(message) => message.bytes,
+        // A child that is killed before it has read the parent's word resets the connection.
+        Err(Errno::CONNRESET) => 0,
+        Err(errno) => return Err(errno),
+    };
+    let descriptor = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+        _ => None,
+    });
+    match (bytes[..length].first(), descriptor) {
+        (None, _) => Ok(None),
+        (Some(&READY), None) => Ok(Some(Message::Ready)),
+        (Some(&HOOKS), None) => Ok(Some(Message::Hooks)),
+        (Some(&CONSOLE), Some(master)) => Ok(Some(Message::Console(master))),
+        (Some(&FAILED), None) if length >= HEADER => Ok(Some(Message::Failed(decode(&bytes[..length])))),
+        _ => Err(Errno::BADMSG),
+    }
+}
+
+fn decode(bytes: &[u8]) -> Failure {
+    let half = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+    Failure {
+        step: half(1),
+        detail: half(3),
+        errno: i32::from_ne_bytes([bytes[5], bytes[6], bytes[7], bytes[8]]),
+        text: String::from_utf8_lossy(&bytes[HEADER..]).trim().to_owned(),
+    }
+}
+
+/// The child's side: write(2) and read(2) only, which every seccomp profile that can run a program allows.
+pub(super) mod child {
+    use super::{BorrowedFd, CONSOLE, Errno, FAILED, GO, HEADER, HOOKS, IoSlice, READY, TEXT_MAX};
+    use super::{MaybeUninit, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+    pub fn ready(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+        say_and_wait(socket, READY)
+    }
+
+    pub fn hooks(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+        say_and_wait(socket, HOOKS)
+    }
+
+    pub fn console(socket: BorrowedFd<'_>, master: BorrowedFd<'_>) -> Result<(), Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let rights = [master];
+        control.push(SendAncillaryMessage::ScmRights(&rights));
+        rustix::net::sendmsg(socket, &[IoSlice::new(&[CONSOLE])], &mut control, SendFlags::NOSIGNAL).map(drop)
+    }
+
+    /// Nobody may be listening any more; there is nobody else to tell.
+    pub fn failed(socket: BorrowedFd<'_>, step: u16, detail: u16, errno: Errno, text: &[u8]) {
+        let mut bytes = [0u8; HEADER + TEXT_MAX];
+        let length = text.len().min(TEXT_MAX);
+        bytes[0] = FAILED;
+        bytes[1..3].copy_from_slice(&step.to_ne_bytes());
+        bytes[3..5].copy_from_slice(&detail.to_ne_bytes());
+        bytes[5..9].copy_from_slice(&errno.raw_os_error().to_ne_bytes());
+        bytes[HEADER..HEADER + length].copy_from_slice(&text[..length]);
+        let _ = rustix::io::write(socket, &bytes[..HEADER + length]);
+    }
+
+    /// The parent's end closing instead of a word means that the parent is gone: so is the reason to live.
+    fn say_and_wait(socket: BorrowedFd<'_>, word: u8) -> Result<(), Errno> {
+        rustix::io::write(socket, &[word])?;
+        let mut answer = [0u8; 1];
+        loop {
+            match rustix::io::read(socket, &mut answer) {
+                Ok(1) if answer[0] == GO => return Ok(()),
+                Ok(_) | Err(Errno::CONNRESET) => crate::sys::process::exit(super::ORPHANED),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+}
+
+/// Exit status of a child whose parent went away before the start.
+const ORPHANED: i32 = 125;

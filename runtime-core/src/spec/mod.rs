@@ -1,0 +1,246 @@
+//! `config.json`, as far as this runtime honours it.
+//!
+//! Leaf types come from oci-spec where it accepts what runc accepts. The outer ones are our own, because oci-spec refuses whole files for
+//! an unknown capability, a device rule with an empty type or a huge page limit above `i64::MAX`, all of which runc runs.
+
+mod refuse;
+pub mod resources;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Hooks, LinuxDevice, LinuxNamespace, LinuxSeccomp, Mount, PosixRlimit, Root};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::{Context, Error, Result};
+pub use refuse::check;
+pub use resources::Resources;
+
+/// A container's configuration (OCI runtime-spec 1.3, config.md and config-linux.md).
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Spec {
+    /// Semantic version; major version 1 is understood.
+    #[serde(default)]
+    pub oci_version: String,
+    /// The root filesystem.
+    pub root: Option<Root>,
+    /// What runs.
+    pub process: Option<Process>,
+    /// Name in the UTS namespace.
+    #[serde(default)]
+    pub hostname: String,
+    /// NIS domain in the UTS namespace.
+    #[serde(default)]
+    pub domainname: String,
+    /// In order.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub mounts: Vec<Mount>,
+    /// Programs to run along the life of the container.
+    #[serde(default)]
+    pub hooks: Option<Hooks>,
+    /// Free text for tools; none changes what the runtime does.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub annotations: HashMap<String, String>,
+    /// The Linux part.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub linux: Linux,
+}
+
+/// A process of a container: its first one, or one that joins (config.md, "Process").
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Process {
+    /// Whether it gets a pseudoterminal.
+    #[serde(default)]
+    pub terminal: bool,
+    /// Initial size of the terminal.
+    pub console_size: Option<ConsoleSize>,
+    /// Who it runs as.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub user: User,
+    /// The program and its arguments.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub args: Vec<String>,
+    /// `KEY=value`.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub env: Vec<String>,
+    /// Absolute, in the container.
+    #[serde(default)]
+    pub cwd: String,
+    /// Five sets of names.
+    pub capabilities: Option<Capabilities>,
+    /// setrlimit(2).
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub rlimits: Vec<PosixRlimit>,
+    /// Whether execve may never grant rights.
+    #[serde(default)]
+    pub no_new_privileges: bool,
+    /// proc(5), -1000 to 1000.
+    pub oom_score_adj: Option<i32>,
+    /// AppArmor profile.
+    #[serde(default)]
+    pub apparmor_profile: Option<String>,
+    /// SELinux label.
+    #[serde(default)]
+    pub selinux_label: Option<String>,
+    /// sched_setattr(2).
+    pub scheduler: Option<Value>,
+    /// ioprio_set(2).
+    #[serde(rename = "ioPriority")]
+    pub io_priority: Option<Value>,
+    /// CPUs of a joining process.
+    #[serde(rename = "execCPUAffinity")]
+    pub exec_cpu_affinity: Option<Value>,
+}
+
+/// Columns and rows.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct ConsoleSize {
+    /// Columns.
+    #[serde(default)]
+    pub width: u64,
+    /// Rows.
+    #[serde(default)]
+    pub height: u64,
+}
+
+/// Numbers only: nothing of the image is read to find them.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct User {
+    /// User id.
+    #[serde(default)]
+    pub uid: u32,
+    /// Group id.
+    #[serde(default)]
+    pub gid: u32,
+    /// umask(2), 0022 if absent.
+    pub umask: Option<u32>,
+    /// Exactly these supplementary groups.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub additional_gids: Vec<u32>,
+}
+
+/// Capability names; an unknown one lessens rights and is skipped with a warning.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Capabilities {
+    /// Upper bound of what execve may give.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub bounding: Vec<String>,
+    /// In force.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub effective: Vec<String>,
+    /// Kept across execve of files with inheritable bits.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub inheritable: Vec<String>,
+    /// May be put in force.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub permitted: Vec<String>,
+    /// Kept across execve by users other than root.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub ambient: Vec<String>,
+}
+
+/// The Linux part (config-linux.md).
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Linux {
+    /// New and joined namespaces.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub namespaces: Vec<LinuxNamespace>,
+    /// User namespace mappings.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub uid_mappings: Vec<Value>,
+    /// User namespace mappings.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub gid_mappings: Vec<Value>,
+    /// Clock offsets of a time namespace.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub time_offsets: HashMap<String, Value>,
+    /// Device nodes to make, beside the default ones.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub devices: Vec<LinuxDevice>,
+    /// Host network devices to move into the container.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub net_devices: HashMap<String, Value>,
+    /// Where the container's cgroup is.
+    #[serde(default)]
+    pub cgroups_path: Option<String>,
+    /// Limits.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub resources: Resources,
+    /// Resource director.
+    pub intel_rdt: Option<Value>,
+    /// set_mempolicy(2).
+    pub memory_policy: Option<Value>,
+    /// personality(2).
+    pub personality: Option<Value>,
+    /// Propagation of the container's root.
+    #[serde(default)]
+    pub rootfs_propagation: Option<String>,
+    /// System call filter.
+    pub seccomp: Option<LinuxSeccomp>,
+    /// Kernel parameters of the container's namespaces.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub sysctl: BTreeMap<String, String>,
+    /// Paths that the container may not read.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub masked_paths: Vec<String>,
+    /// Paths that the container may not write.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub readonly_paths: Vec<String>,
+    /// SELinux context of mounts.
+    #[serde(default)]
+    pub mount_label: Option<String>,
+}
+
+/// Go writes absent lists as `null`.
+fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> std::result::Result<T, D::Error> {
+    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
+}
+
+impl Spec {
+    /// Reads and checks `<bundle>/config.json`: what this build cannot honour is refused here, before any side effect.
+    ///
+    /// # Errors
+    /// The file cannot be read; it is no JSON of a spec; a field is refused, by name.
+    pub fn load(bundle: &Path) -> Result<Self> {
+        let path = bundle.join("config.json");
+        let bytes = std::fs::read(&path).context(|| format!("read {path:?}"))?;
+        let spec = Self::parse(&bytes).context(|| format!("{path:?}"))?;
+        check(&spec)?;
+        Ok(spec)
+    }
+
+    /// Parses a configuration.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) with the place in the text.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes).map_err(|error| Error::invalid(error.to_string()))
+    }
+
+    /// The directory of the root filesystem, absolute.
+    pub fn root_path(&self, bundle: &Path) -> PathBuf {
+        bundle.join(self.root.as_ref().map_or_else(|| Path::new("rootfs"), |root| root.path().as_path()))
+    }
+
+    /// Whether the root is mounted read-only.
+    pub fn root_is_read_only(&self) -> bool {
+        self.root.as_ref().and_then(Root::readonly).unwrap_or(false)
+    }
+}
+
+impl Process {
+    /// Parses the process of an exec request.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) with the place in the text, or the name of a refused field.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let process: Self = serde_json::from_slice(bytes).map_err(|error| Error::invalid(format!("process: {error}")))?;
+        refuse::check_process(&process)?;
+        Ok(process)
+    }
+}

@@ -1,0 +1,198 @@
+//! What a spec may not ask of this build: refused by the field's name, before the first side effect.
+//!
+//! A field that matters for security fails closed. One that only tunes is warned about by [`Spec::warnings`].
+
+use std::collections::HashSet;
+
+use oci_spec::runtime::LinuxNamespaceType;
+
+use super::{Process, Spec};
+use crate::error::{Error, ErrorKind, Result};
+
+/// No process may be this user: in the kernel's interfaces it means "no change".
+const NO_ID: u32 = u32::MAX;
+
+/// Checks everything that does not depend on the host.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`] or [`ErrorKind::Unimplemented`], naming the field.
+pub fn check(spec: &Spec) -> Result<()> {
+    version(&spec.oci_version)?;
+    if let Some(process) = &spec.process {
+        check_process(process)?;
+    }
+    namespaces(spec)?;
+    unsupported(spec)?;
+    for mount in &spec.mounts {
+        let name = mount.destination().display();
+        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+            return Err(unimplemented(&format!("mounts[{name:?}].uidMappings"), "idmapped mounts"));
+        }
+        plain(&format!("mounts[{name:?}].destination"), &mount.destination().to_string_lossy())?;
+    }
+    for path in spec.linux.masked_paths.iter().chain(&spec.linux.readonly_paths) {
+        if !path.starts_with('/') {
+            return Err(Error::invalid(format!("linux.maskedPaths/readonlyPaths: {path:?} is not absolute")));
+        }
+        plain("linux.maskedPaths/readonlyPaths", path)?;
+    }
+    Ok(())
+}
+
+fn version(version: &str) -> Result<()> {
+    let major = version.split('.').next().unwrap_or_default();
+    if major == "1" { Ok(()) } else { Err(Error::invalid(format!("ociVersion: {version:?} is not a version 1"))) }
+}
+
+/// The part that an exec request has, too.
+pub fn check_process(process: &Process) -> Result<()> {
+    if process.args.first().is_none_or(String::is_empty) {
+        return Err(Error::invalid("process.args: there is no program to run"));
+    }
+    if !process.cwd.starts_with('/') {
+        return Err(Error::invalid(format!("process.cwd: {:?} is not absolute", process.cwd)));
+    }
+    let user = &process.user;
+    for (field, id) in
+        [("uid", &user.uid), ("gid", &user.gid)].into_iter().chain(user.additional_gids.iter().map(|g| ("additionalGids", g)))
+    {
+        if *id == NO_ID {
+            return Err(Error::invalid(format!("process.user.{field}: {id} is not an id")));
+        }
+    }
+    plain("process.cwd", &process.cwd)?;
+    for text in &process.args {
+        plain("process.args", text)?;
+    }
+    for text in &process.env {
+        plain("process.env", text)?;
+        if !text.contains('=') || text.starts_with('=') {
+            return Err(Error::invalid(format!("process.env: {text:?} is not KEY=value")));
+        }
+    }
+    for (field, value) in [("apparmorProfile", &process.apparmor_profile), ("selinuxLabel", &process.selinux_label)] {
+        if value.as_deref().is_some_and(|label| !label.is_empty() && label != "unconfined") {
+            return Err(unimplemented(&format!("process.{field}"), "security labels"));
+        }
+    }
+    for (field, value) in
+        [("scheduler", &process.scheduler), ("ioPriority", &process.io_priority), ("execCPUAffinity", &process.exec_cpu_affinity)]
+    {
+        if value.is_some() {
+            return Err(unimplemented(&format!("process.{field}"), "scheduling attributes"));
+        }
+    }
+    for (index, limit) in process.rlimits.iter().enumerate() {
+        if process.rlimits[..index].iter().any(|earlier| earlier.typ() == limit.typ()) {
+            return Err(Error::invalid(format!("process.rlimits: {:?} is given twice", limit.typ())));
+        }
+        if limit.soft() > limit.hard() {
+            return Err(Error::invalid(format!(
+                "process.rlimits: {:?}: soft {} is above hard {}",
+                limit.typ(),
+                limit.soft(),
+                limit.hard()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn namespaces(spec: &Spec) -> Result<()> {
+    let mut seen = HashSet::new();
+    for namespace in &spec.linux.namespaces {
+        let kind = namespace.typ();
+        if !seen.insert(kind) {
+            return Err(Error::invalid(format!("linux.namespaces: {kind} is given twice")));
+        }
+        if matches!(kind, LinuxNamespaceType::User | LinuxNamespaceType::Time) {
+            return Err(unimplemented(&format!("linux.namespaces: {kind}"), "this kind of namespace"));
+        }
+        if let Some(path) = namespace.path()
+            && !path.is_absolute()
+        {
+            return Err(Error::invalid(format!("linux.namespaces: {kind}: path {path:?} is not absolute")));
+        }
+    }
+    if !seen.contains(&LinuxNamespaceType::Mount) {
+        return Err(Error::invalid("linux.namespaces: a container needs a mount namespace of its own"));
+    }
+    let uts = seen.contains(&LinuxNamespaceType::Uts);
+    if !uts && !(spec.hostname.is_empty() && spec.domainname.is_empty()) {
+        return Err(Error::invalid("hostname/domainname: cannot be set without a UTS namespace"));
+    }
+    Ok(())
+}
+
+fn unsupported(spec: &Spec) -> Result<()> {
+    let linux = &spec.linux;
+    let fields = [
+        ("linux.uidMappings", !linux.uid_mappings.is_empty()),
+        ("linux.gidMappings", !linux.gid_mappings.is_empty()),
+        ("linux.timeOffsets", !linux.time_offsets.is_empty()),
+        ("linux.netDevices", !linux.net_devices.is_empty()),
+        ("linux.intelRdt", linux.intel_rdt.is_some()),
+        ("linux.memoryPolicy", linux.memory_policy.is_some()),
+        ("linux.personality", linux.personality.is_some()),
+        ("linux.mountLabel", linux.mount_label.as_deref().is_some_and(|label| !label.is_empty())),
+    ];
+    match fields.iter().find(|(_, set)| *set) {
+        Some((field, _)) => Err(unimplemented(field, "this field")),
+        None => Ok(()),
+    }
+}
+
+fn unimplemented(field: &str, what: &str) -> Error {
+    Error::new(ErrorKind::Unimplemented, format!("{field}: this version does not support {what}"))
+}
+
+fn plain(field: &str, text: &str) -> Result<()> {
+    if text.contains('\0') { Err(Error::invalid(format!("{field}: {text:?} holds a NUL"))) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(json: &str) -> String {
+        let base = r#"{"ociVersion":"1.0.2","process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":[{"type":"mount"}]}}"#;
+        let mut spec: serde_json::Value = serde_json::from_str(base).unwrap();
+        let patch: serde_json::Value = serde_json::from_str(json).unwrap();
+        merge(&mut spec, patch);
+        let spec = Spec::parse(spec.to_string().as_bytes()).unwrap();
+        check(&spec).unwrap_err().to_string()
+    }
+
+    fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
+        match (into, from) {
+            (serde_json::Value::Object(into), serde_json::Value::Object(from)) => {
+                for (key, value) in from {
+                    merge(into.entry(key).or_insert(serde_json::Value::Null), value);
+                }
+            }
+            (into, from) => *into = from,
+        }
+    }
+
+    #[test]
+    fn each_refusal_names_its_field() {
+        for (json, field) in [
+            (r#"{"ociVersion":"2.0"}"#, "ociVersion"),
+            (r#"{"process":{"args":[]}}"#, "process.args"),
+            (r#"{"process":{"cwd":"relative"}}"#, "process.cwd"),
+            (r#"{"process":{"user":{"uid":4294967295}}}"#, "process.user.uid"),
+            (r#"{"process":{"user":{"additionalGids":[1,4294967295]}}}"#, "process.user.additionalGids"),
+            (r#"{"process":{"env":["HOME"]}}"#, "process.env"),
+            (r#"{"process":{"env":["A=b\u0000"]}}"#, "process.env"),
+            (r#"{"process":{"apparmorProfile":"x"}}"#, "process.apparmorProfile"),
+            (r#"{"hostname":"x"}"#, "hostname"),
+            (r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"user"}]}}"#, "linux.namespaces: user"),
+            (r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"mount"}]}}"#, "linux.namespaces: mount"),
+            (r#"{"linux":{"namespaces":[{"type":"pid"}]}}"#, "linux.namespaces"),
+            (r#"{"linux":{"intelRdt":{}}}"#, "linux.intelRdt"),
+            (r#"{"linux":{"maskedPaths":["proc"]}}"#, "linux.maskedPaths"),
+        ] {
+            assert!(refusal(json).starts_with(field), "{json}: {}", refusal(json));
+        }
+    }
+}

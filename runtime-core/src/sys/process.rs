@@ -1,0 +1,291 @@
+//! clone3(2), fork(2), execve(2), setns(2), unshare(2), close_range(2), waitid(2), prctl(2).
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+use rustix::io::Errno;
+
+use super::check;
+
+/// clone3(2), Linux 5.7; the constant of the libc crate overflows its type.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Which of the two processes a clone returned in.
+pub enum Cloned {
+    /// The new process.
+    Child,
+    /// The caller, with the child's process id and a pidfd that is close-on-exec.
+    Parent(libc::pid_t, OwnedFd),
+}
+
+/// clone3(2) without shared memory: a copy of the caller with the namespaces of `flags`, born inside `cgroup` if one is given
+/// (`CLONE_INTO_CGROUP`, cgroup v2 only), whose parent is the *caller's* parent (`CLONE_PARENT`; the exit signal is then the caller's own).
+///
+/// The caller must be a single-threaded process, or the child may only use what is safe after fork in a threaded one; every child of this
+/// crate ends in [`execve`] or [`exit`].
+///
+/// # Errors
+/// The errno of clone3(2): `EINVAL` for flags this kernel lacks, `EAGAIN` at a process limit, `EBUSY` for an unusable cgroup.
+pub fn clone_as_sibling(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: all-zero is a valid `clone_args`: no stack, no tls, no tid set.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64 | libc::CLONE_PARENT as u64;
+    args.pidfd = ptr::from_mut(&mut pidfd) as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: `args` outlives the call and is as long as is said; without CLONE_VM the child runs on its own copy of this stack.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) })?;
+    if pid == 0 {
+        return Ok(Cloned::Child);
+    }
+    // SAFETY: the kernel stored a new descriptor in `pidfd` that nobody else owns.
+    Ok(Cloned::Parent(pid as libc::pid_t, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+}
+
+/// fork(2): `None` in the child, the child's process id in the parent. For single-threaded processes: the child of a threaded one could
+/// hang on a lock that another thread held.
+///
+/// # Errors
+/// `EAGAIN` at a process limit, `ENOMEM`.
+pub fn fork() -> Result<Option<libc::pid_t>, Errno> {
+    // SAFETY: the child is a copy of a single-threaded process, as the contract of this function demands; it may run any code.
+    match check(libc::c_long::from(unsafe { libc::fork() }))? {
+        0 => Ok(None),
+        pid => Ok(Some(pid as libc::pid_t)),
+    }
+}
+
+/// Ends the process without running destructors or atexit handlers: they belong to the parent.
+pub fn exit(status: i32) -> ! {
+    // SAFETY: `_exit` has no preconditions.
+    unsafe { libc::_exit(status) }
+}
+
+/// A NULL-terminated array of strings as execve(2) takes it, built before clone so that the child need not allocate.
+pub struct StringArray {
+    pointers: Vec<*const libc::c_char>,
+    _strings: Vec<CString>,
+}
+
+impl StringArray {
+    /// Keeps `strings` and their addresses.
+    pub fn new(strings: Vec<CString>) -> Self {
+        let pointers = strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
+        Self { pointers, _strings: strings }
+    }
+}
+
+/// execve(2): returns only on failure.
+pub fn execve(path: &CStr, argv: &StringArray, envp: &StringArray) -> Errno {
+    // SAFETY: `path` is NUL-terminated; both arrays end in NULL and point into strings that they own.
+    unsafe { libc::execve(path.as_ptr(), argv.pointers.as_ptr(), envp.pointers.as_ptr()) };
+    super::last_errno()
+}
+
+/// setns(2) of the calling thread. `target` is a namespace descriptor, or a pidfd, of which `flags` says which namespaces to join.
+///
+/// # Errors
+/// `EPERM`, `EINVAL` where the kind does not match or the caller is threaded, `ESRCH` for a pidfd whose process is gone.
+pub fn setns(target: BorrowedFd<'_>, flags: i32) -> Result<(), Errno> {
+    // SAFETY: plain integers; changes only the calling thread's namespaces.
+    check(unsafe { libc::syscall(libc::SYS_setns, target.as_raw_fd(), flags) }).map(drop)
+}
+
+/// unshare(2) of the calling thread.
+///
+/// # Errors
+/// `EPERM`, `ENOSPC` at a namespace limit, `ENOMEM`.
+pub fn unshare(flags: i32) -> Result<(), Errno> {
+    // SAFETY: plain integer; changes only the calling thread's own context.
+    check(unsafe { libc::syscall(libc::SYS_unshare, flags) }).map(drop)
+}
+
+/// Closes every descriptor from `first` on (close_range(2)).
+///
+/// The caller must own nothing there that it still uses: meant for a child that is about to execve.
+///
+/// # Errors
+/// None on Linux 5.9 and later.
+pub fn close_from(first: u32) -> Result<(), Errno> {
+    // SAFETY: plain integers; the contract above keeps owned descriptors out of the range.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
+}
+
+/// Marks every descriptor from `first` on close-on-exec (close_range(2) with `CLOSE_RANGE_CLOEXEC`, Linux 5.11).
+///
+/// # Errors
+/// None on Linux 5.11 and later.
+pub fn cloexec_from(first: u32) -> Result<(), Errno> {
+    // SAFETY: plain integers; no descriptor is closed.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
+}
+
+/// Makes the number `target` a close-on-exec copy of `fd` (dup3(2)). `fd` itself may be `target`: then only the flag is set.
+///
+/// # Errors
+/// `EBADF`, `EMFILE`.
+pub fn duplicate_onto(fd: BorrowedFd<'_>, target: i32, close_on_exec: bool) -> Result<(), Errno> {
+    let flag = if close_on_exec { libc::FD_CLOEXEC } else { 0 };
+    if fd.as_raw_fd() == target {
+        // SAFETY: changes the flag of a descriptor that the caller has borrowed.
+        return check(libc::c_long::from(unsafe { libc::fcntl(target, libc::F_SETFD, flag) })).map(drop);
+    }
+    let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
+    // SAFETY: dup3 replaces `target`, which by the caller's plan is a standard stream or the reserved report descriptor.
+    check(unsafe { libc::syscall(libc::SYS_dup3, fd.as_raw_fd(), target, flags) }).map(drop)
+}
+
+/// The descriptor number `fd` as a borrowed descriptor, for the reserved numbers 0 to 3 of a child.
+pub fn borrow_number<'a>(fd: i32) -> BorrowedFd<'a> {
+    // SAFETY: only called by the child for numbers that its plan has filled and never closes before execve.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// What waitid(2) tells of an ended process, as a shell would: the exit code, or 128 + the signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exited {
+    /// The process id.
+    pub pid: libc::pid_t,
+    /// 0 to 255.
+    pub status: u32,
+}
+
+fn exited(info: &libc::siginfo_t) -> Option<Exited> {
+    // SAFETY: waitid filled the structure for SIGCHLD, so the child members are the valid ones (all zero if nothing was waitable).
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if pid == 0 {
+        return None;
+    }
+    let status = if info.si_code == libc::CLD_EXITED { status as u32 & 0xff } else { 128 + status as u32 };
+    Some(Exited { pid, status })
+}
+
+/// Reaps the child behind `pidfd` if it has ended (waitid(2), `P_PIDFD`).
+///
+/// # Errors
+/// `ECHILD` if it is no child of the caller or was reaped before.
+pub fn try_wait(pidfd: BorrowedFd<'_>) -> Result<Option<Exited>, Errno> {
+    wait_id(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, libc::WEXITED | libc::WNOHANG)
+}
+
+/// Waits until the child behind `pidfd` has ended, and reaps it.
+///
+/// # Errors
+/// `ECHILD`, `EINTR`.
+pub fn wait(pidfd: BorrowedFd<'_>) -> Result<Option<Exited>, Errno> {
+    wait_id(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, libc::WEXITED)
+}
+
+/// Any child that has ended, left for [`try_wait`] or [`reap`].
+///
+/// # Errors
+/// `ECHILD` if there is no child at all.
+pub fn peek_any() -> Result<Option<Exited>, Errno> {
+    wait_id(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)
+}
+
+/// Reaps the ended child `pid`.
+///
+/// # Errors
+/// `ECHILD` if it is no child of the caller.
+pub fn reap(pid: libc::pid_t) -> Result<Option<Exited>, Errno> {
+    wait_id(libc::P_PID, pid as libc::id_t, libc::WEXITED | libc::WNOHANG)
+}
+
+fn wait_id(kind: libc::idtype_t, id: libc::id_t, options: i32) -> Result<Option<Exited>, Errno> {
+    // SAFETY: all-zero is a valid `siginfo_t`, which the kernel overwrites.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` outlives the call; the rest are integers.
+    let result = unsafe { libc::waitid(kind, id, &raw mut info, options) };
+    check(libc::c_long::from(result))?;
+    Ok(exited(&info))
+}
+
+/// `PR_SET_DUMPABLE` 0: nobody but real root may look at or ptrace this process until it execs (prctl(2)).
+pub fn forbid_dump() -> Result<(), Errno> {
+    prctl(libc::PR_SET_DUMPABLE, 0)
+}
+
+/// `PR_SET_CHILD_SUBREAPER`: orphans of the caller's descendants become its children.
+///
+/// # Errors
+/// None known.
+pub fn set_subreaper() -> Result<(), Errno> {
+    prctl(libc::PR_SET_CHILD_SUBREAPER, 1)
+}
+
+/// `PR_SET_THP_DISABLE`: no huge pages, which would only fatten a small process.
+///
+/// # Errors
+/// None known.
+pub fn disable_huge_pages() -> Result<(), Errno> {
+    prctl(libc::PR_SET_THP_DISABLE, 1)
+}
+
+/// `PR_SCHED_CORE_CREATE` for the caller's process group: its own core-scheduling cookie.
+///
+/// # Errors
+/// `EINVAL` or `ENODEV` where the kernel or the machine has no core scheduling.
+pub fn create_core_cookie() -> Result<(), Errno> {
+    const CREATE: libc::c_ulong = 1;
+    const SCOPE_PROCESS_GROUP: libc::c_ulong = 2;
+    // SAFETY: plain integers.
+    check(libc::c_long::from(unsafe { libc::prctl(libc::PR_SCHED_CORE, CREATE, 0, SCOPE_PROCESS_GROUP, 0) })).map(drop)
+}
+
+fn prctl(option: i32, value: libc::c_ulong) -> Result<(), Errno> {
+    // SAFETY: plain integers; the options used here take no pointer.
+    check(libc::c_long::from(unsafe { libc::prctl(option, value, 0, 0, 0) })).map(drop)
+}
+
+/// Every signal unblocked and at its default action, as execve'd programs expect: an ignored SIGPIPE would be inherited.
+pub fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL runs no handler; the two signals that cannot be changed and those reserved by the C library answer EINVAL.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: an all-zero set is the empty set on Linux; the kernel only reads it, 8 bytes long.
+    let empty: u64 = 0;
+    // SAFETY: as above.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const empty, ptr::null_mut::<u64>(), 8) };
+}
+
+/// Ignores SIGPIPE: a peer that went away is an `EPIPE`, not a death.
+pub fn ignore_sigpipe() {
+    // SAFETY: SIG_IGN runs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Whether getcwd(2) gives an absolute path: one that is outside the caller's root begins with `(unreachable)`.
+///
+/// # Errors
+/// `ENOENT` if the directory was removed.
+pub fn working_directory_is_reachable() -> Result<bool, Errno> {
+    let mut path = [0u8; 4096];
+    // SAFETY: the kernel writes at most `path.len()` bytes.
+    check(unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) })?;
+    Ok(path[0] == b'/')
+}
+
+/// Moves a descriptor to the number `target`, close-on-exec, replacing what was there.
+///
+/// # Errors
+/// `EBADF`, `EMFILE`.
+pub fn move_to(fd: OwnedFd, target: u32) -> Result<OwnedFd, Errno> {
+    duplicate_onto(fd.as_fd(), target as i32, true)?;
+    if fd.as_raw_fd() as u32 == target {
+        return Ok(fd);
+    }
+    // SAFETY: dup3 made the number a descriptor of its own; the caller's process has no other owner of a replaced one.
+    Ok(unsafe { OwnedFd::from_raw_fd(target as i32) })
+}
+
+/// Closes one descriptor by number, for a forked child whose copy of the owner is never dropped.
+pub fn close_number(fd: u32) {
+    // SAFETY: the child ends in execve or `_exit` without running the owner's destructor.
+    unsafe { libc::close(fd as i32) };
+}
