@@ -3,6 +3,7 @@
 //! *bundle ⊃ spec → plan ⊃ step; mount descriptor; slot; launcher; record.*
 
 pub mod error;
+pub mod seccomp;
 pub mod sys;
 
 pub use error::{Error, ErrorKind, Result};
