@@ -112,11 +112,8 @@ impl Program {
         if yes == no {
             return yes;
         }
-        let mut labels = [self.reach(yes), self.reach(no)];
-        // The second label may have cost an instruction, but no more than the one that `reach` allows for.
-        if self.distance(labels[0]).is_none() {
-            labels[0] = self.reach(yes);
-        }
+        // Reaching `no` may put one instruction after `yes`; `reach` allows for it.
+        let labels = [self.reach(yes), self.reach(no)];
         let [jt, jf] = labels.map(|label| self.distance(label).unwrap_or(u8::MAX));
         Target::Label(self.push(code, jt, jf, k))
     }
@@ -157,15 +154,14 @@ impl Tree<'_> {
         }
     }
 
-    fn search(&self, program: &mut Program, units: &[&[(u32, Verdict)]]) -> Target {
-        let (low, high) = units.split_at(units.len() / 2);
-        let (Some(first), Some(pivot)) = (low.first(), high.first()) else {
-            return high.first().map_or(Target::Return(self.default), |unit| self.unit(program, unit));
+    fn search(&self, program: &mut Program, units: &[Unit<'_>]) -> Target {
+        let (low, high) = units.split_at(heavy_middle(units));
+        let (false, Some(pivot)) = (low.is_empty(), high.first()) else {
+            return high.first().map_or(Target::Return(self.default), |unit| self.unit(program, unit.ranges));
         };
-        debug_assert!(first[0].0 < pivot[0].0);
         let above = self.search(program, high);
         let below = self.search(program, low);
-        program.compare(JGE_K, pivot[0].0, above, below)
+        program.compare(JGE_K, pivot.ranges[0].0, above, below)
     }
 
     fn unit(&self, program: &mut Program, unit: &[(u32, Verdict)]) -> Target {
@@ -190,20 +186,45 @@ impl Tree<'_> {
     }
 }
 
-/// Groups ranges for the search: a single number between two ranges of one verdict takes one comparison with its neighbours.
-fn units(ranges: &[(u32, Verdict)]) -> Vec<&[(u32, Verdict)]> {
+/// No more calls than this in a row have the same answer in a profile that is worth optimizing for.
+const LONGEST_RUN: u32 = 128;
+
+/// What the search ends at.
+struct Unit<'a> {
+    /// One range; or three, where a single number interrupts a range: telling it apart takes one comparison.
+    ranges: &'a [(u32, Verdict)],
+    /// How many numbers the kernel will try in here.
+    weight: u32,
+}
+
+/// Groups ranges for the search.
+fn units(ranges: &[(u32, Verdict)]) -> Vec<Unit<'_>> {
     let mut units = Vec::new();
     let mut rest = ranges;
-    while !rest.is_empty() {
+    while let Some(first) = rest.first() {
         let size = match rest {
             [before, single, after, ..] if before.1 == after.1 && single.0 + 1 == after.0 => 3,
             _ => 1,
         };
         let (unit, others) = rest.split_at(size);
-        units.push(unit);
+        let end = others.first().map_or(u32::MAX, |next| next.0);
+        // It tries those it has, and none of x32: gaps and what lies beyond count little.
+        let tried = if end < X32_BIT { (end - first.0).min(LONGEST_RUN) } else { 0 };
+        units.push(Unit { ranges: unit, weight: tried + 1 });
         rest = others;
     }
     units
+}
+
+/// Where to split so that both sides weigh about the same; neither is empty if there are two units.
+fn heavy_middle(units: &[Unit<'_>]) -> usize {
+    let total: u32 = units.iter().map(|unit| unit.weight).sum();
+    let mut below = 0;
+    let splits = units.iter().enumerate().skip(1).map(|(at, _)| {
+        below += units[at - 1].weight;
+        (at, below.abs_diff(total - below))
+    });
+    splits.min_by_key(|(_, difference)| *difference).map_or(0, |(at, _)| at)
 }
 
 fn emit_rule(program: &mut Program, rule: &Rule, wide: bool, otherwise: Target) -> Target {

@@ -91,9 +91,9 @@ impl Table {
     }
 }
 
-/// Takes out of `names` all that some table has, asking the `likely` tables first.
-pub(super) fn discard_known(likely: impl Iterator<Item = Table>, names: &mut HashSet<&str>) {
-    let mut tables = likely.chain(ALL);
+/// Takes out of `names` all that some table has.
+pub(super) fn discard_known(names: &mut HashSet<&str>) {
+    let mut tables = ALL.into_iter();
     while let (false, Some(table)) = (names.is_empty(), tables.next()) {
         table.for_each(|_, name| {
             names.remove(name);

@@ -1,5 +1,6 @@
 //! Checks a profile and puts it into the compiler's terms.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
 use oci_spec::runtime::{
@@ -63,14 +64,22 @@ pub(super) struct Rule {
     pub at: usize,
 }
 
+/// What a profile says of one name.
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    /// Indices of rules, in the order of the profile. Empty: only the default action again.
+    pub rules: Vec<usize>,
+    /// An architecture of the filter has it. Set on the way.
+    pub known: Cell<bool>,
+}
+
 /// A profile that can be compiled.
 #[derive(Debug)]
 pub(super) struct Profile<'a> {
     pub default: u32,
     pub architectures: Vec<&'static Architecture>,
     pub rules: Vec<Rule>,
-    /// The rules of a name, as indices, in the order of the profile. Empty: named, but only with the default action.
-    pub names: HashMap<&'a str, Vec<usize>>,
+    pub names: HashMap<&'a str, Named>,
     /// Numbers above the greatest named one are newer than the profile and answer `ENOSYS`.
     pub hides_newer_calls: bool,
     pub flags: u32,
@@ -95,10 +104,10 @@ impl<'a> Profile<'a> {
         Ok(profile)
     }
 
-    /// Names in the profile that no architecture has, sorted.
+    /// Names in the profile that no architecture has, sorted; to be asked after the numbers were looked up.
     pub fn unknown_names(&self) -> Vec<String> {
-        let mut unknown = self.names.keys().copied().collect::<HashSet<_>>();
-        numbers::discard_known(self.architectures.iter().map(|arch| arch.table), &mut unknown);
+        let mut unknown = self.names.iter().filter(|(_, named)| !named.known.get()).map(|(name, _)| *name).collect::<HashSet<_>>();
+        numbers::discard_known(&mut unknown);
         let mut unknown: Vec<_> = unknown.into_iter().map(str::to_owned).collect();
         unknown.sort_unstable();
         unknown
@@ -120,7 +129,7 @@ impl<'a> Profile<'a> {
             if name.is_empty() {
                 return Err(Error::invalid(format!("{}.names[{n}]: empty", field())));
             }
-            self.names.entry(name).or_default().extend(first..self.rules.len());
+            self.names.entry(name).or_default().rules.extend(first..self.rules.len());
         }
         Ok(())
     }

@@ -108,28 +108,22 @@ fn paint(ranges: &mut Vec<(u32, Verdict)>, numbers: &Numbers, first: u32, last: 
 impl Numbers {
     fn of(profile: &Profile<'_>, arch: &Architecture) -> Result<Self> {
         let mut greatest = 0;
-        let mut rules: BTreeMap<u32, Vec<(usize, Option<u64>)>> = BTreeMap::new();
+        let mut said = Vec::new();
         arch.table.for_each(|nr, name| {
-            let Some(of_name) = profile.names.get(name) else { return };
+            let Some(named) = profile.names.get(name) else { return };
+            named.known.set(true);
             // runc asks libseccomp for the number, and that answers with none for what is multiplexed.
             if arch.multiplexers.is_none() || !is_multiplexed(name) {
                 greatest = greatest.max(nr);
             }
-            rules.entry(nr).or_default().extend(of_name.iter().map(|&rule| (rule, None)));
+            said.extend(named.rules.iter().map(|&rule| Said { nr, rule, call: None }));
         });
-        if let Some((socketcall, ipc)) = arch.multiplexers {
-            for (multiplexer, calls) in [(socketcall, &numbers::SOCKETCALLS[..]), (ipc, &numbers::IPCS[..])] {
-                for (call, name) in calls {
-                    let of_name = profile.names.get(name).into_iter().flatten();
-                    rules.entry(multiplexer).or_default().extend(of_name.map(|&rule| (rule, Some(*call))));
-                }
-            }
-        }
+        said.extend(through_multiplexers(profile, arch));
+        said.sort_by_key(|said| (said.nr, said.rule));
         let mut verdicts = BTreeMap::new();
-        for (nr, mut rules) in rules.into_iter().filter(|(_, rules)| !rules.is_empty()) {
-            rules.sort_by_key(|(rule, _)| *rule);
-            let rules = rules.into_iter().map(|(rule, call)| for_arch(&profile.rules[rule], call, arch));
-            verdicts.insert(nr, verdict(rules, profile.default)?);
+        for of_number in said.chunk_by(|a, b| a.nr == b.nr) {
+            let rules = of_number.iter().map(|said| for_arch(&profile.rules[said.rule], said.call, arch));
+            verdicts.insert(of_number[0].nr, verdict(rules, profile.default)?);
         }
         let hides = profile.hides_newer_calls && greatest > 0;
         if hides && matches!(arch.table, Table::S390 | Table::S390x) {
@@ -138,6 +132,28 @@ impl Numbers {
         }
         Ok(Self { verdicts, greatest: hides.then_some(greatest) })
     }
+}
+
+/// A rule for a number.
+struct Said {
+    nr: u32,
+    /// Index of the rule.
+    rule: usize,
+    /// The number is that of a multiplexer, and this is its first argument.
+    call: Option<u64>,
+}
+
+/// What the names of multiplexed calls say of `socketcall` and `ipc`.
+fn through_multiplexers(profile: &Profile<'_>, arch: &Architecture) -> Vec<Said> {
+    let mut said = Vec::new();
+    let Some((socketcall, ipc)) = arch.multiplexers else { return said };
+    for (nr, calls) in [(socketcall, &numbers::SOCKETCALLS[..]), (ipc, &numbers::IPCS[..])] {
+        for (call, named) in calls.iter().filter_map(|(call, name)| Some((call, profile.names.get(name)?))) {
+            named.known.set(true);
+            said.extend(named.rules.iter().map(|&rule| Said { nr, rule, call: Some(*call) }));
+        }
+    }
+    said
 }
 
 fn is_multiplexed(name: &str) -> bool {
@@ -169,14 +185,8 @@ fn verdict(rules: impl Iterator<Item = Rule>, default: u32) -> Result<Verdict> {
     for rule in rules {
         if rule.conditions.is_empty() {
             always = always.or(Some(rule.action));
-        } else if always.is_none() && !kept.iter().any(|other| rule.conditions.starts_with(&other.conditions) && other.is_wider(&rule)) {
-            if let Some(other) = kept.iter().find(|other| other.conditions.starts_with(&rule.conditions) && other.action != rule.action) {
-                return Err(Error::invalid(format!(
-                    "linux.seccomp.syscalls[{}]: contradicts syscalls[{}]: the same arguments, another action",
-                    rule.at, other.at
-                )));
-            }
-            kept.push(rule);
+        } else if always.is_none() {
+            insert(&mut kept, rule)?;
         }
     }
     if let Some(action) = always {
@@ -186,10 +196,33 @@ fn verdict(rules: impl Iterator<Item = Rule>, default: u32) -> Result<Verdict> {
     Ok(if kept.is_empty() { Verdict::Return(default) } else { Verdict::Rules(kept) })
 }
 
+/// Adds a rule unless one with fewer of its conditions is there, and takes out what it makes redundant.
+///
+/// # Errors
+/// A rule with these conditions, or with more after them, has another action: refused by libseccomp too (EEXIST).
+fn insert(kept: &mut Vec<Rule>, rule: Rule) -> Result<()> {
+    if kept.iter().any(|other| other.covers(&rule) || rule.conditions.len() > other.conditions.len() && rule.starts_with(other)) {
+        return Ok(());
+    }
+    kept.retain(|other| !rule.covers(other));
+    if let Some(other) = kept.iter().find(|other| other.starts_with(&rule)) {
+        return Err(Error::invalid(format!(
+            "linux.seccomp.syscalls[{}]: contradicts syscalls[{}]: the same arguments, another action",
+            rule.at, other.at
+        )));
+    }
+    kept.push(rule);
+    Ok(())
+}
+
 impl Rule {
-    /// Whether `other` can be dropped beside this rule, whose conditions it starts with: it says the same, or says it of less.
-    fn is_wider(&self, other: &Self) -> bool {
-        self.action == other.action || self.conditions.len() < other.conditions.len()
+    /// Whether this rule has the action of `other`, and whenever `other` has it.
+    fn covers(&self, other: &Self) -> bool {
+        self.action == other.action && self.conditions.iter().all(|condition| other.conditions.contains(condition))
+    }
+
+    fn starts_with(&self, other: &Self) -> bool {
+        self.conditions.starts_with(&other.conditions)
     }
 }
 

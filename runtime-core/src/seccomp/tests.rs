@@ -260,13 +260,21 @@ fn architectures() -> impl Strategy<Value = Vec<&'static str>> {
     subsequence(vec!["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32", "SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM", "SCMP_ARCH_PPC64LE"], 0..6)
 }
 
+/// Several ranges of one argument: there libseccomp 2.5 loses rules, and which of the rest decides says nothing.
+fn has_several_ranges(profile: &LinuxSeccomp) -> bool {
+    use Operator::{ScmpCmpGe, ScmpCmpGt, ScmpCmpLe, ScmpCmpLt};
+    let args = profile.syscalls().iter().flatten().flat_map(|syscall| syscall.args().iter().flatten());
+    let ranges: Vec<_> = args.filter(|arg| matches!(arg.op(), ScmpCmpGe | ScmpCmpGt | ScmpCmpLe | ScmpCmpLt)).collect();
+    (0..6).any(|index| ranges.iter().filter(|arg| arg.index() == index).count() > 1)
+}
+
 /// Compares over every number, with the values that the profile itself holds, and their neighbours.
 ///
 /// Where libseccomp 2.5 does not do what the profile says (it has such faults with several conditions on one argument and with
 /// calls that the native architecture has not), the profile counts.
 fn same_filters(profile: &LinuxSeccomp, random: &[u64]) {
     let model = Model::new(profile);
-    let theirs = theirs(profile).ok();
+    let (theirs, comparable) = (theirs(profile).ok(), !has_several_ranges(profile));
     let Ok(ours) = compile_plain(profile) else {
         assert!(theirs.is_none(), "refused, but not by libseccomp");
         return;
@@ -274,7 +282,7 @@ fn same_filters(profile: &LinuxSeccomp, random: &[u64]) {
     let compare = |call: &Call| {
         let (our, possible) = (run(&ours, call).0, model.answers(call));
         assert!(possible.contains(&our), "{call:#x?}: {our:#x} instead of {possible:#x?}");
-        if let Some(their) = theirs.as_ref().map(|program| run(program, call).0).filter(|their| possible.contains(their)) {
+        if let Some(their) = theirs.as_ref().map(|program| run(program, call).0).filter(|their| comparable && possible.contains(their)) {
             assert_eq!(our, their, "{call:#x?}: {our:#x}, libseccomp {their:#x}");
         }
     };
@@ -300,7 +308,7 @@ fn same_filters(profile: &LinuxSeccomp, random: &[u64]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_profiles_of_one_action(
@@ -386,14 +394,13 @@ fn nothing_is_hidden_where_the_default_permits_or_says_enosys() {
 #[test]
 fn the_default_profile_is_small_and_shallow() {
     let filter = compile(&containerd_default()).unwrap();
-    assert!(filter.program.len() <= 300, "{} instructions", filter.program.len());
+    assert!(filter.program.len() <= 290, "{} instructions", filter.program.len());
     assert_eq!(filter.skipped, Vec::<String>::new());
     let steps = |arch, nr| run(&filter.program, &Call { nr, arch, args: [0; 6] }).1;
     let deepest = (0..512).filter(|nr| *nr != 135).map(|nr| steps(X86_64, nr)).max().unwrap();
-    println!("{} {deepest} {}", filter.program.len(), (0..470).map(|nr| steps(X86_64, nr) + steps(X86, nr)).sum::<usize>());
-    assert!(deepest <= 18, "{deepest} steps");
+    assert!(deepest <= 14, "{deepest} steps");
     let sum: usize = (0..470).map(|nr| steps(X86_64, nr) + steps(X86, nr)).sum();
-    assert!(sum <= 2 * 470 * 12, "{} steps a number", sum / 940);
+    assert!(sum <= 2 * 470 * 11, "{sum} steps for 940 numbers");
 }
 
 #[test]
@@ -422,7 +429,7 @@ fn jumps_reach_any_distance() {
 
 #[test]
 fn a_filter_beyond_the_kernel_s_limit_is_refused() {
-    let many: Vec<_> = (0..800u64)
+    let many: Vec<_> = (0..1200u64)
         .map(|n| json!({"names": ["read", "open"], "action": "SCMP_ACT_KILL", "args": [{"index": 0, "value": n, "op": "SCMP_CMP_EQ"}]}))
         .collect();
     let error = compile(&parse(json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": many}))).unwrap_err();
