@@ -16,6 +16,8 @@ mod emulate;
 #[cfg(test)]
 mod model;
 mod numbers;
+#[cfg(test)]
+mod oracle;
 mod profile;
 mod ranges;
 #[cfg(test)]
