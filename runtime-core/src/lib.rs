@@ -7,6 +7,7 @@ pub mod compile;
 pub mod container;
 pub mod error;
 pub mod plan;
+pub mod seccomp;
 pub mod spec;
 pub mod sys;
 

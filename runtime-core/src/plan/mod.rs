@@ -16,7 +16,7 @@ use std::ffi::CString;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sys::security::Instruction;
+use crate::sys::security::Insn;
 
 /// A place in the child's table of descriptors. The first places are filled by the parent, the others by steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,7 +114,7 @@ pub enum Step {
     /// Drops everything but these capabilities from the bounding set.
     BoundingSet { keep: u64 },
     /// Loads a seccomp filter.
-    Seccomp { program: Vec<Instruction>, flags: u32 },
+    Seccomp { program: Vec<Insn>, flags: u32 },
     /// No gain of rights by execve from here on.
     NoNewPrivileges,
     /// Becomes the user: groups, gid, uid.

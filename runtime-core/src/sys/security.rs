@@ -1,21 +1,33 @@
 //! seccomp(2), keyctl(2), setdomainname(2): what rustix lacks of the calls that confine a process.
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::check;
 
-/// One instruction of a classic BPF program, `struct sock_filter` of linux/filter.h, as the eight bytes that it is.
-pub type Instruction = u64;
+/// `struct sock_filter` (include/uapi/linux/filter.h).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Insn {
+    /// What to do.
+    pub code: u16,
+    /// Insns to skip if a comparison holds.
+    pub jt: u8,
+    /// Insns to skip if it does not.
+    pub jf: u8,
+    /// The operand.
+    pub k: u32,
+}
 
 /// Loads a seccomp filter for the caller. `flags` are `SECCOMP_FILTER_FLAG_*`.
 ///
 /// # Errors
 /// `EACCES` without no_new_privs and CAP_SYS_ADMIN, `EINVAL` for a bad program or flag.
-pub fn load_filter(program: &[Instruction], flags: u32) -> Result<(), Errno> {
+pub fn load_filter(program: &[Insn], flags: u32) -> Result<(), Errno> {
     #[repr(C)]
     struct Program {
         length: libc::c_ushort,
-        filter: *const Instruction,
+        filter: *const Insn,
     }
     const SECCOMP_SET_MODE_FILTER: libc::c_uint = 1;
     let length = libc::c_ushort::try_from(program.len()).map_err(|_| Errno::INVAL)?;
