@@ -3,6 +3,7 @@
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use runtime_core::error::{Context, Result};
 use rustix::event::PollFlags;
 use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
 use tokio::io::Interest;
@@ -18,7 +19,8 @@ use super::watched::Watched;
 /// someone has opened it, or until the deletion.
 pub(super) async fn linger(write: Watched, hold: OwnedFd, phase: &mut watch::Receiver<Phase>) {
     drop(hold);
-    if rustix::io::ioctl_fionread(&write).unwrap_or(0) == 0 || has_reader(&write) {
+    let deleted = *phase.borrow() >= Phase::Draining;
+    if deleted || rustix::io::ioctl_fionread(&write).unwrap_or(0) == 0 || has_reader(&write) {
         return;
     }
     // Without inotify the bytes are lost, as they are with containerd's own shim.
@@ -38,8 +40,8 @@ fn has_reader(write: &Watched) -> bool {
     !poll_now(write, PollFlags::OUT).contains(PollFlags::ERR)
 }
 
-fn opens_of(fifo: &Watched) -> runtime_core::Result<Watched> {
-    use runtime_core::error::Context;
+/// Reports each open of `fifo`.
+fn opens_of(fifo: &Watched) -> Result<Watched> {
     let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).context(|| "create an inotify instance")?;
     let link = format!("/proc/self/fd/{}", fifo.as_fd().as_raw_fd());
     add_watch(&inotify, link, WatchFlags::OPEN).context(|| "watch a fifo")?;

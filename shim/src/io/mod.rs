@@ -409,3 +409,6 @@ fn sink(output: Output) -> Result<Sink> {
         Output::File(log) => Sink::File(log),
     })
 }
+
+#[cfg(test)]
+mod tests;
