@@ -2,15 +2,19 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use runtime_core::error::{Context, Result};
 use rustix::event::PollFlags;
-use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::Interest;
 use tokio::sync::watch;
 
 use super::pump::{Phase, poll_now, until};
 use super::watched::Watched;
+
+/// Well above the grace period of a busy machine.
+const GRACE: Duration = Duration::from_millis(200);
 
 /// Closes a fifo whose output is complete, once that loses nothing.
 ///
@@ -24,15 +28,15 @@ pub(super) async fn linger(write: Watched, hold: OwnedFd, phase: &mut watch::Rec
         return;
     }
     // Without inotify the bytes are lost, as they are with containerd's own shim.
-    let Ok(opens) = opens_of(&write) else { return };
+    let Ok(opens) = Opens::of(&write) else { return };
     while !has_reader(&write) {
         tokio::select! {
             biased;
-            () = until(phase, Phase::Draining) => return,
-            _ = opens.readable() => {}
+            () = until(phase, Phase::Draining) => break,
+            () = opens.next() => {}
         }
-        while rustix::io::read(&opens, &mut [MaybeUninit::<u8>::uninit(); 256][..]).is_ok() {}
     }
+    opens.close();
 }
 
 /// The write end of a pipe reports an error for as long as there is no reader, see `pipe_poll` in the kernel's fs/pipe.c.
@@ -40,10 +44,32 @@ fn has_reader(write: &Watched) -> bool {
     !poll_now(write, PollFlags::OUT).contains(PollFlags::ERR)
 }
 
-/// Reports each open of `fifo`.
-fn opens_of(fifo: &Watched) -> Result<Watched> {
-    let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).context(|| "create an inotify instance")?;
-    let link = format!("/proc/self/fd/{}", fifo.as_fd().as_raw_fd());
-    add_watch(&inotify, link, WatchFlags::OPEN).context(|| "watch a fifo")?;
-    Watched::new(inotify, Interest::READABLE)
+/// Reports each open of a fifo.
+struct Opens {
+    inotify: Watched,
+    watch: i32,
+}
+
+impl Opens {
+    fn of(fifo: &Watched) -> Result<Self> {
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).context(|| "create an inotify instance")?;
+        let link = format!("/proc/self/fd/{}", fifo.as_fd().as_raw_fd());
+        let watch = inotify::add_watch(&inotify, link, WatchFlags::OPEN).context(|| "watch a fifo")?;
+        Ok(Self { inotify: Watched::new(inotify, Interest::READABLE)?, watch })
+    }
+
+    async fn next(&self) {
+        self.inotify.readable().await;
+        while rustix::io::read(&self.inotify, &mut [MaybeUninit::<u8>::uninit(); 256][..]).is_ok() {}
+    }
+
+    /// To close an instance that has just lost a watch takes the kernel several milliseconds, in which the thread would stand
+    /// still (it waits for an SRCU grace period, `fsnotify_wait_marks_destroyed`). A little later it takes none.
+    fn close(self) {
+        let _ = inotify::remove_watch(&self.inotify, self.watch);
+        tokio::spawn(async move {
+            tokio::time::sleep(GRACE).await;
+            drop(self);
+        });
+    }
 }

@@ -14,7 +14,7 @@ mod logger;
 mod open;
 mod pump;
 mod target;
-mod watched;
+pub(crate) mod watched;
 
 use std::fmt;
 use std::os::fd::OwnedFd;

@@ -73,6 +73,23 @@ async fn the_tail_waits_for_a_containerd_that_is_away() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn a_delete_while_containerd_is_away_does_not_stop_the_thread() {
+    let mut times = Vec::new();
+    for _ in 0..21 {
+        let fifos = fifos();
+        let (io, mut stdout) = with_stdout(&fifos.stdout).await;
+        stdout.write_all(b"unread").unwrap();
+        drop(stdout);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let began = Instant::now();
+        assert_eq!(io.drained(SOON).await, Drained::Complete);
+        times.push(began.elapsed());
+    }
+    times.sort_unstable();
+    assert!(times[10] < Duration::from_millis(4), "{times:?}");
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn output_that_is_not_taken_in_time_is_counted() {
     let fifos = fifos();
     let (io, stdout) = with_stdout(&fifos.stdout).await;
