@@ -1,1 +1,3 @@
 //! The contract with containerd on top of runtime-core.
+
+pub mod io;

@@ -1,0 +1,414 @@
+//! The stdio of containers and execs, between the pipes or the terminal of a process and what containerd named.
+//!
+//! ```text
+//! open ──► start ──► exited ──► drained          abort, or a drop, at any point: everything closes
+//!     └─ attach_console (terminal), before or after start
+//! ```
+//!
+//! A process never gets containerd's fifo, it gets a pipe; our copies run as tasks on the one thread, none of which ever blocks
+//! it, except for writes to a regular log file, which the kernel has no other way for. A reader that is slow or away stops the
+//! process that writes, as a pipe would, and nothing else. See containerd's `cmd/containerd-shim-runc-v2/process/io.go`.
+
+mod linger;
+mod logger;
+mod open;
+mod pump;
+mod target;
+pub(crate) mod watched;
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use runtime_core::error::{Context, Error, ErrorKind, Result};
+use rustix::event::epoll::EventFlags;
+use rustix::termios::Winsize;
+use tokio::io::Interest;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+
+pub use logger::{LoggerCommand, LoggerProcess, Spawner};
+
+use logger::Logger;
+use open::{FifoReader, FifoWriter, Input, Output};
+use pump::{Console, End, Phase, Pump, Sink, Source};
+use target::Target;
+use watched::{Edges, Watched};
+
+/// The stdio of a process, as Create and Exec name it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    /// Whether the process has a terminal.
+    pub terminal: bool,
+    /// Empty, or the path of a fifo.
+    pub stdin: String,
+    /// Empty, the path of a fifo, or a URI.
+    pub stdout: String,
+    /// As `stdout`; with a terminal empty or the same.
+    pub stderr: String,
+}
+
+/// Whose process it is, for loggers and for messages.
+#[derive(Clone, Copy)]
+pub struct Origin<'a> {
+    /// The container, or of an exec the exec id, as containerd has it.
+    pub id: &'a str,
+    /// The containerd namespace.
+    pub namespace: &'a str,
+    /// Starts loggers; without one they are not allowed.
+    pub spawner: Option<&'a dyn Spawner>,
+}
+
+/// Who owns the pipes: `io_uid` and `io_gid`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// What a process without a terminal gets as 0, 1 and 2. Its copies in our process must be dropped once it runs, for an
+/// output ends when its last writer is gone.
+#[derive(Debug)]
+pub struct ChildEnds {
+    /// Descriptor 0.
+    pub stdin: OwnedFd,
+    /// Descriptor 1.
+    pub stdout: OwnedFd,
+    /// Descriptor 2.
+    pub stderr: OwnedFd,
+}
+
+/// What became of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a truncated output must be reported"]
+pub enum Drained {
+    /// Everything was delivered.
+    Complete,
+    /// Everything so far was delivered, but some process still held an output open.
+    HeldOpen,
+    /// This many bytes were not taken in time and are lost.
+    Truncated(u64),
+}
+
+/// The shim's side of the stdio of one process.
+pub struct Io {
+    name: String,
+    phase: watch::Sender<Phase>,
+    state: Mutex<State>,
+    draining: tokio::sync::Mutex<Draining>,
+}
+
+#[derive(Default)]
+struct State {
+    started: bool,
+    /// Opened and not yet copying.
+    waiting: Vec<(Direction, Pump)>,
+    tasks: Vec<(Direction, JoinHandle<End>)>,
+    /// Opened and waiting for the master.
+    terminal: Option<TerminalEnds>,
+    master: Option<Arc<OwnedFd>>,
+    stdin_hold: Option<OwnedFd>,
+    logger: Option<Logger>,
+}
+
+struct TerminalEnds {
+    input: Option<Watched>,
+    output: Sink,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    In,
+    Out,
+}
+
+/// Kept here and not in the future that drains, so that a dropped one loses nothing.
+#[derive(Default)]
+struct Draining {
+    tasks: Vec<(Direction, JoinHandle<End>)>,
+    ends: Vec<End>,
+    result: Option<Drained>,
+}
+
+impl Io {
+    /// Opens and checks everything that `request` names and makes the pipes. Without a terminal the second value is what the
+    /// process gets; with one, the caller brings the master to [`Io::attach_console`]. Nothing is copied before [`Io::start`].
+    ///
+    /// Must be called inside a runtime. Waits for nothing but a logger that gets ready, 10 s at most.
+    ///
+    /// # Errors
+    /// InvalidArgument for what is missing at a path, or is not a fifo, a file or the null device; Unimplemented for unknown
+    /// schemes; the errno of a failed open. Nothing stays open.
+    pub async fn open(request: &Request, origin: &Origin<'_>, owner: Option<Owner>) -> Result<(Self, Option<ChildEnds>)> {
+        let mut opening = Opening { io: Self::new(origin.id), owner };
+        let ends = if request.terminal {
+            opening.terminal(request, origin).await?;
+            None
+        } else {
+            Some(opening.pipes(request, origin).await?)
+        };
+        Ok((opening.io, ends))
+    }
+
+    fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            phase: watch::Sender::new(Phase::Running),
+            state: Mutex::default(),
+            draining: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Brings the master of the process's terminal. From now on it is copied (once started) and can be resized.
+    ///
+    /// # Errors
+    /// FailedPrecondition without a terminal in the request or at the second call; those of `epoll_ctl(2)`.
+    pub fn attach_console(&self, master: OwnedFd) -> Result<()> {
+        rustix::io::ioctl_fionbio(&master, true).context(|| "set a terminal non-blocking")?;
+        let master = Arc::new(master);
+        let watched = |events| Ok::<_, Error>(Console { master: Arc::clone(&master), edges: Edges::new(&*master, events)? });
+        let (reader, writer) = (watched(EventFlags::IN)?, watched(EventFlags::OUT)?);
+        let mut state = self.state();
+        let Some(ends) = state.terminal.take() else {
+            return Err(Error::new(ErrorKind::FailedPrecondition, format!("{}: no terminal was asked for", self.name)));
+        };
+        let output = Pump::new(format!("{}: terminal", self.name), Source::Console(reader), ends.output);
+        self.add(&mut state, Direction::Out, output);
+        if let Some(fifo) = ends.input {
+            let input = Pump::new(format!("{}: stdin", self.name), Source::Pipe(fifo), Sink::Console(writer));
+            self.add(&mut state, Direction::In, input);
+        }
+        state.master = Some(master);
+        Ok(())
+    }
+
+    /// Begins to copy. Must be called inside the runtime of [`Io::open`]. A second call does nothing.
+    pub fn start(&self) {
+        let mut state = self.state();
+        state.started = true;
+        for (direction, pump) in std::mem::take(&mut state.waiting) {
+            self.add(&mut state, direction, pump);
+        }
+    }
+
+    /// Sets the size of the terminal; without one does nothing.
+    ///
+    /// # Errors
+    /// Those of `ioctl(TIOCSWINSZ)`.
+    pub fn resize(&self, width: u16, height: u16) -> Result<()> {
+        let Some(master) = self.state().master.clone() else { return Ok(()) };
+        let size = Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&*master, size).context(|| format!("resize the terminal of {} to {width}x{height}", self.name))
+    }
+
+    /// CloseIO: from here on the input ends when containerd's writer is gone, after all that was written. At any time, before
+    /// the start too; a second call does nothing.
+    pub fn close_stdin(&self) {
+        self.state().stdin_hold = None;
+    }
+
+    /// The process itself has ended. A terminal is then at its end when there is nothing left to read, for nobody may wait for
+    /// those who still hold it; pipes end by themselves. To be called at the exit, before anybody waits for the output's end.
+    pub fn exited(&self) {
+        self.advance(Phase::Exited);
+    }
+
+    /// Waits until all output was delivered, `bound` at most, then closes everything, the terminal too, and ends the logger.
+    /// For Delete: a fifo that nobody reads loses its content here. A second call gives the first one's answer.
+    pub async fn drained(&self, bound: Duration) -> Drained {
+        let deadline = Instant::now() + bound;
+        let mut draining = self.draining.lock().await;
+        if let Some(result) = draining.result {
+            return result;
+        }
+        self.advance(Phase::Draining);
+        draining.tasks.append(&mut self.state().tasks);
+        let _ = timeout_at(deadline, draining.join(Some(Direction::Out))).await;
+        self.advance(Phase::Stopped);
+        draining.join(None).await;
+        let result = draining.sum();
+        draining.result = Some(result);
+        if let Some(logger) = self.release() {
+            // In a task of its own: a logger gets all its time even when nobody waits for it any longer.
+            let _ = timeout_at(deadline, tokio::spawn(logger.finish())).await;
+        }
+        result
+    }
+
+    /// Closes everything as it is; what was not delivered is lost.
+    pub fn abort(&self) {
+        self.advance(Phase::Stopped);
+        drop(self.release());
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn advance(&self, to: Phase) {
+        self.phase.send_if_modified(|phase| {
+            let grows = to > *phase;
+            *phase = to.max(*phase);
+            grows
+        });
+    }
+
+    fn add(&self, state: &mut State, direction: Direction, pump: Pump) {
+        if state.started {
+            state.tasks.push((direction, tokio::spawn(pump.run(self.phase.subscribe()))));
+        } else {
+            state.waiting.push((direction, pump));
+        }
+    }
+
+    /// Lets go of what no task holds.
+    fn release(&self) -> Option<Logger> {
+        let mut state = self.state();
+        let logger = state.logger.take();
+        *state = State { started: state.started, tasks: std::mem::take(&mut state.tasks), ..State::default() };
+        logger
+    }
+}
+
+impl Drop for Io {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+impl fmt::Debug for Io {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Io").field("name", &self.name).field("phase", &*self.phase.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl Draining {
+    /// Joins the tasks of `direction`, or all. A dropped future has lost nothing.
+    async fn join(&mut self, direction: Option<Direction>) {
+        while let Some(at) = self.tasks.iter().position(|(of, _)| direction.is_none_or(|wanted| wanted == *of)) {
+            let (of, task) = &mut self.tasks[at];
+            let end = task.await.unwrap_or(End::Cut(0));
+            if *of == Direction::Out {
+                self.ends.push(end);
+            }
+            self.tasks.swap_remove(at);
+        }
+    }
+
+    fn sum(&self) -> Drained {
+        let cuts: Vec<u64> = self.ends.iter().filter_map(|end| if let End::Cut(left) = end { Some(*left) } else { None }).collect();
+        match (cuts.len(), cuts.iter().sum()) {
+            (0, _) => Drained::Complete,
+            (_, 0) => Drained::HeldOpen,
+            (_, lost) => Drained::Truncated(lost),
+        }
+    }
+}
+
+/// An [`Io`] whose parts are being opened. Dropped on the way, it closes them.
+struct Opening {
+    io: Io,
+    owner: Option<Owner>,
+}
+
+impl Opening {
+    async fn terminal(&mut self, request: &Request, origin: &Origin<'_>) -> Result<()> {
+        if !request.stderr.is_empty() && request.stderr != request.stdout {
+            return Err(Error::invalid(format!("stderr {:?}: a terminal has one output, stdout", request.stderr)));
+        }
+        let input = self.stdin(&request.stdin)?.map(|fifo| Watched::new(fifo, Interest::READABLE)).transpose()?;
+        let output = match Target::parse("stdout", &request.stdout)? {
+            Target::Logger(uri) => {
+                let (logger, ends) = logger::start(uri, origin, self.owner).await?;
+                self.io.state().logger = Some(logger);
+                Sink::Pipe(Watched::new(ends.stdout, Interest::WRITABLE)?)
+            }
+            target => sink(open_output("stdout", &target)?)?,
+        };
+        self.io.state().terminal = Some(TerminalEnds { input, output });
+        Ok(())
+    }
+
+    async fn pipes(&mut self, request: &Request, origin: &Origin<'_>) -> Result<ChildEnds> {
+        let stdin = match self.stdin(&request.stdin)? {
+            None => open::dev_null()?,
+            Some(fifo) => {
+                let (read, write) = open::pipe(self.owner)?;
+                let from = Source::Pipe(Watched::new(fifo, Interest::READABLE)?);
+                self.pump(Direction::In, "stdin", from, Sink::Pipe(Watched::new(write, Interest::WRITABLE)?));
+                read
+            }
+        };
+        let stdout = Target::parse("stdout", &request.stdout)?;
+        let (stdout, stderr) = match stdout {
+            Target::Logger(uri) => {
+                let (logger, ends) = logger::start(uri, origin, self.owner).await?;
+                self.io.state().logger = Some(logger);
+                (ends.stdout, ends.stderr)
+            }
+            stdout => {
+                // A log file takes both streams when nothing else is said, as containerd's shim has it.
+                let both = matches!(stdout, Target::File(_)) && request.stderr.is_empty();
+                let stderr = if both { None } else { Some(Target::parse("stderr", &request.stderr)?) };
+                (self.output("stdout", &stdout)?, self.output("stderr", stderr.as_ref().unwrap_or(&stdout))?)
+            }
+        };
+        Ok(ChildEnds { stdin, stdout, stderr })
+    }
+
+    /// Opens the input fifo, if one is named, and keeps our writer of it for CloseIO.
+    fn stdin(&mut self, text: &str) -> Result<Option<OwnedFd>> {
+        match Target::parse("stdin", text)? {
+            Target::Null => Ok(None),
+            Target::Path(path) => match open::input(&path)? {
+                Input::Null => Ok(None),
+                Input::Fifo(FifoReader { read, hold }) => {
+                    self.io.state().stdin_hold = Some(hold);
+                    Ok(Some(read))
+                }
+            },
+            _ => Err(Error::invalid(format!("stdin {text:?}: an input is a fifo"))),
+        }
+    }
+
+    fn output(&mut self, field: &'static str, target: &Target) -> Result<OwnedFd> {
+        match open_output(field, target)? {
+            Output::Null => open::dev_null(),
+            output => {
+                let (read, write) = open::pipe(self.owner)?;
+                let from = Source::Pipe(Watched::new(read, Interest::READABLE)?);
+                self.pump(Direction::Out, field, from, sink(output)?);
+                Ok(write)
+            }
+        }
+    }
+
+    fn pump(&mut self, direction: Direction, field: &str, source: Source, sink: Sink) {
+        let pump = Pump::new(format!("{}: {field}", self.io.name), source, sink);
+        self.io.state().waiting.push((direction, pump));
+    }
+}
+
+fn open_output(field: &str, target: &Target) -> Result<Output> {
+    match target {
+        Target::Null => Ok(Output::Null),
+        Target::Path(path) => open::output(field, path),
+        Target::File(path) => open::log_file(field, path).map(Output::File),
+        Target::Logger(_) => Err(Error::invalid(format!("{field}: a logger is named in stdout"))),
+    }
+}
+
+fn sink(output: Output) -> Result<Sink> {
+    Ok(match output {
+        Output::Null => Sink::Discard,
+        Output::Fifo(FifoWriter { write, hold }) => Sink::Fifo(Watched::new(write, Interest::WRITABLE)?, hold),
+        Output::File(log) => Sink::File(log),
+    })
+}
+
+#[cfg(test)]
+mod tests;
