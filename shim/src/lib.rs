@@ -5,6 +5,7 @@
 pub mod accept;
 pub mod bootstrap;
 pub mod clock;
+pub mod events;
 pub mod logger;
 pub mod options;
 pub mod socket;
