@@ -4,8 +4,19 @@
 
 pub mod accept;
 pub mod bootstrap;
+pub mod bundle;
+pub mod cleanup;
 pub mod clock;
+pub mod daemon;
+pub mod delete;
 pub mod events;
+pub mod features;
+pub mod group;
+pub mod info;
 pub mod logger;
 pub mod options;
+pub mod place;
+pub mod ready;
+pub mod serve;
 pub mod socket;
+pub mod start;

@@ -48,7 +48,9 @@ pub fn init(bundle: &Path, level: LevelFilter, id: &str, namespace: &str) -> Res
     log::set_max_level(level);
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(|| "?".to_owned(), ToString::to_string);
-        let text = panic.payload_as_str().unwrap_or("no message");
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let text = text.unwrap_or("no message");
         log::error!("panic at {place}: {text}");
     }));
     Ok(())

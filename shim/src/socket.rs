@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -220,17 +220,10 @@ fn is_live(path: &Path) -> Result<bool> {
     }
 }
 
-/// The owner and mode of the file at `path`, for those who check.
-#[cfg(test)]
-fn owner_and_mode(path: &Path) -> (u32, u32) {
-    let metadata = std::fs::symlink_metadata(path).unwrap();
-    (metadata.uid(), metadata.mode() & 0o7777)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::os::unix::net::UnixStream;
 
     fn socket_in(dir: &Path) -> PathBuf {
@@ -242,6 +235,11 @@ mod tests {
             Claim::Bound(bound) => bound,
             Claim::Live => panic!("{path:?} is taken"),
         }
+    }
+
+    fn owner_and_mode(path: &Path) -> (u32, u32) {
+        let metadata = std::fs::symlink_metadata(path).unwrap();
+        (metadata.uid(), metadata.mode() & 0o7777)
     }
 
     #[test]

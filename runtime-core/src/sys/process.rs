@@ -1,5 +1,7 @@
 //! fork(2), for a process that is still single-threaded.
 
+use std::os::unix::fs::MetadataExt;
+
 use crate::error::{Context, Error, ErrorKind, Result};
 use rustix::process::Pid;
 
@@ -38,9 +40,8 @@ pub fn fork() -> Result<Fork> {
 
 /// How many threads the process has: the subdirectories of `/proc/self/task` (proc_pid_task(5)), which its link count tells.
 fn threads() -> Result<u64> {
-    let task = rustix::fs::stat("/proc/self/task").context(|| "stat /proc/self/task")?;
-    let links: u64 = task.st_nlink.into();
-    Ok(links.saturating_sub(2))
+    let task = std::fs::metadata("/proc/self/task").context(|| "stat /proc/self/task")?;
+    Ok(task.nlink().saturating_sub(2))
 }
 
 #[cfg(test)]
