@@ -147,11 +147,8 @@ pub fn classify(input: &[u8], id: &str, namespace: &str) -> Result<Input> {
         if params.instance_id == id && params.namespace == namespace {
             return Ok(Input::Params(params));
         }
-        let shared = BootstrapParams {
-            instance_id: params.instance_id.clone(),
-            namespace: params.namespace.clone(),
-            ..BootstrapParams::default()
-        };
+        let shared =
+            BootstrapParams { instance_id: params.instance_id.clone(), namespace: params.namespace.clone(), ..BootstrapParams::default() };
         if params != shared {
             let (theirs, ours) = (format!("{}/{}", params.namespace, params.instance_id), format!("{namespace}/{id}"));
             return Err(Error::invalid(format!("bootstrap parameters are for {theirs:?}, the command line says {ours:?}")));

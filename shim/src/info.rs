@@ -40,8 +40,7 @@ fn encode(options: Option<Any>) -> Result<Vec<u8>> {
     let failed = |what: &str, error: &dyn std::fmt::Display| Error::new(ErrorKind::Internal, format!("encode {what}: {error}"));
     let json = serde_json::to_vec(&features::features()).map_err(|error| failed("features", &error))?;
     let features = Any { type_url: any::FEATURES.to_owned(), value: json, ..Any::default() };
-    let version =
-        RuntimeVersion { version: VERSION.to_owned(), revision: REVISION.unwrap_or_default().to_owned(), ..Default::default() };
+    let version = RuntimeVersion { version: VERSION.to_owned(), revision: REVISION.unwrap_or_default().to_owned(), ..Default::default() };
     let info = RuntimeInfo {
         name: NAME.to_owned(),
         version: MessageField::some(version),

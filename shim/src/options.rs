@@ -261,7 +261,8 @@ mod tests {
     #[test]
     fn toml_is_read_with_either_spelling() {
         let go = "SystemdCgroup = true\nNoPivotRoot = true\nIoUid = 7\nShimCgroup = \"/s\"\nRoot = \"/r\"\nBinaryName = \"crun\"\n";
-        let snake = "systemd_cgroup = true\nno_pivot_root = true\nio_uid = 7\nshim_cgroup = \"/s\"\nroot = \"/r\"\nbinary_name = \"crun\"\n";
+        let snake =
+            "systemd_cgroup = true\nno_pivot_root = true\nio_uid = 7\nshim_cgroup = \"/s\"\nroot = \"/r\"\nbinary_name = \"crun\"\n";
         let options = Options::from_toml(go).unwrap();
         assert_eq!(options, Options::from_toml(snake).unwrap());
         assert_eq!((options.io_uid, options.root.as_str(), options.systemd_cgroup), (7, "/r", true));

@@ -184,7 +184,8 @@ fn open_existing_dir(path: &Path) -> Result<(OwnedFd, PathBuf)> {
     let (uid, ours) = (stat.st_uid, rustix::process::geteuid().as_raw());
     if uid != ours || stat.st_mode & 0o022 != 0 {
         let mode = stat.st_mode & 0o7777;
-        let message = format!("socket directory {dir:?}: owner {uid}, mode {mode:04o}: must belong to uid {ours} and be writable by it alone");
+        let message =
+            format!("socket directory {dir:?}: owner {uid}, mode {mode:04o}: must belong to uid {ours} and be writable by it alone");
         return Err(Error::new(ErrorKind::FailedPrecondition, message));
     }
     Ok((fd, name))

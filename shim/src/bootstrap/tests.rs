@@ -103,8 +103,7 @@ fn the_newer_protocol_wins_over_flags_and_environment() {
 
 #[test]
 fn an_earlier_containerd_speaks_by_flags_and_environment() {
-    let environment =
-        Environment { ttrpc_address: "/env.ttrpc".into(), grpc_address: "/env.grpc".into(), ..Environment::default() };
+    let environment = Environment { ttrpc_address: "/env.ttrpc".into(), grpc_address: "/env.grpc".into(), ..Environment::default() };
     let debug = Flags { debug: true, address: String::new(), ..flags("web", "k8s.io") };
     let bootstrap = Bootstrap::resolve(&debug, &[], &environment).unwrap();
     assert_eq!(bootstrap.ttrpc_address, "/env.ttrpc");
@@ -116,7 +115,9 @@ fn an_earlier_containerd_speaks_by_flags_and_environment() {
 
 #[test]
 fn an_unknown_log_level_is_the_nearest_known_one() {
-    for (wire, level) in [(-9, LevelFilter::Trace), (-4, LevelFilter::Debug), (0, LevelFilter::Info), (1, LevelFilter::Info), (99, LevelFilter::Error)] {
+    for (wire, level) in
+        [(-9, LevelFilter::Trace), (-4, LevelFilter::Debug), (0, LevelFilter::Info), (1, LevelFilter::Info), (99, LevelFilter::Error)]
+    {
         let message = BootstrapParams { log_level: EnumOrUnknown::from_i32(wire), ..params("web", "k8s.io") };
         let bytes = message.write_to_bytes().unwrap();
         let bootstrap = Bootstrap::resolve(&flags("web", "k8s.io"), &bytes, &Environment::default()).unwrap();
