@@ -158,6 +158,13 @@ impl Options {
         Self::deserialize(table).map_err(|error| Error::invalid(error.message()))
     }
 
+    /// Logs what was set and changes nothing.
+    pub fn tell_ignored(&self) {
+        if !self.binary_name.is_empty() {
+            log::info!("option BinaryName {:?} is ignored: the runtime is part of the shim", self.binary_name);
+        }
+    }
+
     /// Keeps the options in `bundle`, readable by us alone.
     ///
     /// # Errors

@@ -239,6 +239,67 @@ fn start_with_toml(node: &Node, config_body: Vec<u8>) -> Output {
     node.start_with(&params, node.command("web"))
 }
 
+/// Cgroups of one name, removed in the end.
+struct Cgroups(Vec<PathBuf>);
+
+impl Cgroups {
+    fn new(name: &str, parents: &[&str]) -> Self {
+        let dirs: Vec<PathBuf> = parents.iter().map(|parent| Path::new(parent).join(name)).collect();
+        dirs.iter().for_each(|dir| std::fs::create_dir(dir).unwrap());
+        Self(dirs)
+    }
+
+    fn hold(&self, pid: Pid) -> bool {
+        self.0.iter().all(|dir| std::fs::read_to_string(dir.join("cgroup.procs")).unwrap().lines().any(|line| line == pid.to_string()))
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        for dir in &self.0 {
+            std::fs::remove_dir(dir).unwrap();
+        }
+    }
+}
+
+/// Where this machine has cgroups: two v1 hierarchies, or the one of v2.
+fn hierarchies() -> &'static [&'static str] {
+    let v1: &[&str] = &["/sys/fs/cgroup/pids", "/sys/fs/cgroup/memory"];
+    if Path::new(v1[0]).exists() { v1 } else { &["/sys/fs/cgroup"] }
+}
+
+#[test]
+fn the_daemon_is_born_into_the_shim_cgroup() {
+    let name = format!("coracle-verbs-{}", std::process::id());
+    let cgroups = Cgroups::new(&name, hierarchies());
+    let node = Node::new();
+    let output = start_with_toml(&node, format!("ShimCgroup = \"/{name}\"").into_bytes());
+    connect(&address(&output));
+    assert!(cgroups.hold(node.daemon()));
+    drop(node);
+}
+
+#[test]
+fn the_daemon_is_born_into_the_shim_cgroup_of_v2() {
+    let name = format!("coracle-verbs-v2-{}", std::process::id());
+    let node = Node::new();
+    let options = proto::shim::oci::Options { shim_cgroup: name.clone(), ..Default::default() };
+    let any = Any { type_url: "containerd.runc.v1.Options".into(), value: options.write_to_bytes().unwrap(), ..Any::default() };
+    let extension = Extension { value: MessageField::some(any), ..Extension::default() };
+    let params = BootstrapParams { extensions: vec![extension], ..node.params("web") };
+    let script = "mount --make-rprivate / && mount -t cgroup2 none /sys/fs/cgroup && mkdir /sys/fs/cgroup/$CGROUP && exec \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", script, SHIM, "-namespace", "ns", "-id", "web", "-address", &node.grpc_address()]);
+    command.current_dir(node.bundle("web")).env("CGROUP", &name);
+    connect(&address(&node.start_with(&params, command)));
+    let daemon = node.daemon();
+    let membership = std::fs::read_to_string(format!("/proc/{daemon}/cgroup")).unwrap();
+    assert!(membership.lines().any(|line| line == format!("0::/{name}")), "{membership}");
+    drop(node);
+    let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].into_iter().find(|dir| Path::new(dir).join(&name).exists());
+    std::fs::remove_dir(Path::new(unified.unwrap()).join(&name)).unwrap();
+}
+
 #[test]
 fn what_start_cannot_use_is_refused_in_one_line() {
     let node = Node::new();
