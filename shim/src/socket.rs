@@ -294,13 +294,20 @@ mod tests {
     fn one_of_many_claims_wins() {
         let tmp = tempfile::tempdir().unwrap();
         let path = socket_in(tmp.path());
-        drop(bound(&path).listener);
-        let claims: Vec<Claim> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..50).map(|_| scope.spawn(|| claim(&path).unwrap())).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
-        assert_eq!(claims.iter().filter(|claim| matches!(claim, Claim::Bound(_))).count(), 1);
-        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        for _ in 0..100 {
+            drop(bound(&path).listener);
+            let together = std::sync::Barrier::new(8);
+            let claim_together = || {
+                together.wait();
+                claim(&path).unwrap()
+            };
+            let claims: Vec<Claim> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(claim_together)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(claims.iter().filter(|claim| matches!(claim, Claim::Bound(_))).count(), 1);
+            assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        }
     }
 
     #[test]
