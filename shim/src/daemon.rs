@@ -61,8 +61,8 @@ fn run(config: Config, bound: Bound, ready: &mut Ready) -> Result<()> {
 
 /// What only the daemon is: the reaper of what its containers leave behind, and closed to ptrace(2) and `/proc/<pid>/{fd,mem}` of others.
 ///
-/// PR_SET_THP_DISABLE passes to children and through execve(2), so a process that is to become a container must be forked before, or
-/// must clear it: the shim's own heap is far below one huge page, the container's need not be.
+/// A process that forks containers is best forked before this and after [`prepare`]: PR_SET_THP_DISABLE passes to children and through execve(2), so a container would
+/// have to clear it: the shim's own heap is far below one huge page, the container's need not be.
 fn keep_to_itself() -> Result<()> {
     let what = |name: &'static str| move |errno: nix::Error| Error::from_errno(format!("prctl {name}"), errno as i32);
     prctl::set_child_subreaper(true).map_err(what("PR_SET_CHILD_SUBREAPER"))?;

@@ -5,7 +5,7 @@
 //! wait in its queue.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use containerd_shim::Flags;
 use runtime_core::error::{Context, Error, Result};
@@ -21,7 +21,7 @@ use crate::socket::{self, Bound, Claim};
 use crate::{bundle, group};
 
 /// The file in the bundle that tells containerd before 2.0 where the shim is after a restart; later ones fall back to it.
-pub const ADDRESS_FILE: &str = "address";
+const ADDRESS_FILE: &str = "address";
 
 /// Runs `start` with what the command line gave.
 ///
@@ -55,45 +55,48 @@ struct Start {
 
 impl Start {
     fn run(self) -> Result<()> {
-        let address_file = self.config.bundle.join(ADDRESS_FILE);
-        let file = self.bound.file.clone();
-        // A second handle keeps the name ours until the outcome is known.
-        let held = self.bound.listener.try_clone().context(|| "duplicate the socket")?;
+        let bundle = self.config.bundle.clone();
         let outcome = self.launch_and_print();
         if outcome.is_err() {
             // The first failure is the one to tell.
-            let _ = std::fs::remove_file(&address_file);
-            let _ = file.remove();
+            let _ = std::fs::remove_file(address_file(&bundle));
         }
-        drop(held);
         outcome
     }
 
     fn launch_and_print(self) -> Result<()> {
-        write_atomic(&self.config.bundle, ADDRESS_FILE, self.address.as_bytes())?;
-        if self.config.bootstrap.sched_core {
-            enable_core_scheduling()?;
-        }
-        let reply = self.reply;
-        let pid = launch(self.config, self.bound)?;
-        print(&reply).inspect_err(|_| {
-            // Nobody will ever call this daemon.
+        let pid = launch(self.config, self.bound, &self.address)?;
+        print(&self.reply).inspect_err(|_| {
+            // Nobody will ever call this daemon; it removes the socket as it goes.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         })
     }
 }
 
-/// Forks the daemon and waits until it serves.
-fn launch(config: Config, bound: Bound) -> Result<Pid> {
-    let (outcome, ready) = ready::pair()?;
-    match fork()? {
-        Fork::Parent(pid) => {
+/// Forks the daemon and waits until it serves. Without a daemon there is no socket either.
+fn launch(config: Config, bound: Bound, address: &str) -> Result<Pid> {
+    let launched = match fork_daemon(&config, address) {
+        Ok((Fork::Child, outcome, ready)) => become_daemon(config, bound, ready, outcome),
+        Ok((Fork::Parent(pid), outcome, ready)) => {
             drop(ready);
-            outcome.wait(pid)?;
-            Ok(pid)
+            outcome.wait(pid).map(|()| pid)
         }
-        Fork::Child => become_daemon(config, bound, ready, outcome),
+        Err(error) => Err(error),
+    };
+    if launched.is_err() {
+        // Our copy of the listener is still open, so the name is still ours.
+        let _ = bound.file.remove();
     }
+    launched
+}
+
+fn fork_daemon(config: &Config, address: &str) -> Result<(Fork, Outcome, Ready)> {
+    write_atomic(&config.bundle, ADDRESS_FILE, address.as_bytes())?;
+    if config.bootstrap.sched_core {
+        enable_core_scheduling()?;
+    }
+    let (outcome, ready) = ready::pair()?;
+    Ok((fork()?, outcome, ready))
 }
 
 fn become_daemon(config: Config, bound: Bound, ready: Ready, outcome: Outcome) -> ! {
@@ -121,7 +124,7 @@ fn print(reply: &[u8]) -> Result<()> {
     stdout.write_all(reply).and_then(|()| stdout.flush()).context(|| "write the address to standard output")
 }
 
-/// The path of a file in `bundle` that `start` leaves there.
-pub fn address_file(bundle: &std::path::Path) -> PathBuf {
+/// The path of the file in `bundle` that holds the address.
+pub fn address_file(bundle: &Path) -> PathBuf {
     bundle.join(ADDRESS_FILE)
 }

@@ -1,5 +1,8 @@
 //! The shim's verbs as containerd calls them: one process per call, its pipes read to the end.
 
+// The whole file is a test; clippy's exception for tests covers only functions marked as such.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -169,9 +172,25 @@ fn start_leaves_a_quiet_daemon_behind_the_address() {
     let own = proc_number("self", "oom_score_adj");
     assert_eq!(proc_number(&daemon.to_string(), "oom_score_adj"), (own + 1).min(1000));
 
+    let fds = std::fs::read_dir(format!("/proc/{daemon}/fd")).unwrap();
+    let targets: Vec<PathBuf> = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok()).collect();
+    let listener = PathBuf::from(format!("socket:[{}]", listening_inode(&address)));
+    assert_eq!(targets.iter().filter(|target| **target == listener).count(), 1, "{targets:?}");
+
+    // A client that stays does not keep the daemon.
+    let _client = connect(&address);
     kill(daemon, Signal::SIGTERM).unwrap();
     assert_eq!(waitpid(daemon, None).unwrap(), WaitStatus::Exited(daemon, 0));
     assert_eq!(node.sockets_left(), 0);
+}
+
+/// The inode of the listener at `address`, from unix(7)'s `/proc/net/unix`.
+fn listening_inode(address: &str) -> String {
+    let path = address.strip_prefix("unix://").unwrap();
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let is_listener = |fields: &Vec<&str>| fields.get(7) == Some(&path) && fields.get(3) == Some(&"00010000");
+    fields.into_iter().find(is_listener).unwrap()[6].to_owned()
 }
 
 #[test]
