@@ -2,7 +2,7 @@
 //! `runtimeoptions.v1.Options`, which is what a runtime of its own name gets.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -13,6 +13,8 @@ use proto::protobuf::{Message as _, UnknownValueRef};
 use proto::shim::oci;
 use runtime_core::error::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::bundle::write_atomic;
 
 /// The file in the bundle that keeps the options for `delete` and for tools.
 const FILE: &str = "options.json";
@@ -186,29 +188,6 @@ impl Options {
             Ok(text) => serde_json::from_slice(&text).map_err(|error| Error::invalid(format!("parse {path:?}: {error}"))),
         }
     }
-}
-
-/// Writes `name` in `dir` so that a reader sees the old file or the whole new one; mode 0600.
-///
-/// # Errors
-/// The errno of the step that failed.
-pub fn write_atomic(dir: &Path, name: &str, content: &[u8]) -> Result<()> {
-    let (path, temporary) = (dir.join(name), dir.join(format!(".{name}.new")));
-    let what = || format!("write {path:?}");
-    let mut file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&temporary)
-        .context(what)?;
-    let written = file.write_all(content).and_then(|()| std::fs::rename(&temporary, &path));
-    if written.is_err() {
-        // The first failure is the one to tell.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written.context(what)
 }
 
 fn read_limited(path: &Path) -> Result<Vec<u8>> {

@@ -15,7 +15,7 @@ use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 
 use crate::bootstrap::{Bootstrap, Environment, read_stdin};
 use crate::daemon::{Config, daemon};
-use crate::options::{Options, write_atomic};
+use crate::options::Options;
 use crate::ready::{self, Outcome, Ready};
 use crate::socket::{self, Bound, Claim};
 use crate::{bundle, group};
@@ -38,7 +38,7 @@ pub fn start(flags: &Flags) -> Result<()> {
     let reply = bootstrap.reply(&address)?;
     match socket::claim(&path)? {
         Claim::Live => {
-            write_atomic(&bundle, ADDRESS_FILE, address.as_bytes())?;
+            bundle::write_atomic(&bundle, ADDRESS_FILE, address.as_bytes())?;
             print(&reply)
         }
         Claim::Bound(bound) => Start { config: Config { bundle, options, group, bootstrap }, bound, address, reply }.run(),
@@ -91,7 +91,7 @@ fn launch(config: Config, bound: Bound, address: &str) -> Result<Pid> {
 }
 
 fn fork_daemon(config: &Config, address: &str) -> Result<(Fork, Outcome, Ready)> {
-    write_atomic(&config.bundle, ADDRESS_FILE, address.as_bytes())?;
+    bundle::write_atomic(&config.bundle, ADDRESS_FILE, address.as_bytes())?;
     if config.bootstrap.sched_core {
         enable_core_scheduling()?;
     }
