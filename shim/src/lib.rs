@@ -1,3 +1,24 @@
 //! The contract with containerd on top of runtime-core.
+//!
+//! *start → claim of the socket → fork → daemon → services; delete; info.*
 
+pub mod accept;
+pub mod bootstrap;
+pub mod bundle;
+pub mod cleanup;
+pub mod clock;
+pub mod daemon;
+pub mod delete;
+pub mod events;
+pub mod features;
+pub mod group;
+pub mod info;
 pub mod io;
+pub mod logger;
+pub mod options;
+pub mod place;
+pub mod ready;
+pub mod serve;
+pub mod socket;
+pub mod start;
+pub mod task;

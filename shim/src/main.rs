@@ -1,2 +1,33 @@
-//! The shim binary.
-fn main() {}
+//! The shim binary: `start`, `delete`, `-info` and `-v`, as containerd calls them.
+
+use std::process::ExitCode;
+
+use containerd_shim::Flags;
+use runtime_core::error::{Error, Result};
+use shim::{delete, info, start};
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let outcome = containerd_shim::parse(&arguments).map_err(|error| Error::invalid(error.to_string())).and_then(|flags| run(&flags));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("containerd-shim-coracle-v2: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(flags: &Flags) -> Result<()> {
+    match flags.action.as_str() {
+        _ if flags.version => {
+            print!("{}", info::version());
+            Ok(())
+        }
+        _ if flags.info => info::info().map_err(|error| error.context("info")),
+        "start" => start::start(flags).map_err(|error| error.context("start")),
+        "delete" => delete::delete(flags).map_err(|error| error.context("delete")),
+        "" => Err(Error::invalid("no action: want start, delete, -info or -v")),
+        other => Err(Error::invalid(format!("unknown action {other:?}: want start, delete, -info or -v"))),
+    }
+}

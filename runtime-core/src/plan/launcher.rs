@@ -26,6 +26,7 @@ use super::Launch;
 use super::child::{Child, run};
 use crate::cgroup;
 use crate::error::{Context, Error, Result};
+use crate::sys::fork::{Fork, fork};
 use crate::sys::mount::{attr, set_attributes};
 use crate::sys::process::{self, Cloned, StringArray};
 
@@ -75,9 +76,9 @@ impl Launcher {
         let (daemon, control) = rustix::net::socketpair(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, flags, None)
             .context(|| "launcher: socketpair")?;
         rustix::io::ioctl_fionbio(&daemon, true).context(|| "launcher: socket")?;
-        match process::fork().context(|| "launcher: fork")? {
-            Some(pid) => Ok(Self { socket: daemon, pid }),
-            None => {
+        match fork().context(|| "launcher")? {
+            Fork::Parent(pid) => Ok(Self { socket: daemon, pid: pid.as_raw_nonzero().get() }),
+            Fork::Child => {
                 let status = match serve(control) {
                     Ok(()) => 0,
                     Err(_) => 1,

@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod fork;
 pub mod mount;
 pub mod namespace;
 pub mod process;

@@ -1,4 +1,4 @@
-//! clone3(2), fork(2), execve(2), setns(2), unshare(2), close_range(2), waitid(2), prctl(2).
+//! clone3(2), execve(2), setns(2), unshare(2), close_range(2), waitid(2), prctl(2).
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -44,19 +44,6 @@ pub fn clone_as_sibling(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cl
     }
     // SAFETY: the kernel stored a new descriptor in `pidfd` that nobody else owns.
     Ok(Cloned::Parent(pid as libc::pid_t, unsafe { OwnedFd::from_raw_fd(pidfd) }))
-}
-
-/// fork(2): `None` in the child, the child's process id in the parent. For single-threaded processes: the child of a threaded one could
-/// hang on a lock that another thread held.
-///
-/// # Errors
-/// `EAGAIN` at a process limit, `ENOMEM`.
-pub fn fork() -> Result<Option<libc::pid_t>, Errno> {
-    // SAFETY: the child is a copy of a single-threaded process, as the contract of this function demands; it may run any code.
-    match check(libc::c_long::from(unsafe { libc::fork() }))? {
-        0 => Ok(None),
-        pid => Ok(Some(pid as libc::pid_t)),
-    }
 }
 
 /// Ends the process without running destructors or atexit handlers: they belong to the parent.

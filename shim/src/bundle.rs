@@ -1,0 +1,73 @@
+//! The bundle: the directory that containerd made for the container, which is also the working directory of each call.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use runtime_core::error::{Context, Error, Result};
+
+/// The bundle that the command line named, else the working directory; absolute.
+///
+/// # Errors
+/// `InvalidArgument` for a relative path; the errno when the working directory is gone.
+pub fn dir(flag: &str) -> Result<PathBuf> {
+    if flag.is_empty() {
+        return std::env::current_dir().context(|| "get the working directory");
+    }
+    let path = Path::new(flag);
+    if path.is_absolute() {
+        return Ok(path.to_path_buf());
+    }
+    Err(Error::invalid(format!("-bundle {flag:?}: not an absolute path")))
+}
+
+/// Writes `name` in the bundle `dir` so that a reader sees the old file or the whole new one; mode 0600.
+///
+/// # Errors
+/// The errno of the step that failed.
+pub fn write_atomic(dir: &Path, name: &str, content: &[u8]) -> Result<()> {
+    let (path, temporary) = (dir.join(name), dir.join(format!(".{name}.new")));
+    let what = || format!("write {path:?}");
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&temporary)
+        .context(what)?;
+    let written = file.write_all(content).and_then(|()| std::fs::rename(&temporary, &path));
+    if written.is_err() {
+        // The first failure is the one to tell.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written.context(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_file_is_written_whole_or_not_at_all() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("address");
+        std::fs::write(&path, "something longer").unwrap();
+        write_atomic(tmp.path(), "address", b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        std::fs::create_dir(tmp.path().join("taken")).unwrap();
+        let error = write_atomic(tmp.path(), "taken", b"new").unwrap_err();
+        assert!(error.to_string().ends_with("taken\": is a directory"), "{error}");
+        assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn the_flag_wins_over_the_working_directory() {
+        assert_eq!(dir("/run/b").unwrap(), Path::new("/run/b"));
+        assert_eq!(dir("").unwrap(), std::env::current_dir().unwrap());
+        assert_eq!(dir("b").unwrap_err().to_string(), "-bundle \"b\": not an absolute path");
+    }
+}

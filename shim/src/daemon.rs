@@ -1,0 +1,80 @@
+//! From a fork of `start` to a daemon of its own, in the order that its children need.
+
+use std::path::PathBuf;
+
+use nix::sys::prctl;
+use runtime_core::error::{Context, Error, Result};
+use rustix::fs::{Mode, OFlags};
+
+use crate::bootstrap::Bootstrap;
+use crate::options::Options;
+use crate::ready::Ready;
+use crate::socket::Bound;
+use crate::{logger, place, serve};
+
+/// What the daemon was started with.
+#[derive(Debug)]
+pub struct Config {
+    /// The bundle of the first container.
+    pub bundle: PathBuf,
+    /// The options that came with `start`; each Create may bring its own.
+    pub options: Options,
+    /// The group that shares this daemon, where there is one.
+    pub group: Option<String>,
+    /// What containerd said.
+    pub bootstrap: Bootstrap,
+}
+
+/// Serves the group until it is shut down. To be called in a fresh fork with one thread.
+///
+/// A failure before `ready` is told to `start`; after that the caller logs it.
+///
+/// # Errors
+/// The step that failed.
+pub fn daemon(config: Config, bound: Bound, mut ready: Ready) -> Result<()> {
+    let served = prepare(&config).and_then(|()| run(config, bound, &mut ready));
+    if let Err(error) = &served {
+        ready.fail(error);
+    }
+    served
+}
+
+/// What every process of the shim has in common, and what its children inherit.
+fn prepare(config: &Config) -> Result<()> {
+    // Before anything is logged or printed by chance: containerd waits for the end of both pipes.
+    silence()?;
+    rustix::process::setsid().context(|| "setsid")?;
+    rustix::process::chdir("/").context(|| "chdir to /")?;
+    logger::init(&config.bundle, config.bootstrap.log_level, &config.bootstrap.id, &config.bootstrap.namespace)?;
+    // Here and not in `start`, so that whatever the daemon forks is born in the right cgroup with the right score.
+    if !config.options.shim_cgroup.is_empty() {
+        place::enter_cgroup(&config.options.shim_cgroup)?;
+    }
+    place::raise_oom_score()
+}
+
+fn run(config: Config, bound: Bound, ready: &mut Ready) -> Result<()> {
+    keep_to_itself()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "make the async runtime")?;
+    runtime.block_on(serve::serve(config, bound, ready))
+}
+
+/// What only the daemon is: the reaper of what its containers leave behind, and closed to ptrace(2) and `/proc/<pid>/{fd,mem}` of others.
+///
+/// A process that forks containers is best forked before this and after [`prepare`]: PR_SET_THP_DISABLE passes to children and through execve(2), so a container would
+/// have to clear it: the shim's own heap is far below one huge page, the container's need not be.
+fn keep_to_itself() -> Result<()> {
+    let what = |name: &'static str| move |errno: nix::Error| Error::from_errno(format!("prctl {name}"), errno as i32);
+    prctl::set_child_subreaper(true).map_err(what("PR_SET_CHILD_SUBREAPER"))?;
+    prctl::set_dumpable(false).map_err(what("PR_SET_DUMPABLE"))?;
+    prctl::set_thp_disable(true).map_err(what("PR_SET_THP_DISABLE"))
+}
+
+/// Points descriptors 0, 1 and 2 to `/dev/null`.
+fn silence() -> Result<()> {
+    let what = || "open /dev/null";
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(what)?;
+    rustix::stdio::dup2_stdin(&null).context(what)?;
+    rustix::stdio::dup2_stdout(&null).context(what)?;
+    rustix::stdio::dup2_stderr(&null).context(what)
+}

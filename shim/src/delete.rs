@@ -1,0 +1,49 @@
+//! The `delete` verb: cleans up after a daemon that died, and tells containerd how its container ended.
+
+use std::io::Write;
+use std::path::Path;
+
+use containerd_shim::Flags;
+use proto::api::DeleteResponse;
+use proto::protobuf::{Message, MessageField};
+use runtime_core::error::{Context, Error, ErrorKind, Result};
+
+use crate::bootstrap::check_identifier;
+use crate::cleanup::{Exit, cleanup};
+use crate::clock::timestamp;
+use crate::start::address_file;
+use crate::{bundle, socket};
+
+/// Runs `delete` with what the command line gave. May be called for a container that was never created, or twice.
+///
+/// # Errors
+/// The step that failed.
+pub fn delete(flags: &Flags) -> Result<()> {
+    check_identifier("-id", &flags.id)?;
+    check_identifier("-namespace", &flags.namespace)?;
+    let bundle = bundle::dir(&flags.bundle)?;
+    let exit = cleanup(&bundle, &flags.namespace, &flags.id)?;
+    remove_socket(&bundle)?;
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(&encode(exit)?).and_then(|()| stdout.flush()).context(|| "write the answer to standard output")
+}
+
+/// Removes the socket that the bundle names, unless its daemon lives: a group's may outlive this container.
+fn remove_socket(bundle: &Path) -> Result<()> {
+    let path = address_file(bundle);
+    match std::fs::read_to_string(&path) {
+        Ok(address) => socket::remove_dead(address.trim()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io(format!("read {path:?}"), &error)),
+    }
+}
+
+fn encode(exit: Exit) -> Result<Vec<u8>> {
+    let response = DeleteResponse {
+        pid: exit.pid,
+        exit_status: exit.status,
+        exited_at: MessageField::some(timestamp(exit.at)),
+        ..DeleteResponse::default()
+    };
+    response.write_to_bytes().map_err(|error| Error::new(ErrorKind::Internal, format!("encode DeleteResponse: {error}")))
+}

@@ -1,0 +1,64 @@
+//! Which containers share one shim: what the annotations of `config.json` say.
+
+use std::path::Path;
+
+use runtime_core::error::{Error, Result};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// The annotations that name the group, in this order (containerd's `cmd/containerd-shim-runc-v2/manager/manager_linux.go`).
+const ANNOTATIONS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
+
+#[derive(Deserialize)]
+struct Config {
+    annotations: Option<Map<String, Value>>,
+}
+
+/// The group of the container in `bundle`; `None` when it is alone, or when there is no `config.json` (a sandbox without a container).
+///
+/// # Errors
+/// `InvalidArgument` when `config.json` is not JSON; the errno when it cannot be read.
+pub fn of(bundle: &Path) -> Result<Option<String>> {
+    let path = bundle.join("config.json");
+    match std::fs::read(&path) {
+        Ok(text) => from_config(&text).map_err(|error| error.context(format!("parse {path:?}"))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(format!("read {path:?}"), &error)),
+    }
+}
+
+/// Everything but the annotations is skipped, not judged: that is Create's to do.
+fn from_config(text: &[u8]) -> Result<Option<String>> {
+    let config: Config = serde_json::from_slice(text).map_err(|error| Error::invalid(error.to_string()))?;
+    let annotations = config.annotations.unwrap_or_default();
+    let group = ANNOTATIONS.iter().find_map(|key| annotations.get(*key).and_then(Value::as_str).filter(|group| !group.is_empty()));
+    Ok(group.map(str::to_owned))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_annotation_names_the_group() {
+        let cases = [
+            (r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"s","io.containerd.runc.v2.group":"g"}}"#, Some("g")),
+            (r#"{"ociVersion":3,"annotations":{"io.kubernetes.cri.sandbox-id":"s","x":1},"process":[]}"#, Some("s")),
+            (r#"{"annotations":{"io.containerd.runc.v2.group":"","io.kubernetes.cri.sandbox-id":7}}"#, None),
+            (r#"{"annotations":null}"#, None),
+            ("{}", None),
+        ];
+        for (text, group) in cases {
+            assert_eq!(from_config(text.as_bytes()).unwrap().as_deref(), group, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_absent_config_is_no_group_and_a_broken_one_an_error() {
+        let tmp = tempfile::tempdir().unwrap();
+        assert_eq!(of(tmp.path()).unwrap(), None);
+        std::fs::write(tmp.path().join("config.json"), "{").unwrap();
+        let error = of(tmp.path()).unwrap_err().to_string();
+        assert!(error.starts_with("parse \"") && error.contains("config.json\": EOF while parsing"), "{error}");
+    }
+}
