@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use containerd_shim::Flags;
 use runtime_core::error::{Context, Error, Result};
-use runtime_core::sys::process::{Fork, fork};
+use runtime_core::sys::fork::{Fork, fork};
 use rustix::process::Pid;
 use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 
