@@ -2,7 +2,9 @@
 //!
 //! *bundle ⊃ spec → plan ⊃ step; mount descriptor; slot; launcher; record.*
 
+pub mod cgroup;
 pub mod error;
+pub mod spec;
 pub mod sys;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,3 @@
+//! `config.json` as checked values.
+
+pub mod resources;
