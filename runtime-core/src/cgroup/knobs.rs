@@ -69,8 +69,8 @@ const fn knob(field: &'static str, controller: &'static str, v1: Option<Encode>,
 pub(super) const KNOBS: &[Knob] = &[
     knob("pids.limit", "pids", Some(pids_limit), Some(pids_limit)),
 
-    knob("cpuset.cpus", "cpuset", Some(cpuset_cpus), Some(cpuset_cpus)),
-    knob("cpuset.mems", "cpuset", Some(cpuset_mems), Some(cpuset_mems)),
+    knob("cpu.cpus", "cpuset", Some(cpuset_cpus), Some(cpuset_cpus)),
+    knob("cpu.mems", "cpuset", Some(cpuset_mems), Some(cpuset_mems)),
 
     knob("memory.limit", "memory",
         Some(|r, _| Ok(bytes(r.memory.limit, "memory.limit_in_bytes", signed))),

@@ -225,7 +225,7 @@ impl Cgroup {
     }
 
     /// Where the settings of one controller go. Without the controller only a setting that changes nothing is accepted.
-    fn plan(&self, group: &'static [Knob], resources: &Resources) -> Result<Option<(&Tree, Vec<(&'static str, Setting)>)>> {
+    fn plan(&self, group: &'static [Knob], resources: &Resources) -> Result<Option<Writes<'_>>> {
         let Some(controller) = group.first().map(|knob| knob.controller) else { return Ok(None) };
         let home = self.home(controller);
         let version = home.map_or(version(self.mode), |tree| tree.version);
@@ -275,6 +275,9 @@ impl Host {
         knobs::ignored(version(self.mode()), resources)
     }
 }
+
+/// Settings with the fields they come from, and the directory they go to.
+type Writes<'a> = (&'a Tree, Vec<(&'static str, Setting)>);
 
 /// The version whose controllers are in use.
 fn version(mode: Mode) -> Version {
