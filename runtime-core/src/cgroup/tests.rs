@@ -129,6 +129,19 @@ mod plain {
     }
 
     #[test]
+    fn kills_for_want_of_memory_are_counted_once() {
+        let (tree, host) = v2_tree(&[]);
+        let cgroup = make(&host);
+        assert!(cgroup.oom_watch().unwrap().is_none(), "there is no memory.events");
+        let events = tree.path().join("pod/web/memory.events");
+        std::fs::write(&events, "low 0\noom 3\noom_kill 3\n").unwrap();
+        let mut watch = cgroup.oom_watch().unwrap().unwrap();
+        assert_eq!((watch.take().unwrap(), watch.watch().trigger()), (0, Trigger::Priority));
+        std::fs::write(&events, "low 0\noom 9\noom_kill 5\n").unwrap();
+        assert_eq!((watch.take().unwrap(), watch.take().unwrap()), (2, 0));
+    }
+
+    #[test]
     fn a_path_survives_the_record() {
         let host = Host::with_own(&[("", "outer")]);
         let path = CgroupPath::new(&host, None, "web").unwrap();
@@ -271,19 +284,25 @@ mod kernel {
             Stats::V1(stats) => *stats,
             Stats::V2(_) => panic!("not version 1"),
         };
-        eventually("throttled", || stats().cpu.unwrap().throttling.unwrap().throttled_periods > 0);
+        // Processor time is counted in ticks and memory.stat summed up every two seconds, so wait until the script is done and all of it shows.
+        eventually("all counters", || {
+            let stats = stats();
+            let (cpu, memory) = (stats.cpu.unwrap(), stats.memory.unwrap());
+            let (usage, throttling) = (cpu.usage.unwrap(), cpu.throttling.unwrap());
+            usage.user + usage.kernel > 0
+                && usage.total > 10_000_000
+                && usage.per_cpu.iter().sum::<u64>() > 10_000_000
+                && throttling.throttled_periods > 0
+                && throttling.throttled_time > 0
+                && memory.total_rss > 1_000_000
+                && memory.total_pg_fault > 0
+                && stats.pids == Some(stats::PidsStat { current: 1, limit: 50 })
+        });
         let got = stats();
-        let cpu = got.cpu.unwrap();
-        let usage = cpu.usage.unwrap();
-        assert!(usage.total > 10_000_000 && usage.per_cpu.iter().sum::<u64>() > 0 && usage.user + usage.kernel > 0, "{usage:?}");
-        assert!(cpu.throttling.unwrap().throttled_time > 0);
-        assert_eq!(got.pids, Some(stats::PidsStat { current: 1, limit: 50 }));
         let memory = got.memory.unwrap();
-        let entry = memory.usage.clone().unwrap();
-        assert!(entry.limit == 67_108_864 && entry.usage > 0 && entry.max >= entry.usage, "{entry:?}");
         assert_eq!(memory.hierarchical_memory_limit, 67_108_864);
-        // The kernel gathers these per processor and sums them up every two seconds.
-        eventually("memory.stat", || stats().memory.is_some_and(|memory| memory.total_rss > 1_000_000 && memory.total_pg_fault > 0));
+        let entry = memory.usage.unwrap();
+        assert!(entry.limit == 67_108_864 && entry.usage > 1_000_000 && entry.max >= entry.usage, "{entry:?}");
         assert!(got.blkio.is_some() && got.memory_oom_control.is_some());
         child.kill().unwrap();
         child.wait().unwrap();
@@ -300,8 +319,34 @@ mod kernel {
         let asked = scratch.cgroup().update(&resources(r#"{"memory": {"limit": 4194304, "checkBeforeUpdate": true}}"#)).unwrap_err();
         assert_eq!(asked.kind(), ErrorKind::FailedPrecondition);
         assert!(asked.to_string().contains("resources.memory.limit: 4194304 is not above"), "{asked}");
+        // Unasked the kernel tries; it succeeds only where there is swap to move the memory to.
+        if std::fs::read_to_string("/proc/swaps").unwrap().lines().count() == 1 {
+            let tried = scratch.cgroup().update(&resources(r#"{"memory": {"limit": 4194304}}"#)).unwrap_err();
+            assert_eq!(tried.kind(), ErrorKind::FailedPrecondition);
+            assert!(tried.to_string().contains("resources.memory.limit: 4194304 is below what is in use"), "{tried}");
+            assert_eq!(scratch.read("memory", "memory.limit_in_bytes"), "67108864");
+        }
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn huge_pages_are_limited_wherever_the_controller_is() {
+        let json = r#"{"hugepageLimits": [{"pageSize": "2MB", "limit": 4194304}]}"#;
+        let available = std::fs::read_to_string("/proc/cgroups").unwrap().contains("hugetlb");
+        if available && Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists() {
+            let scratch = Scratch::new("huge", json);
+            let tree = scratch.cgroup().home("hugetlb").unwrap();
+            let file = if tree.version == Version::V1 { "hugetlb.2MB.limit_in_bytes" } else { "hugetlb.2MB.max" };
+            assert_eq!(scratch.read("hugetlb", file), "4194304");
+            let Stats::V1(stats) = scratch.cgroup().stats().unwrap() else { panic!("not version 1") };
+            assert!(stats.hugetlb.iter().any(|stat| stat.pagesize == "2MB"));
+        } else {
+            let host = Host::detect().unwrap();
+            let path = CgroupPath::new(&host, Some("/coracle-test-huge"), "huge").unwrap();
+            let error = Cgroup::create(&host, &path, &resources(json)).unwrap_err();
+            assert!(error.to_string().starts_with("resources.hugepageLimits"), "{error}");
+        }
     }
 
     #[test]
@@ -376,6 +421,10 @@ fn forking(name: &str) {
     // Three that never stay: each is forked by one that exits at once.
     let mut child = scratch.run("f() { f & }; f & f & f & exec sleep 1000");
     eventually("forking", || scratch.cgroup().pids().unwrap().last().is_some_and(|pid| pid.unsigned_abs() > child.id() + 100));
+    scratch.cgroup().freeze(LONG).unwrap();
+    let frozen = scratch.cgroup().pids().unwrap();
+    assert_eq!(scratch.cgroup().pids().unwrap(), frozen, "still forking");
+    scratch.cgroup().thaw().unwrap();
     scratch.cgroup().kill_and_wait(LONG).unwrap();
     child.wait().unwrap();
     assert!(scratch.cgroup().pids().unwrap().is_empty());
