@@ -4,7 +4,8 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use runtime_core::compile::{self, CgroupMounts, CgroupView, Compiled, Container, Streams};
+use runtime_core::cgroup;
+use runtime_core::compile::{self, CgroupView, Compiled, Container, Streams};
 use runtime_core::container::failure;
 use runtime_core::plan::launcher::{Launched, Launcher, Request};
 use runtime_core::plan::report::{self, GO, Message};
@@ -81,7 +82,7 @@ fn compile(bundle: &Path, stdout: OwnedFd) -> (Compiled, OwnedFd) {
         bundle,
         spec: &spec,
         rootfs: &[],
-        cgroup: CgroupView { procs: Vec::new(), directory: None, mounts: CgroupMounts::V2 },
+        cgroup: CgroupView { procs: Vec::new(), directory: None, mounts: cgroup::Mounts::V2 },
         streams: Streams::Given([null(), stdout.try_clone().unwrap(), stdout]),
         filter: None,
         report: child,

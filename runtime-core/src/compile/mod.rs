@@ -14,12 +14,12 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
 
+use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::plan::{Builder, Launch, Slot, Step};
 use crate::seccomp::Filter;
 use crate::spec::{Process, Spec};
 
-pub use mounts::CgroupMounts;
 pub use namespaces::{Joined, ids as namespace_ids};
 pub use process::{capability_names, unknown_capabilities};
 pub use rootfs::RootMount;
@@ -39,7 +39,7 @@ pub struct CgroupView {
     /// The v2 directory to be born in.
     pub directory: Option<OwnedFd>,
     /// For mounts of type cgroup.
-    pub mounts: CgroupMounts,
+    pub mounts: cgroup::Mounts,
 }
 
 /// Everything a container's plan is compiled from. `spec` has passed [`crate::spec::check`].

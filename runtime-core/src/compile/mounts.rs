@@ -1,36 +1,17 @@
 //! `mounts`, masked and read-only paths, the propagation and attributes of the root.
 
 use std::ffi::CString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount};
 
 use super::options::Options;
 use super::{cstring, relative, rootfs};
+use crate::cgroup::{self, MountedHierarchy};
 use crate::error::{Context, Error, Result};
 use crate::plan::{Builder, Slot, Step, Target};
 use crate::spec::Spec;
 use crate::sys::mount::attr;
-
-/// What a mount of type cgroup shows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CgroupMounts {
-    /// The v2 tree.
-    V2,
-    /// Each v1 hierarchy in a directory of its own.
-    V1(Vec<CgroupHierarchy>),
-}
-
-/// One v1 hierarchy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CgroupHierarchy {
-    /// The directory's name below the mount point, for instance `cpu,cpuacct`.
-    pub name: String,
-    /// How the hierarchy is asked for: `cpu,cpuacct` or `none,name=systemd`.
-    pub options: String,
-    /// The container's directory in it, as the host sees it.
-    pub directory: PathBuf,
-}
 
 /// Single files of procfs that may be covered (runc `libcontainer/rootfs_linux.go`, `checkProcMount`).
 const PROC_FILES: &[&str] = &[
@@ -67,18 +48,18 @@ struct Entry<'a> {
 enum Kind<'a> {
     Bind,
     Filesystem { fstype: &'a str, source: &'a str },
-    CgroupV1(Vec<(Slot, &'a CgroupHierarchy)>, bool),
+    CgroupV1(Vec<(Slot, &'a MountedHierarchy)>, bool),
 }
 
 /// Emits the steps that open what belongs to the host, and hands out the slots of everything.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the mount.
-pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, bundle: &Path, cgroup: &'a CgroupMounts) -> Result<Mounts<'a>> {
+pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, bundle: &Path, hierarchies: &'a cgroup::Mounts) -> Result<Mounts<'a>> {
     let mut mounts = Mounts { entries: Vec::new(), devpts: None, proc: None };
     let own_cgroup_namespace = spec.linux.namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup);
     for mount in &spec.mounts {
-        let entry = source(plan, mount, bundle, cgroup, own_cgroup_namespace)
+        let entry = source(plan, mount, bundle, hierarchies, own_cgroup_namespace)
             .context(|| format!("mounts[{:?}]", mount.destination().display().to_string()))?;
         if let Kind::Filesystem { fstype, .. } = entry.kind {
             let slot = Some(entry.slot);
@@ -100,7 +81,7 @@ fn source<'a>(
     plan: &mut Builder,
     mount: &'a Mount,
     bundle: &Path,
-    cgroup: &'a CgroupMounts,
+    hierarchies: &'a cgroup::Mounts,
     own_cgroup_namespace: bool,
 ) -> Result<Entry<'a>> {
     let options = Options::parse(mount.options().iter().flatten().map(String::as_str))?;
@@ -110,14 +91,14 @@ fn source<'a>(
     }
     let fstype = mount.typ().as_deref().unwrap_or_default();
     let slot = plan.slot();
-    let kind = match (fstype, cgroup) {
+    let kind = match (fstype, hierarchies) {
         _ if options.bind || fstype == "bind" || fstype == "rbind" => {
             let source = mount.source().as_deref().ok_or_else(|| Error::invalid("bind without a source"))?;
             let source = bundle.join(source);
             rootfs::bind(plan, &source.to_string_lossy(), &options, slot)?;
             Kind::Bind
         }
-        ("cgroup", CgroupMounts::V1(hierarchies)) => {
+        ("cgroup", cgroup::Mounts::V1(hierarchies)) => {
             let slots: Vec<_> = hierarchies.iter().map(|hierarchy| (plan.slot(), hierarchy)).collect();
             if !own_cgroup_namespace {
                 for (slot, hierarchy) in &slots {
@@ -126,7 +107,7 @@ fn source<'a>(
             }
             Kind::CgroupV1(slots, own_cgroup_namespace)
         }
-        ("cgroup", CgroupMounts::V2) => Kind::Filesystem { fstype: "cgroup2", source: "cgroup2" },
+        ("cgroup", cgroup::Mounts::V2) => Kind::Filesystem { fstype: "cgroup2", source: "cgroup2" },
         ("", _) => return Err(Error::invalid("no type")),
         (fstype, _) => {
             let source = mount.source().as_ref().and_then(|source| source.to_str()).unwrap_or(fstype);
@@ -195,7 +176,7 @@ fn filesystem(plan: &mut Builder, fstype: &str, source: &str, options: &Options,
 fn cgroup_v1(
     plan: &mut Builder,
     entry: &Entry<'_>,
-    hierarchies: &[(Slot, &CgroupHierarchy)],
+    hierarchies: &[(Slot, &MountedHierarchy)],
     new: bool,
     root: Slot,
     rule: Target,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup;
+use crate::cgroup::CgroupPath;
 use crate::error::{Context, Error, Result};
 
 const NAME: &str = "coracle.json";
@@ -47,7 +47,7 @@ pub struct Record {
     /// Its first process, once there is one.
     pub init: Option<ProcessId>,
     /// Its cgroup, as soon as the name is known.
-    pub cgroup: Option<cgroup::Record>,
+    pub cgroup: Option<CgroupPath>,
     /// How the first process ended, once it has: status and Unix time in nanoseconds.
     pub exited: Option<(u32, i64)>,
 }

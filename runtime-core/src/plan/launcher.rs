@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, IoSliceMut};
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Launch;
 use super::child::{Child, run};
-use crate::cgroup;
+use crate::cgroup::{Cgroup, CgroupPath, Host};
 use crate::error::{Context, Error, Result};
 use crate::sys::fork::{Fork, fork};
 use crate::sys::mount::{attr, set_attributes};
@@ -36,6 +37,8 @@ const DESCRIPTORS_MAX: usize = 253;
 const REQUEST_MAX: usize = 64 << 20;
 const HEADER: usize = 4;
 const ANSWER: usize = 8;
+/// How long one cgroup may take to die.
+const ABANDON: Duration = Duration::from_secs(2);
 /// The launcher's own end of the socket.
 const CONTROL: u32 = 3;
 
@@ -45,7 +48,7 @@ pub enum Request {
     /// Start a process. Answered.
     Launch(Box<Launch>),
     /// Kill and remove this cgroup when the daemon is gone. Not answered.
-    Watch(String, cgroup::Record),
+    Watch(String, CgroupPath),
     /// Forget it. Not answered.
     Forget(String),
 }
@@ -166,7 +169,7 @@ struct Server {
     control: OwnedFd,
     own_pid_namespace: OwnedFd,
     stub: OwnedFd,
-    watched: HashMap<String, cgroup::Record>,
+    watched: HashMap<String, CgroupPath>,
 }
 
 /// The life of the launcher process.
@@ -187,12 +190,7 @@ fn serve(control: OwnedFd) -> Result<()> {
             Request::Forget(id) => drop(server.watched.remove(&id)),
         }
     }
-    for record in server.watched.values() {
-        if let Ok(cgroup) = cgroup::Cgroup::reopen(record) {
-            let _ = cgroup.kill_and_remove();
-        }
-    }
-    Ok(())
+    server.abandon()
 }
 
 /// Everything else that was inherited belongs to the daemon.
@@ -270,6 +268,22 @@ impl Server {
         }
         let request = postcard::from_bytes(&body).map_err(|error| Error::invalid(format!("launcher: decode: {error}")))?;
         Ok(Some((request, descriptors)))
+    }
+
+    /// Kills and removes what nobody supervises any more: all are killed before one is waited for.
+    fn abandon(&self) -> Result<()> {
+        if self.watched.is_empty() {
+            return Ok(());
+        }
+        let host = Host::detect()?;
+        let cgroups: Vec<Cgroup> = self.watched.values().filter_map(|path| Cgroup::open(&host, path).ok()).collect();
+        for cgroup in &cgroups {
+            // Tried again below, where it is waited for.
+            let _ = cgroup.kill();
+        }
+        let removed = cgroups.iter().map(|cgroup| cgroup.kill_and_wait(ABANDON).and_then(|()| cgroup.remove(ABANDON)));
+        // One that does not die must not keep the others.
+        removed.collect::<Vec<_>>().into_iter().collect()
     }
 
     fn answer(&self, answer: std::result::Result<Launched, Errno>) -> Result<()> {

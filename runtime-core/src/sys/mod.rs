@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod bpf;
 pub mod fork;
 pub mod mount;
 pub mod namespace;

@@ -1,0 +1,311 @@
+//! A container's control group: one directory per hierarchy of the host, kept open.
+//!
+//! Version 1, version 2 and the hybrid of both stay in here; callers ask for what they want (limits, freeze, kill, statistics) and not for the
+//! version. Each limit is one row of the `knobs` table; `v1` and `v2` hold what is not a limit but different.
+//!
+//! ```text
+//! Host::detect ─► CgroupPath::new ─► Cgroup::create ─► procs_fds / dir_fd for the first process ─► update, stats, freeze, kill
+//!                      │ recorded on disk                                                               └─► remove
+//!                      └──────────────────► Cgroup::open (another process, after a crash) ─► kill_and_wait, remove
+//! ```
+
+mod convert;
+mod device_filter;
+mod devices;
+mod dir;
+mod freeze;
+mod host;
+mod kill;
+mod knobs;
+mod mounts;
+mod path;
+mod remove;
+pub mod stats;
+mod tree;
+mod v1;
+mod v2;
+mod watch;
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+pub use devices::default_rules;
+pub use freeze::FreezeStep;
+pub use host::{Host, Mode};
+pub use mounts::{MountedHierarchy, Mounts};
+pub use path::CgroupPath;
+pub use stats::Stats;
+pub use watch::{OomWatch, Trigger, Watch};
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::spec::resources::Resources;
+use devices::Policy;
+use dir::Dir;
+use host::Version;
+use knobs::{Current, KNOBS, Knob, Setting};
+use tree::{Made, Tree};
+
+/// Having one means: in each hierarchy where the directory exists it was reached without following a link or leaving the filesystem, and it is
+/// held by descriptor. Dropping it removes nothing.
+#[derive(Debug)]
+pub struct Cgroup {
+    mode: Mode,
+    trees: Vec<Tree>,
+}
+
+impl Cgroup {
+    /// Makes the cgroup and puts `resources` and the device rules in force, before anybody is inside.
+    ///
+    /// An existing directory is used if it has no processes and is not frozen. Parents that had to be made stay when the cgroup is removed, as
+    /// with runc: others may be using them.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a value no kernel takes, `FailedPrecondition` for a cgroup that is in use; after any error nothing that was made is
+    /// left behind.
+    pub fn create(host: &Host, path: &CgroupPath, resources: &Resources) -> Result<Self> {
+        knobs::check(version(host.mode()), resources)?;
+        let policy = Policy::of_container(&resources.devices)?;
+        let mut made = Made::default();
+        let cgroup = Self::make(host, path, resources, &mut made)?;
+        cgroup.apply(resources)?;
+        cgroup.apply_devices(&policy)?;
+        for tree in &cgroup.trees {
+            v1::inherit_cpuset(tree)?;
+        }
+        made.keep();
+        Ok(cgroup)
+    }
+
+    fn make(host: &Host, path: &CgroupPath, resources: &Resources, made: &mut Made) -> Result<Self> {
+        let wanted = Self::wanted_of_v2(host, resources);
+        let mut trees = Vec::with_capacity(host.hierarchies.len());
+        for hierarchy in &host.hierarchies {
+            let tree = Tree::create(hierarchy, path, wanted.as_deref(), made)?;
+            if !made.is_new(&tree) {
+                tree.refuse_if_used()?;
+            }
+            trees.push(tree);
+        }
+        Ok(Self { mode: host.mode(), trees })
+    }
+
+    /// Which controllers of the v2 tree to hand down: all (`None`) where it is the only tree; on a hybrid host only those that a limit needs
+    /// and that are not on version 1, since enabling them changes the host.
+    fn wanted_of_v2(host: &Host, resources: &Resources) -> Option<Vec<&'static str>> {
+        if host.mode() == Mode::V2 {
+            return None;
+        }
+        let on_v1 = |name: &str| host.hierarchies.iter().any(|hierarchy| hierarchy.controllers.iter().any(|other| other == name));
+        let asked = |knob: &&Knob| knobs::settings(knob, Version::V2, resources, Current(None)).is_ok_and(|list| !list.is_empty());
+        let missing = KNOBS.iter().filter(|knob| !on_v1(knob.controller)).filter(asked);
+        Some(missing.map(|knob| knobs::controller_on(Version::V2, knob.controller)).collect())
+    }
+
+    /// Opens what exists of the cgroup, which may be nothing at all.
+    ///
+    /// # Errors
+    /// Where a hierarchy cannot be read.
+    pub fn open(host: &Host, path: &CgroupPath) -> Result<Self> {
+        let trees = host.hierarchies.iter().map(|hierarchy| Tree::open(hierarchy, path)).collect::<Result<Vec<_>>>()?;
+        Ok(Self { mode: host.mode(), trees: trees.into_iter().flatten().collect() })
+    }
+
+    /// `cgroup.procs` of each v1 hierarchy, open for writing: the first process, and every one exec'd, writes `0` to each before it does anything
+    /// else. Empty on a v2 host, where [`Cgroup::dir_fd`] is all it takes; on a hybrid host both are needed.
+    ///
+    /// # Errors
+    /// The cgroup is gone.
+    pub fn procs_fds(&self) -> Result<Vec<OwnedFd>> {
+        let v1 = self.trees.iter().filter(|tree| tree.version == Version::V1);
+        v1.map(|tree| tree.dir.open_file("cgroup.procs", OFlags::WRONLY).context(|| format!("open {}/cgroup.procs", tree.dir.path())))
+            .collect()
+    }
+
+    /// The v2 directory, for `CLONE_INTO_CGROUP`. `None` on a pure v1 host.
+    pub fn dir_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.unified().map(|tree| tree.dir.as_fd())
+    }
+
+    /// Moves a process in, in every hierarchy. For processes that exist already; new ones are better born inside.
+    ///
+    /// # Errors
+    /// The process or the cgroup is gone, or the kernel refuses.
+    pub fn add(&self, pid: i32) -> Result<()> {
+        self.trees.iter().try_for_each(|tree| tree.dir.put("cgroup.procs", &pid.to_string()))
+    }
+
+    /// Changes the limits that are set in `resources`, and the device rules if there are any in it. All is checked before anything is written.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a value no kernel takes, `FailedPrecondition` for a limit below what is in use; both name the field.
+    pub fn update(&self, resources: &Resources) -> Result<()> {
+        knobs::unified(version(self.mode), resources)?;
+        if let Some(tree) = self.home("memory") {
+            knobs::check_usage(tree.version, resources, &tree.dir)?;
+        }
+        let policy = (!resources.devices.is_empty()).then(|| Policy::of_container(&resources.devices)).transpose()?;
+        self.apply(resources)?;
+        policy.map_or(Ok(()), |policy| self.apply_devices(&policy))
+    }
+
+    /// Process ids inside, descendants included, in ascending order.
+    ///
+    /// # Errors
+    /// Where the cgroup cannot be read; one that is gone is empty.
+    pub fn pids(&self) -> Result<Vec<i32>> {
+        self.primary().map_or(Ok(Vec::new()), |tree| tree.dir.pids())
+    }
+
+    /// Whether a process is inside, descendants included.
+    ///
+    /// # Errors
+    /// As [`Cgroup::pids`].
+    pub fn populated(&self) -> Result<bool> {
+        if let Some(tree) = self.unified()
+            && v2::events(&tree.dir)?.populated
+        {
+            return Ok(true);
+        }
+        Ok(self.mode != Mode::V2 && !self.pids()?.is_empty())
+    }
+
+    /// What the cgroup has used, until it is removed.
+    ///
+    /// # Errors
+    /// `NotFound` once it is gone.
+    pub fn stats(&self) -> Result<Stats> {
+        let gone = || Error::new(ErrorKind::NotFound, "the cgroup is gone");
+        let primary = self.primary().ok_or_else(gone)?;
+        match primary.dir.open_file("cgroup.procs", OFlags::RDONLY) {
+            Err(Errno::NOENT | Errno::NODEV) => Err(gone()),
+            Err(errno) => Err(Error::kernel(format!("open {}/cgroup.procs", primary.dir.path()), errno)),
+            Ok(_) if self.mode == Mode::V2 => Ok(Stats::V2(Box::new(stats::v2::read(&primary.dir)?))),
+            Ok(_) => Ok(Stats::V1(Box::new(stats::v1::read(|controller| self.home(controller).map(|tree| &tree.dir))?))),
+        }
+    }
+
+    /// The v2 tree, if there is one.
+    fn unified(&self) -> Option<&Tree> {
+        self.trees.iter().find(|tree| tree.version == Version::V2)
+    }
+
+    /// The directory in which `controller` (by its v1 name) is in force.
+    fn home(&self, controller: &'static str) -> Option<&Tree> {
+        let has = |tree: &&Tree| tree.has(knobs::controller_on(tree.version, controller));
+        self.trees.iter().filter(|tree| tree.version == Version::V1).find(has).or_else(|| self.unified().filter(has))
+    }
+
+    /// The directory to ask who is inside: all have the same answer, unless somebody moved processes about.
+    fn primary(&self) -> Option<&Tree> {
+        let unified = self.unified().filter(|_| self.mode == Mode::V2);
+        unified.or_else(|| self.home("pids")).or_else(|| self.home("devices")).or_else(|| self.trees.first())
+    }
+
+    /// Process ids inside according to any hierarchy.
+    fn pids_of_any(&self) -> Result<BTreeSet<i32>> {
+        let mut pids = BTreeSet::new();
+        for tree in &self.trees {
+            pids.extend(tree.dir.pids()?);
+        }
+        Ok(pids)
+    }
+
+    /// Writes the limits, everything encoded before the first write; `unified` last, so that it can override.
+    fn apply(&self, resources: &Resources) -> Result<()> {
+        let groups = KNOBS.chunk_by(|a, b| a.controller == b.controller);
+        let groups = groups.map(|group| self.plan(group, resources)).collect::<Result<Vec<_>>>()?;
+        for (tree, settings) in groups.into_iter().flatten() {
+            write_all(&tree.dir, settings)?;
+        }
+        for (file, line) in knobs::unified(version(self.mode), resources)? {
+            self.write_unified(file, line)?;
+        }
+        Ok(())
+    }
+
+    /// Where the settings of one controller go. Without the controller only a setting that changes nothing is accepted.
+    fn plan(&self, group: &'static [Knob], resources: &Resources) -> Result<Option<Writes<'_>>> {
+        let Some(controller) = group.first().map(|knob| knob.controller) else { return Ok(None) };
+        let home = self.home(controller);
+        let version = home.map_or(version(self.mode), |tree| tree.version);
+        let mut settings = Vec::new();
+        for knob in group {
+            let encoded = knobs::settings(knob, version, resources, Current(home.map(|tree| &tree.dir)));
+            let encoded = encoded.context(|| format!("resources.{}", knob.field))?;
+            settings.extend(encoded.into_iter().map(|setting| (knob.field, setting)));
+        }
+        let Some(tree) = home else {
+            let Some((field, _)) = settings.iter().find(|(_, setting)| !setting.dispensable) else { return Ok(None) };
+            let controller = knobs::controller_on(version, controller);
+            let message = format!("resources.{field}: the cgroup controller {controller:?} is not available here");
+            return Err(Error::new(ErrorKind::FailedPrecondition, message));
+        };
+        Ok(Some((tree, settings)))
+    }
+
+    fn write_unified(&self, file: &str, line: &str) -> Result<()> {
+        let Some(tree) = self.unified() else { return Ok(()) };
+        let controller = file.split('.').next().unwrap_or_default();
+        match tree.dir.write(file, line) {
+            Ok(()) => Ok(()),
+            Err(Errno::NOENT | Errno::PERM | Errno::ACCESS) if controller != "cgroup" && !tree.has(controller) => {
+                let message = format!("resources.unified {file:?}: the cgroup controller {controller:?} is not available here");
+                Err(Error::new(ErrorKind::FailedPrecondition, message))
+            }
+            Err(errno) => Err(Error::kernel(format!("resources.unified {file:?}: write {line:?}"), errno)),
+        }
+    }
+
+    /// In the v1 controller where there is one, else as a program on the v2 tree.
+    fn apply_devices(&self, policy: &Policy) -> Result<()> {
+        if let Some(tree) = self.home("devices") {
+            let list = tree.dir.read("devices.list").context(|| format!("read {}/devices.list", tree.dir.path()))?;
+            return policy.transition(&list).iter().try_for_each(|(file, line)| tree.dir.put(file, line));
+        }
+        let message = "resources.devices: this host has neither the devices controller nor cgroup v2";
+        let tree = self.unified().ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, message))?;
+        device_filter::install(policy, tree.dir.as_fd())
+    }
+}
+
+impl Host {
+    /// The fields of `resources` that are set and have no effect on this host, for a warning.
+    pub fn ignored(&self, resources: &Resources) -> Vec<&'static str> {
+        knobs::ignored(version(self.mode()), resources)
+    }
+}
+
+/// Settings with the fields they come from, and the directory they go to.
+type Writes<'a> = (&'a Tree, Vec<(&'static str, Setting)>);
+
+/// The version whose controllers are in use.
+fn version(mode: Mode) -> Version {
+    if mode == Mode::V2 { Version::V2 } else { Version::V1 }
+}
+
+/// What is refused with EINVAL is tried again after the rest: a limit may fit only once the one that bounds it has moved.
+fn write_all(dir: &Dir, settings: Vec<(&'static str, Setting)>) -> Result<()> {
+    let mut deferred = Vec::new();
+    for (field, setting) in settings {
+        match write(dir, &setting) {
+            Ok(()) => {}
+            Err(Errno::INVAL) => deferred.push((field, setting)),
+            Err(errno) => return Err(knobs::refused(field, &setting, dir, errno)),
+        }
+    }
+    deferred.into_iter().try_for_each(|(field, setting)| write(dir, &setting).map_err(|errno| knobs::refused(field, &setting, dir, errno)))
+}
+
+fn write(dir: &Dir, setting: &Setting) -> Result<(), Errno> {
+    match (dir.write(&setting.file, &setting.value), &setting.otherwise) {
+        (Err(Errno::NOENT), Some(other)) => write(dir, other),
+        (Err(Errno::NOENT | Errno::OPNOTSUPP), None) if setting.dispensable => Ok(()),
+        (result, _) => result,
+    }
+}
+
+#[cfg(test)]
+mod tests;

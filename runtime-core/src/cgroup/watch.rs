@@ -1,0 +1,157 @@
+//! Descriptors that report: who is inside, whether it is frozen, and out-of-memory kills.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::Cgroup;
+use super::dir::{Dir, read_to_end};
+use super::host::Version;
+use crate::error::{Context, Error, Result};
+
+/// How a descriptor reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// POLLIN.
+    Readable,
+    /// POLLPRI; such a descriptor is always readable.
+    Priority,
+}
+
+/// A descriptor to poll. It reports until [`Watch::acknowledge`] is called, once right after it was made.
+#[derive(Debug)]
+pub struct Watch {
+    fd: OwnedFd,
+    trigger: Trigger,
+}
+
+impl Watch {
+    fn file(dir: &Dir, name: &str) -> Result<Option<Self>> {
+        match dir.open_file(name, OFlags::RDONLY) {
+            Ok(fd) => Ok(Some(Self { fd, trigger: Trigger::Priority })),
+            Err(Errno::NOENT | Errno::NODEV) => Ok(None),
+            Err(errno) => Err(Error::kernel(format!("open {}/{name}", dir.path()), errno)),
+        }
+    }
+
+    /// What to poll for.
+    pub fn trigger(&self) -> Trigger {
+        self.trigger
+    }
+
+    /// Takes note of what was reported: what happens from now on is reported again. So look at the state after it, not before.
+    ///
+    /// # Errors
+    /// Where the descriptor cannot be read; that the cgroup is gone is none.
+    pub fn acknowledge(&self) -> Result<()> {
+        let result = match self.trigger {
+            // The count goes back to 0.
+            Trigger::Readable => rustix::io::read(&self.fd, &mut [0u8; 8]).map(drop),
+            // The kernel remembers, with the read, which event this reader has seen (fs/kernfs/file.c, kernfs_seq_show).
+            Trigger::Priority => read_to_end(self.fd.as_fd()).map(drop),
+        };
+        match result {
+            Ok(()) | Err(Errno::AGAIN | Errno::NODEV) => Ok(()),
+            Err(errno) => Err(Error::kernel("read a cgroup event", errno)),
+        }
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Reports out-of-memory kills.
+#[derive(Debug)]
+pub struct OomWatch {
+    watch: Watch,
+    /// v1: the file with the counter; on v2 it is the one that reports.
+    counter: Option<OwnedFd>,
+    seen: u64,
+}
+
+impl OomWatch {
+    /// How many processes were killed for want of memory since the last call.
+    ///
+    /// The counter of v1 is written after the report, so ask once more when the process has exited. On v1 kills in nested cgroups are not
+    /// counted: that kernel keeps them apart.
+    ///
+    /// # Errors
+    /// Where the counter cannot be read; that the cgroup is gone is none.
+    pub fn take(&mut self) -> Result<u64> {
+        self.watch.acknowledge()?;
+        let fd = self.counter.as_ref().unwrap_or(&self.watch.fd);
+        let text = match read_to_end(fd.as_fd()) {
+            Err(Errno::NODEV) => return Ok(0),
+            result => result.context(|| "read the counter of out-of-memory kills")?,
+        };
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(self.seen);
+        let new = count.saturating_sub(self.seen);
+        self.seen = count;
+        Ok(new)
+    }
+
+    /// What to poll; no need to acknowledge, [`OomWatch::take`] does.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
+    }
+}
+
+impl Cgroup {
+    /// Reports when the cgroup, with all below it, becomes empty or populated, frozen or thawed. `None` on a pure v1 host, which has no such event.
+    ///
+    /// # Errors
+    /// Where the file cannot be opened.
+    pub fn events(&self) -> Result<Option<Watch>> {
+        self.unified().map_or(Ok(None), |tree| Watch::file(&tree.dir, "cgroup.events"))
+    }
+
+    /// Reports out-of-memory kills. `None` without the memory controller.
+    ///
+    /// # Errors
+    /// Where the kernel refuses the watch.
+    pub fn oom_watch(&self) -> Result<Option<OomWatch>> {
+        let Some(tree) = self.home("memory") else { return Ok(None) };
+        let watch = match tree.version {
+            Version::V1 => Some(oom_v1(&tree.dir)?),
+            Version::V2 => Watch::file(&tree.dir, "memory.events")?.map(|watch| OomWatch { watch, counter: None, seen: 0 }),
+        };
+        let Some(mut watch) = watch else { return Ok(None) };
+        watch.take()?;
+        Ok(Some(watch))
+    }
+}
+
+/// Documentation/admin-guide/cgroup-v1/memory.rst, "OOM Control".
+fn oom_v1(dir: &Dir) -> Result<OomWatch> {
+    let what = || format!("watch for out-of-memory kills in {}", dir.path());
+    let counter = dir.open_file("memory.oom_control", OFlags::RDONLY).context(what)?;
+    let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context(what)?;
+    dir.write("cgroup.event_control", &format!("{} {}", fd.as_raw_fd(), counter.as_raw_fd())).context(what)?;
+    Ok(OomWatch { watch: Watch { fd, trigger: Trigger::Readable }, counter: Some(counter), seen: 0 })
+}
+
+/// Waits for `event` to report (POLLPRI), or a pidfd to become readable, at most for `timeout`. Without an event it is a pause.
+pub(super) fn wait(event: Option<BorrowedFd<'_>>, timeout: Duration) -> Result<()> {
+    poll(event, PollFlags::PRI, timeout).map(drop)
+}
+
+/// Waits for the process behind `pidfd` to exit; false when `timeout` passed first.
+pub(super) fn wait_exit(pidfd: BorrowedFd<'_>, timeout: Duration) -> Result<bool> {
+    poll(Some(pidfd), PollFlags::IN, timeout)
+}
+
+fn poll(fd: Option<BorrowedFd<'_>>, flags: PollFlags, timeout: Duration) -> Result<bool> {
+    let timeout = Timespec { tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: timeout.subsec_nanos().into() };
+    let mut fds: Vec<PollFd<'_>> = fd.iter().map(|fd| PollFd::from_borrowed_fd(*fd, flags)).collect();
+    match rustix::event::poll(&mut fds, Some(&timeout)) {
+        Ok(count) => Ok(count > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(errno) => Err(Error::kernel("poll a cgroup event", errno)),
+    }
+}
