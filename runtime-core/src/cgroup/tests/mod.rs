@@ -85,6 +85,7 @@ fn lifecycle(name: &str) {
     for tree in &cgroup.trees {
         tree.dir.make("nested").unwrap();
         tree.dir.make("other").unwrap();
+        tree.dir.open("other").unwrap().make("deep").unwrap();
         if tree.has("cpuset") && tree.version == Version::V1 {
             v1::inherit(&tree.dir, &tree.dir.open("nested").unwrap()).unwrap();
         }
