@@ -1,1 +1,3 @@
 //! The Task service.
+
+pub mod stats;
