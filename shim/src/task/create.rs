@@ -194,7 +194,9 @@ impl Making<'_> {
                     hooks.run(self.node, Point::CreateContainer, child.pid, Some((&child.pidfd, flags))).await?;
                     child.go()?;
                 }
-                Progress::Executed => return Err(Error::new(ErrorKind::Internal, "the container's first process was killed before it was ready")),
+                Progress::Executed => {
+                    return Err(Error::new(ErrorKind::Internal, "the container's first process was killed before it was ready"));
+                }
             }
         }
     }
@@ -251,10 +253,5 @@ pub fn streams(ends: Option<ChildEnds>) -> Streams {
 }
 
 fn root_mount(mount: &proto::types::mount::Mount) -> RootMount {
-    RootMount {
-        fstype: mount.type_.clone(),
-        source: mount.source.clone(),
-        target: mount.target.clone(),
-        options: mount.options.clone(),
-    }
+    RootMount { fstype: mount.type_.clone(), source: mount.source.clone(), target: mount.target.clone(), options: mount.options.clone() }
 }

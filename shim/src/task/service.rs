@@ -12,8 +12,8 @@ use proto::api::{
     ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, TaskCreate,
     UpdateTaskRequest, WaitRequest, WaitResponse,
 };
-use proto::protobuf::{Message, MessageField};
 use proto::protobuf::well_known_types::any::Any;
+use proto::protobuf::{Message, MessageField};
 use proto::shim_async::Task;
 use runtime_core::error::{Error, ErrorKind, Result};
 use runtime_core::spec::Resources;
