@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use proto::api::{TaskExit, TaskOOM};
+use proto::events::task::{TaskExit, TaskOOM};
 use runtime_core::cgroup::{Cgroup, OomWatch, Trigger};
 use runtime_core::compile::Joined;
 use runtime_core::container::record::Record;
