@@ -1,11 +1,12 @@
 //! One case on one containerd: names of its own, and a ledger that must balance at its end.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::containerd::{Containerd, Version};
 use crate::ctr::Ctr;
+use crate::events::Record;
 use crate::ledger::{self, Entries, Scope};
 use crate::{Result, image, paths};
 
@@ -13,6 +14,8 @@ use crate::{Result, image, paths};
 pub struct Case<'a> {
     /// Its containerd, shared with other cases unless it started one.
     pub containerd: &'a Containerd,
+    /// Every event that its containerd published.
+    pub events: &'a Record,
     word: String,
     scope: Scope,
     before: Entries,
@@ -22,12 +25,12 @@ pub struct Case<'a> {
 
 impl<'a> Case<'a> {
     /// Opens the books.
-    pub fn new(containerd: &'a Containerd) -> Case<'a> {
+    pub fn new(containerd: &'a Containerd, events: &'a Record) -> Case<'a> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let word = format!("{}-{}x", paths::tag(), COUNT.fetch_add(1, Ordering::Relaxed));
         let scope = Scope { words: vec![word.clone()], ..Scope::default() };
         let before = ledger::read(&scope);
-        Case { containerd, word, scope, before, ids: Mutex::default() }
+        Case { containerd, events, word, scope, before, ids: Mutex::default() }
     }
 
     /// The containerd's generation.
@@ -37,18 +40,27 @@ impl<'a> Case<'a> {
 
     /// A new container id, which the ledger watches and the end of the case removes.
     pub fn id(&self, name: &str) -> String {
-        let id = format!("{}{name}", self.word);
-        if let Ok(mut ids) = self.ids.lock() {
-            ids.push(id.clone());
-        }
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = format!("{}{name}{}", self.word, ids.len());
+        ids.push(id.clone());
         id
     }
 
-    /// A path for a file of this case, gone with the containerd.
+    /// A path for a file of this case, gone with the containerd. It is on the checkout's disk, for `/run` is often mounted noexec.
     pub fn path(&self, name: &str) -> Result<PathBuf> {
-        let dir = self.containerd.dir().join("files");
+        let dir = self.containerd.data().join("files");
         std::fs::create_dir_all(&dir)?;
-        Ok(dir.join(format!("{}{name}", self.word.trim_start_matches(paths::tag()))))
+        Ok(dir.join(format!("{}{name}", self.number())))
+    }
+
+    /// The case's word without the tag: in the name of a file that is no leak.
+    fn number(&self) -> &str {
+        self.word.trim_start_matches(paths::tag()).trim_start_matches('-')
+    }
+
+    /// Where `ctr` puts its fifos. A detached `ctr` leaves them behind, so they are the case's to remove.
+    fn fifos(&self) -> PathBuf {
+        self.containerd.dir().join("fifo").join(self.number())
     }
 
     /// `ctr` of the containerd.
@@ -88,41 +100,34 @@ impl<'a> Case<'a> {
     pub fn exec_args(&self, id: &str, flags: &[&str], command: &[&str]) -> Vec<String> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let exec = format!("{}e{}", self.word, COUNT.fetch_add(1, Ordering::Relaxed));
-        let fifos = self.containerd.dir().join("fifo");
-        let head = ["task", "exec", "--exec-id", &exec, "--fifo-dir", &fifos.to_string_lossy()].map(str::to_owned);
+        let head = ["task", "exec", "--exec-id", &exec, "--fifo-dir", &self.fifos().to_string_lossy()].map(str::to_owned);
         head.into_iter().chain([flags, &[id], command].concat().into_iter().map(str::to_owned)).collect()
     }
 
     /// The arguments of `ctr run`; `image` may be a directory where the flags have `--rootfs`.
     pub fn run_args(&self, first: &[&str], flags: &[&str], image: &str, id: &str, command: &[&str]) -> Vec<String> {
-        let fifos = self.containerd.dir().join("fifo");
-        let head = ["run", "--runtime", paths::runtime(), "--fifo-dir", &fifos.to_string_lossy()].map(str::to_owned);
+        let head = ["run", "--runtime", paths::runtime(), "--fifo-dir", &self.fifos().to_string_lossy()].map(str::to_owned);
         head.into_iter().chain([first, flags, &[image, id], command].concat().into_iter().map(str::to_owned)).collect()
     }
 
     /// Removes what the case did not, and fails if anything is left on the host.
     pub fn close(self) -> Result<()> {
-        let ctr = self.ctr();
-        for id in self.ids.into_inner().unwrap_or_default() {
+        let (ctr, fifos) = (self.ctr(), self.fifos());
+        for id in self.ids.into_inner().unwrap_or_else(PoisonError::into_inner) {
             if ctr.status(&id)?.is_some() {
                 ctr.ok(&["task", "rm", "-f", &id])?;
             }
             // Gone already after `ctr run --rm`.
             ctr.run(&["container", "rm", &id])?;
         }
+        if fifos.exists() {
+            std::fs::remove_dir_all(fifos)?;
+        }
         ledger::expect_clean(&self.scope, &self.before)
     }
 
-    /// Adds what this case must not leave: ids that it gave to a shim by hand.
-    pub fn watch(&mut self, id: &str) {
-        self.scope.add(&self.containerd.address(), paths::tag(), id);
-    }
-
     fn log(&self, id: &str) -> Result<PathBuf> {
-        let dir = self.containerd.dir().join("files");
-        std::fs::create_dir_all(&dir)?;
-        // Without the case's word: an output file is no leak.
-        Ok(dir.join(format!("{}.out", id.trim_start_matches(paths::tag()))))
+        self.path(&format!("{}.out", id.trim_start_matches(&self.word)))
     }
 }
 

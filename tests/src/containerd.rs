@@ -84,6 +84,11 @@ impl Containerd {
         &self.dir
     }
 
+    /// The directory of content and snapshots.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
     /// containerd's gRPC socket.
     pub fn address(&self) -> PathBuf {
         self.dir.join("containerd.sock")

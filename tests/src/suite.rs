@@ -7,6 +7,8 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use crate::containerd::{Containerd, Version, sweep};
+use crate::events::{CtrEvents, Record};
+use crate::order;
 use crate::{Case, Failure, Result, image, paths};
 
 /// A named case.
@@ -76,9 +78,12 @@ impl Suite {
 
     /// All chosen cases on one containerd; one that does not start fails every case.
     fn on(&self, version: Version, chosen: VecDeque<&Entry>, tally: &mut Tally) {
-        let started = Containerd::start(version).and_then(|containerd| containerd.import(&image::LAYERS).map(|()| containerd));
-        let mut containerd = match started {
-            Ok(containerd) => containerd,
+        let started = Containerd::start(version).and_then(|containerd| {
+            containerd.import(&image::LAYERS)?;
+            Ok((CtrEvents::start(&containerd)?, containerd))
+        });
+        let (events, mut containerd) = match started {
+            Ok(started) => started,
             Err(e) => return chosen.iter().for_each(|case| tally.add(&self.full(version, case.0), Instant::now(), Err(Failure(e.0.clone())))),
         };
         let (queue, shared) = (Mutex::new(chosen), Mutex::new(tally));
@@ -87,7 +92,7 @@ impl Suite {
                 scope.spawn(|| {
                     while let Some(case) = queue.lock().ok().and_then(|mut queue| queue.pop_front()) {
                         let began = Instant::now();
-                        let result = run(case, &containerd);
+                        let result = run(case, &containerd, &events.record);
                         if let Ok(mut tally) = shared.lock() {
                             tally.add(&self.full(version, case.0), began, result);
                         }
@@ -96,6 +101,10 @@ impl Suite {
             }
         });
         let Ok(tally) = shared.into_inner() else { return };
+        // Over all cases at once: every container has been deleted by now.
+        let check = if paths::is_ours() { order::check_complete } else { order::check_peer };
+        tally.add(&self.full(version, "events_are_in_order"), Instant::now(), check(&events.record.all()));
+        drop(events);
         if tally.failed > 0 {
             let kept = containerd.keep_log(&format!("{}-{}", self.name, version.name()));
             println!("containerd {}'s log: {}", version.name(), kept.map_or_else(|e| e.0, |path| path.display().to_string()));
@@ -105,8 +114,8 @@ impl Suite {
 }
 
 /// Runs one case and balances its ledger, whichever way it ended.
-fn run(case: &Entry, containerd: &Containerd) -> Result<()> {
-    let context = Case::new(containerd);
+fn run(case: &Entry, containerd: &Containerd, events: &Record) -> Result<()> {
+    let context = Case::new(containerd, events);
     let result = catch_unwind(AssertUnwindSafe(|| (case.1)(&context))).unwrap_or_else(|_| Err(Failure("panicked, see above".to_owned())));
     match (result, context.close()) {
         (Ok(()), closed) => closed,
