@@ -11,7 +11,9 @@ peers=$PWD/target/cache/bookworm/usr
 [ -x /bin/busybox ] || die "/bin/busybox is missing: run make demo, or deploy/setup/tools.sh"
 runtime=${RUNTIME:-io.containerd.coracle.v2}
 shim=$PWD/target/$(uname -m)-unknown-linux-gnu/release
+# The socket's path has to be short, and files that are executed cannot lie on /run, which is often mounted noexec.
 here=$(mktemp -d /run/coracle-demo.XXXXXX)
+files=$(mktemp -d "$PWD/target/demo.XXXXXX")
 namespace=demo$$
 daemon=
 
@@ -40,13 +42,13 @@ cleanup() {
 	fi
 	[ $code = 0 ] || printf '\nThe demo failed; the end of the log of containerd:\n%s\n' "$(tail -n 5 "$here/containerd.log" 2>/dev/null)" >&2
 	find /sys/fs/cgroup -depth -type d -path "*/$namespace*" -exec rmdir {} + 2>/dev/null || :
-	rm -rf "$here"
+	rm -rf "$here" "$files"
 	exit $code
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
-title() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+title() { if [ -t 1 ]; then printf '\n\033[1m%s\033[0m\n' "$*"; else printf '\n%s\n' "$*"; fi; }
 
 # Shows a ctr command as one would type it, then runs it.
 show() {
@@ -75,13 +77,13 @@ await_line() {
 }
 
 run="--runtime $runtime --rootfs"
-mkdir -p "$here/rootfs/bin" "$here/rootfs/dev" "$here/rootfs/proc" "$here/rootfs/sys" "$here/rootfs/tmp" "$here/rootfs/run" "$here/rootfs/etc"
-mount -t tmpfs -o size=16m coracle-demo "$here/rootfs" 2>/dev/null && umount "$here/rootfs" || die "mount(2) is not permitted here: run it on a machine or VM, not inside of a container"
-cp /bin/busybox "$here/rootfs/bin/busybox"
-for applet in $(/bin/busybox --list); do [ "$applet" = busybox ] || ln -s busybox "$here/rootfs/bin/$applet"; done
+mkdir -p "$files/rootfs/bin" "$files/rootfs/dev" "$files/rootfs/proc" "$files/rootfs/sys" "$files/rootfs/tmp" "$files/rootfs/run" "$files/rootfs/etc"
+mount -t tmpfs -o size=16m coracle-demo "$files/rootfs" 2>/dev/null && umount "$files/rootfs" || die "mount(2) is not permitted here: run it on a machine or VM, not inside of a container"
+cp /bin/busybox "$files/rootfs/bin/busybox"
+for applet in $(/bin/busybox --list); do [ "$applet" = busybox ] || ln -s busybox "$files/rootfs/bin/$applet"; done
 cat >"$here/config.toml" <<END
 version = 2
-root = "$here/root"
+root = "$files/root"
 state = "$here/state"
 disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
 [grpc]
@@ -93,10 +95,10 @@ start_containerd
 title "A containerd of its own runs: $("$peers/bin/containerd" --version), with $runtime"
 
 title "A container, from nothing to gone"
-show run --rm $run "$here/rootfs" hello /bin/echo "Hello from inside; I am pid 1 of my own world."
+show run --rm $run "$files/rootfs" hello /bin/echo "Hello from inside; I am pid 1 of my own world."
 
 title "One in the background, and a second process in it"
-show run --detach --log-uri "file://$here/web.log" $run "$here/rootfs" web /bin/sh -c "while true; do date; sleep 1; done"
+show run --detach --log-uri "file://$here/web.log" $run "$files/rootfs" web /bin/sh -c "while true; do date; sleep 1; done"
 show task exec --exec-id look web /bin/ps -o pid,args
 show task ls
 
@@ -131,7 +133,7 @@ title "A limit of 32 MB of memory, and a program that wants 100"
 ctr events >"$here/events" 2>/dev/null &
 events=$!
 sleep 0.5
-show run --rm --memory-limit 33554432 $run "$here/rootfs" greedy /bin/dd if=/dev/zero of=/dev/null bs=100M count=1 || echo "    exit code $?: killed by the kernel, 128 + 9"
+show run --rm --memory-limit 33554432 $run "$files/rootfs" greedy /bin/dd if=/dev/zero of=/dev/null bs=100M count=1 || echo "    exit code $?: killed by the kernel, 128 + 9"
 await_line '/tasks/exit.*greedy' "$here/events"
 kill $events
 wait $events 2>/dev/null || :
@@ -139,12 +141,12 @@ echo "  containerd was told, in this order:"
 sed -n 's/.* \(\/tasks\/[a-z-]*\) .*greedy.*/    \1/p' "$here/events"
 
 title "A command that is not there"
-show run --rm $run "$here/rootfs" missing /bin/no-such-command || echo "    exit code $?"
+show run --rm $run "$files/rootfs" missing /bin/no-such-command || echo "    exit code $?"
 ctr container rm missing >/dev/null 2>&1 || :
 
 title "What is left on the host"
 left=$(pgrep -fc -- "-namespace $namespace" || :)
-mounts=$(grep -c "$here" /proc/self/mountinfo || :)
+mounts=$(grep -c -e "$here" -e "$files" /proc/self/mountinfo || :)
 cgroups=$(find /sys/fs/cgroup -mindepth 1 -type d -path "*/$namespace/*" | wc -l)
 echo "    shim processes: $left    mounts: $mounts    cgroups: $cgroups"
 [ "$left$mounts$cgroups" = 000 ] || die "the demo left something behind"

@@ -111,7 +111,8 @@ pub const CAPABILITIES: [&str; 14] = [
 
 /// containerd's default specification (oci/spec.go, populateDefaultUnixSpec), with this run's cgroup and the image's PATH.
 fn spec(id: &str, args: &[&str]) -> Value {
-    let mount = |target: &str, kind: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": kind, "options": options});
+    let mount =
+        |target: &str, kind: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": kind, "options": options});
     json!({
         "ociVersion": "1.0.2-dev",
         "process": process(args),
@@ -138,7 +139,8 @@ fn spec(id: &str, args: &[&str]) -> Value {
 
 /// Deny all, then the default devices (oci/spec_opts.go, WithDefaultUnixDevices).
 fn device_rules() -> Value {
-    let numbers = [(1, Some(3)), (1, Some(8)), (1, Some(7)), (5, Some(0)), (1, Some(5)), (1, Some(9)), (5, Some(1)), (136, None), (5, Some(2))];
+    let numbers =
+        [(1, Some(3)), (1, Some(8)), (1, Some(7)), (5, Some(0)), (1, Some(5)), (1, Some(9)), (5, Some(1)), (136, None), (5, Some(2))];
     let mut rules = vec![json!({"allow": false, "access": "rwm"})];
     for (major, minor) in numbers {
         let mut rule = json!({"allow": true, "type": "c", "major": major, "access": "rwm"});

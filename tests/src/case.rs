@@ -1,8 +1,8 @@
 //! One case on one containerd: names of its own, and a ledger that must balance at its end.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::containerd::{Containerd, Version};
 use crate::ctr::Ctr;
@@ -21,7 +21,6 @@ pub struct Case<'a> {
     before: Entries,
     ids: Mutex<Vec<String>>,
 }
-
 
 impl<'a> Case<'a> {
     /// Opens the books.

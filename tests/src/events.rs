@@ -165,13 +165,22 @@ fn parse(line: &str) -> Option<Event> {
     let number = |key: &str| body[key].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or_default();
     let time = &body["exited_at"];
     // A time is text up to 1.7 and an object of seconds and nanoseconds since.
-    let timed = time.as_str().is_some_and(|t| !t.starts_with("0001") && !t.starts_with("1970")) || time["seconds"].as_u64().is_some_and(|s| s > 0);
+    let timed =
+        time.as_str().is_some_and(|t| !t.starts_with("0001") && !t.starts_with("1970")) || time["seconds"].as_u64().is_some_and(|s| s > 0);
     let container = text("container_id");
     let exec = match kind {
         Kind::ExecAdded | Kind::ExecStarted => text("exec_id"),
         _ => text("id"),
     };
-    Some(Event { at: Instant::now(), kind, exec: own(&container, exec), container, pid: number("pid"), status: number("exit_status"), timed })
+    Some(Event {
+        at: Instant::now(),
+        kind,
+        exec: own(&container, exec),
+        container,
+        pid: number("pid"),
+        status: number("exit_status"),
+        timed,
+    })
 }
 
 /// Of an init's exit the id is the container's.
@@ -260,7 +269,15 @@ fn decode(envelope: &Envelope) -> Result<Event> {
     let kind = Kind::from_topic(&envelope.topic).context(|| format!("topic {:?} is not of a task", envelope.topic))?;
     let bytes = &envelope.event.value;
     let timed = |time: &MessageField<Timestamp>| time.as_ref().is_some_and(|time| time.seconds > 0);
-    let event = |container: String, exec: String, pid| Event { at: Instant::now(), kind, exec: own(&container, exec), container, pid, status: 0, timed: false };
+    let event = |container: String, exec: String, pid| Event {
+        at: Instant::now(),
+        kind,
+        exec: own(&container, exec),
+        container,
+        pid,
+        status: 0,
+        timed: false,
+    };
     let none = String::new;
     Ok(match kind {
         Kind::Create => task::TaskCreate::parse_from_bytes(bytes).map(|m| event(m.container_id, none(), m.pid))?,
@@ -291,7 +308,8 @@ mod tests {
         let old = r#"2026-01-02 03:04:05.6 +0000 UTC ns /tasks/exit {"container_id":"a","id":"a","pid":7,"exit_status":137,"exited_at":"2026-01-02T03:04:05Z"}"#;
         let event = parse(old).unwrap();
         assert_eq!((event.kind, event.exec.as_str(), event.pid, event.status, event.timed), (Kind::Exit, "", 7, 137, true));
-        let new = r#"2026-01-02 03:04:05.6 +0000 UTC ns /tasks/exit {"container_id":"a","id":"e","pid":8,"exited_at":{"seconds":1767323045}}"#;
+        let new =
+            r#"2026-01-02 03:04:05.6 +0000 UTC ns /tasks/exit {"container_id":"a","id":"e","pid":8,"exited_at":{"seconds":1767323045}}"#;
         let event = parse(new).unwrap();
         assert_eq!((event.exec.as_str(), event.status, event.timed), ("e", 0, true));
         assert!(parse(r#"2026-01-02 03:04:05.6 +0000 UTC ns /images/create {"name":"x"}"#).is_none());

@@ -197,8 +197,28 @@ mod tests {
     #[test]
     fn bad_orders() {
         let bad = [
-            "S", "X", "D", "C C", "C S S", "C S D", "C S X X", "C S X S", "C S X D X", "C S X D D", "C S X O", "C S R", "C S P P", "C S T:e",
-            "C S A:e X:e", "C S A:e T:e X", "C S A:e T:e X:e X:e", "C S X A:e", "A:e", "C S A:e T:e A:e", "C S A:e T:e D:e", "C S X D A:e",
+            "S",
+            "X",
+            "D",
+            "C C",
+            "C S S",
+            "C S D",
+            "C S X X",
+            "C S X S",
+            "C S X D X",
+            "C S X D D",
+            "C S X O",
+            "C S R",
+            "C S P P",
+            "C S T:e",
+            "C S A:e X:e",
+            "C S A:e T:e X",
+            "C S A:e T:e X:e X:e",
+            "C S X A:e",
+            "A:e",
+            "C S A:e T:e A:e",
+            "C S A:e T:e D:e",
+            "C S X D A:e",
         ];
         for text in bad {
             assert!(check(&record(text)).is_err(), "{text} passed");

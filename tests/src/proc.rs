@@ -128,7 +128,9 @@ pub fn usage(pid: u32) -> Usage {
         threads: fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count),
         descriptors: targets.len(),
         terminals: count(|target| target.ends_with("/ptmx")),
-        namespaces: count(|target| target.ends_with(']') && ["net:", "mnt:", "pid:", "user:", "ipc:", "uts:", "cgroup:"].iter().any(|p| target.starts_with(p))),
+        namespaces: count(|target| {
+            target.ends_with(']') && ["net:", "mnt:", "pid:", "user:", "ipc:", "uts:", "cgroup:"].iter().any(|p| target.starts_with(p))
+        }),
         zombies: all().iter().filter(|process| process.parent == pid && process.state == 'Z').count(),
     }
 }

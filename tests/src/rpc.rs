@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use proto::api::{
-    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse, Empty,
-    ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest,
-    StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse, DeleteRequest,
+    DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest,
+    ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest,
+    WaitResponse,
 };
 use proto::protobuf::{Message, MessageField, well_known_types::any::Any};
 use ttrpc::{Client, Code, Error, Request};
@@ -133,9 +134,7 @@ impl Shim {
         envelope.payload = request.write_to_bytes().map_err(|e| lost(e.to_string()))?;
         match self.client.request(envelope) {
             Ok(response) => A::parse_from_bytes(&response.payload).map_err(|e| lost(e.to_string())),
-            Err(Error::RpcStatus(status)) => {
-                Err(Status { code: status.code.enum_value_or(Code::UNKNOWN), message: status.message })
-            }
+            Err(Error::RpcStatus(status)) => Err(Status { code: status.code.enum_value_or(Code::UNKNOWN), message: status.message }),
             Err(e) => Err(lost(e.to_string())),
         }
     }

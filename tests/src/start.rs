@@ -20,15 +20,31 @@ use crate::{Context, Result, ensure, ensure_eq, fail, paths};
 pub enum Protocol {
     /// 1.6: the event address in the environment, a bare address as the answer.
     V16,
-    /// 1.7 to 2.2: options as an Any on stdin, a bare address or JSON as the answer.
+    /// 1.7: options as an Any on stdin, a bare address or JSON as the answer, and version 2 at most.
     V17,
+    /// 2.0 to 2.2: the same, but version 3 is allowed.
+    V20,
     /// 2.3 and later: BootstrapParams on stdin, BootstrapResult as the answer.
     V23,
 }
 
 impl Protocol {
     /// All of them.
-    pub const ALL: [Protocol; 3] = [Protocol::V16, Protocol::V17, Protocol::V23];
+    pub const ALL: [Protocol; 4] = [Protocol::V16, Protocol::V17, Protocol::V20, Protocol::V23];
+
+    /// Those that the runtime under test can be asked by: Debian's shims end before 2.3.
+    pub fn known() -> &'static [Protocol] {
+        if paths::is_ours() { &Protocol::ALL } else { &Protocol::ALL[..3] }
+    }
+
+    /// The release whose containerd, or whose shim when a peer is under test, speaks it.
+    pub fn suite(self) -> &'static str {
+        match self {
+            Protocol::V16 => "bookworm",
+            Protocol::V17 => "trixie",
+            Protocol::V20 | Protocol::V23 => "sid",
+        }
+    }
 }
 
 /// What a shim needs from its containerd.
@@ -62,7 +78,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 impl Launch<'_> {
     /// The command of an action with containerd's flags and environment, in a process group of its own.
     pub fn command(&self, bundle: &Path, id: &str, flags: &[&str], action: &str) -> Result<Command> {
-        let suite = if self.protocol == Protocol::V17 { "trixie" } else { "bookworm" };
+        let suite = self.protocol.suite();
         let containerd = paths::cache(suite)?.join("usr/bin/containerd");
         let mut command = Command::new(&self.binary);
         command.args(["-namespace", paths::tag(), "-address"]).arg(self.grpc_address);
@@ -114,8 +130,6 @@ impl Launch<'_> {
     /// What this generation writes to the stdin of `start`.
     pub fn stdin(&self, id: &str) -> Result<Vec<u8>> {
         match (self.protocol, &self.options) {
-            (Protocol::V16 | Protocol::V17, None) => Ok(Vec::new()),
-            (Protocol::V16 | Protocol::V17, Some(options)) => Ok(options.write_to_bytes()?),
             (Protocol::V23, options) => {
                 let mut params = BootstrapParams::new();
                 params.instance_id = id.to_owned();
@@ -132,6 +146,8 @@ impl Launch<'_> {
                 }
                 Ok(params.write_to_bytes()?)
             }
+            (_, None) => Ok(Vec::new()),
+            (_, Some(options)) => Ok(options.write_to_bytes()?),
         }
     }
 
@@ -168,6 +184,7 @@ impl Launch<'_> {
         {
             let version = json["version"].as_i64().and_then(|v| i32::try_from(v).ok()).unwrap_or_default();
             ensure_eq!(json["protocol"], "ttrpc", "protocol of {text}");
+            ensure!(version == 2 || self.protocol != Protocol::V17, "1.7 refuses version {version}");
             return Ok(Answer { address: json["address"].as_str().unwrap_or_default().to_owned(), version });
         }
         ensure!(text.starts_with("unix:///") && !text.contains(char::is_whitespace), "start answered {text:?}");
@@ -180,7 +197,11 @@ fn read_all(mut from: std::io::PipeReader) -> Result<Vec<u8>> {
     let mut all = Vec::new();
     let mut part = [0; 4096];
     loop {
-        ensure!(command::readable(&from, LIMIT)?, "a process left behind keeps the shim's output open; it said {:?}", String::from_utf8_lossy(&all));
+        ensure!(
+            command::readable(&from, LIMIT)?,
+            "a process left behind keeps the shim's output open; it said {:?}",
+            String::from_utf8_lossy(&all)
+        );
         match from.read(&mut part)? {
             0 => return Ok(all),
             n => all.extend_from_slice(&part[..n]),

@@ -14,6 +14,9 @@ use crate::{Case, Failure, Result, image, paths};
 /// A named case.
 pub type Entry = (&'static str, fn(&Case<'_>) -> Result<()>);
 
+/// A case by its full name, for [`main_of`].
+pub type Named = (String, Box<dyn Fn() -> Result<()>>);
+
 /// Names each function by its identifier.
 #[macro_export]
 macro_rules! cases {
@@ -84,7 +87,9 @@ impl Suite {
         });
         let (events, mut containerd) = match started {
             Ok(started) => started,
-            Err(e) => return chosen.iter().for_each(|case| tally.add(&self.full(version, case.0), Instant::now(), Err(Failure(e.0.clone())))),
+            Err(e) => {
+                return chosen.iter().for_each(|case| tally.add(&self.full(version, case.0), Instant::now(), Err(Failure(e.0.clone()))));
+            }
         };
         let (queue, shared) = (Mutex::new(chosen), Mutex::new(tally));
         std::thread::scope(|scope| {
@@ -124,6 +129,21 @@ fn run(case: &Entry, containerd: &Containerd, events: &Record) -> Result<()> {
     }
 }
 
+/// The whole `main` of a suite of cases that need no common containerd: each has its full name and its function.
+pub fn main_of(cases: Vec<Named>) -> ExitCode {
+    let choice = Choice::from_args();
+    let (began, mut tally) = (Instant::now(), Tally::default());
+    for (name, case) in cases.iter().filter(|case| choice.takes(&case.0)) {
+        if choice.list {
+            println!("{name}: test");
+            continue;
+        }
+        let began = Instant::now();
+        tally.add(name, began, catch_unwind(AssertUnwindSafe(case)).unwrap_or_else(|_| Err(Failure("panicked, see above".to_owned()))));
+    }
+    if choice.list { ExitCode::SUCCESS } else { tally.print(began) }
+}
+
 /// `TEST_VERSIONS` ("1.6 2.x"), by default all.
 fn versions() -> Vec<Version> {
     let wanted = std::env::var("TEST_VERSIONS").unwrap_or_default();
@@ -152,7 +172,7 @@ impl Tally {
         }
     }
 
-    /// Prints the sum and answers the exit code; no case at all is a failure unless names were asked for.
+    /// Prints the sum and answers the exit code.
     pub fn print(&self, began: Instant) -> ExitCode {
         let good = self.failed == 0;
         let word = if good { "ok" } else { "FAILED" };

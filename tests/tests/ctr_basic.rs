@@ -109,7 +109,11 @@ fn stdin_reaches_the_container(case: &Case<'_>) -> Result<()> {
 
 fn exec(case: &Case<'_>) -> Result<()> {
     let id = case.detached(&["--env", "FROM_RUN=1"], &["sleep", "1000"])?;
-    ensure_eq!(case.exec(&id, &["sh", "-c", "echo $FROM_RUN; cat /proc/1/cmdline | tr '\\0' ' '"])?, "1\nsleep 1000", "environment and pid 1");
+    ensure_eq!(
+        case.exec(&id, &["sh", "-c", "echo $FROM_RUN; cat /proc/1/cmdline | tr '\\0' ' '"])?,
+        "1\nsleep 1000",
+        "environment and pid 1"
+    );
     let failed = case.ctr().run(&words(&case.exec_args(&id, &[], &["sh", "-c", "echo err >&2; exit 9"])))?;
     ensure_eq!((failed.code, failed.stderr.as_str()), (9, "err\n"), "code and stderr");
     let user = case.ctr().ok(&words(&case.exec_args(&id, &["--user", "1000", "--cwd", "/tmp"], &["sh", "-c", "id -u; pwd"])))?;
@@ -231,7 +235,13 @@ fn delete(case: &Case<'_>) -> Result<()> {
 
 fn attach(case: &Case<'_>) -> Result<()> {
     let id = case.id("a");
-    let args = case.run_args(&["--tty"], &[], &image::name(1), &id, &["sh", "-c", "while read word; do echo got $word; [ $word != end ] || exit 6; done"]);
+    let args = case.run_args(
+        &["--tty"],
+        &[],
+        &image::name(1),
+        &id,
+        &["sh", "-c", "while read word; do echo got $word; [ $word != end ] || exit 6; done"],
+    );
     let mut first = case.ctr().on_terminal(&words(&args), 24, 80)?;
     first.send("one\n")?;
     first.expect("got one", SOON)?;
@@ -284,7 +294,11 @@ fn seccomp(case: &Case<'_>) -> Result<()> {
 fn read_only(case: &Case<'_>) -> Result<()> {
     let refused = case.try_run(&["--read-only"], &["touch", "/file"])?;
     ensure!(refused.code != 0 && refused.stderr.contains("Read-only file system"), "{refused:?}");
-    ensure_eq!(case.run(&["--read-only"], &["sh", "-c", "echo yes >/dev/shm/file && cat /dev/shm/file"])?, "yes", "a tmpfs is still writable");
+    ensure_eq!(
+        case.run(&["--read-only"], &["sh", "-c", "echo yes >/dev/shm/file && cat /dev/shm/file"])?,
+        "yes",
+        "a tmpfs is still writable"
+    );
     Ok(())
 }
 
@@ -308,7 +322,10 @@ fn mounts(case: &Case<'_>) -> Result<()> {
 fn user(case: &Case<'_>) -> Result<()> {
     if case.version() == Version::V16 {
         // 1.6 has no --user, so the id goes in by a whole spec; and its refusal of the flag is what is asserted.
-        return case.ctr().refused(&["run", "--rm", "--user", "1000", &image::name(1), "x", "id"], "flag provided but not defined").map(drop);
+        return case
+            .ctr()
+            .refused(&["run", "--rm", "--user", "1000", &image::name(1), "x", "id"], "flag provided but not defined")
+            .map(drop);
     }
     ensure_eq!(case.run(&["--user", "1000:2000"], &["sh", "-c", "id -u; id -g"])?, "1000\n2000", "numbers");
     ensure_eq!(case.run(&["--user", "ada"], &["id", "-un"])?, "ada", "a name of the image");
@@ -337,7 +354,8 @@ fn privileged(case: &Case<'_>) -> Result<()> {
     let script = "grep CapEff /proc/self/status; ls /dev/kmsg; mkdir /m && mount -t tmpfs none /m && grep -c ' /m ' /proc/mounts; touch /proc/sys/x 2>&1";
     let done = case.try_run(&["--privileged"], &["sh", "-c", script])?;
     let host = std::fs::read_to_string("/proc/self/status")?;
-    let all = host.lines().find(|line| line.starts_with("CapBnd")).and_then(|line| line.split('\t').nth(1)).context(|| "no CapBnd".to_owned())?;
+    let all =
+        host.lines().find(|line| line.starts_with("CapBnd")).and_then(|line| line.split('\t').nth(1)).context(|| "no CapBnd".to_owned())?;
     ensure!(done.stdout.contains(&format!("CapEff:\t{all}")), "every capability of the host, {all}: {done:?}");
     ensure!(done.stdout.contains("/dev/kmsg\n1\n"), "host devices and mount(2): {done:?}");
     ensure!(!done.stdout.contains("Read-only"), "/proc/sys is writable: {done:?}");
@@ -361,7 +379,8 @@ fn host_network(case: &Case<'_>) -> Result<()> {
 }
 
 fn environment_and_cwd(case: &Case<'_>) -> Result<()> {
-    let text = case.run(&["--env", "A=b c", "--env", "EMPTY=", "--cwd", "/var"], &["sh", "-c", "echo \"$A|${EMPTY-unset}|$FROM_IMAGE\"; pwd"])?;
+    let text =
+        case.run(&["--env", "A=b c", "--env", "EMPTY=", "--cwd", "/var"], &["sh", "-c", "echo \"$A|${EMPTY-unset}|$FROM_IMAGE\"; pwd"])?;
     ensure_eq!(text, "b c||yes\n/var", "environment and cwd");
     let names = case.run(&[], &["sh", "-c", "env | cut -d= -f1 | sort | tr '\\n' ' '"])?;
     ensure!(!names.contains("TTRPC") && !names.contains("GOMAXPROCS"), "containerd's environment leaks: {names}");
@@ -369,11 +388,15 @@ fn environment_and_cwd(case: &Case<'_>) -> Result<()> {
 }
 
 fn device(case: &Case<'_>) -> Result<()> {
-    let seen = case.run(&["--device", "/dev/kmsg", "--cap-add", "CAP_SYSLOG"], &["sh", "-c", "stat -c %F:%t,%T /dev/kmsg && head -c 0 /dev/kmsg && echo opened"])?;
+    let seen = case.run(
+        &["--device", "/dev/kmsg", "--cap-add", "CAP_SYSLOG"],
+        &["sh", "-c", "stat -c %F:%t,%T /dev/kmsg && head -c 0 /dev/kmsg && echo opened"],
+    )?;
     ensure_eq!(seen, "character special file:1,b\nopened", "the device");
     let missing = case.try_run(&[], &["ls", "/dev/kmsg"])?;
     ensure!(missing.code != 0, "there without the flag: {missing:?}");
-    let default = case.run(&[], &["sh", "-c", "for d in null zero full random urandom tty; do [ -c /dev/$d ] || echo no $d; done; echo x >/dev/null"])?;
+    let default = case
+        .run(&[], &["sh", "-c", "for d in null zero full random urandom tty; do [ -c /dev/$d ] || echo no $d; done; echo x >/dev/null"])?;
     ensure_eq!(default, "", "default devices");
     Ok(())
 }
@@ -381,7 +404,13 @@ fn device(case: &Case<'_>) -> Result<()> {
 fn rootfs(case: &Case<'_>) -> Result<()> {
     let dir = case.path("rootfs")?;
     image::unpack(&dir)?;
-    let args = case.run_args(&["--rm"], &["--rootfs"], &dir.to_string_lossy(), &case.id("f"), &["/bin/sh", "-c", "echo written >/mark; /bin/cat /top"]);
+    let args = case.run_args(
+        &["--rm"],
+        &["--rootfs"],
+        &dir.to_string_lossy(),
+        &case.id("f"),
+        &["/bin/sh", "-c", "echo written >/mark; /bin/cat /top"],
+    );
     ensure_eq!(case.ctr().ok(&words(&args))?, "1", "a file of the directory");
     ensure_eq!(std::fs::read_to_string(dir.join("mark"))?, "written\n", "what the container wrote");
     Ok(std::fs::remove_dir_all(dir)?)

@@ -130,7 +130,8 @@ fn device_not_allowed(case: &Case<'_>) -> Result<()> {
 
 fn device_allowed_by_rule(case: &Case<'_>) -> Result<()> {
     // No driver has 10:250, which only a rule can tell from what is not permitted.
-    let script = "mknod /kmsg c 1 11; head -c 0 /kmsg && echo opened; (echo x >/kmsg) 2>&1; mknod /none c 10 250; head -c 1 /none 2>&1; echo end";
+    let script =
+        "mknod /kmsg c 1 11; head -c 0 /kmsg && echo opened; (echo x >/kmsg) 2>&1; mknod /none c 10 250; head -c 1 /none 2>&1; echo end";
     let id = configured(case, &["sh", "-c", script], |spec| {
         for set in ["bounding", "effective", "permitted"] {
             if let Some(set) = spec["process"]["capabilities"][set].as_array_mut() {
