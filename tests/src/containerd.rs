@@ -111,13 +111,15 @@ impl Containerd {
 
     /// Makes images, imports and unpacks them.
     pub fn import(&self, layers: &[usize]) -> Result<()> {
-        let archive = image::archive(layers)?;
-        let archive = archive.to_str().context(|| "the checkout's path is not UTF-8".to_owned())?;
+        let file = self.data.join("images.tar");
+        image::archive(layers, &file)?;
+        let archive = file.to_str().context(|| "the checkout's path is not UTF-8".to_owned())?;
         let mut args = vec!["images", "import"];
         // 1.7 and later otherwise hand the work to the transfer service, which unpacks only for configured platforms.
         args.extend((self.version != Version::V16).then_some("--local"));
         args.push(archive);
-        self.ctr().ok(&args).map(drop)
+        self.ctr().ok(&args)?;
+        Ok(fs::remove_file(&file)?)
     }
 
     /// SIGKILL, and waits for the end.
@@ -163,20 +165,21 @@ impl Drop for Containerd {
     fn drop(&mut self) {
         // Best effort: what stays is found by the ledger and by the next run's sweep.
         let _ = self.stop();
-        remove(&self.dir, &self.data);
+        remove(&self.dir, &self.data, paths::tag());
         let _ = fs::remove_dir(paths::run_dir());
     }
 }
 
-/// Removes what killed runs left: their processes, cgroups, mounts and directories.
+/// Removes what killed runs left: their processes, mounts and directories, by the pid in the names.
 pub fn sweep() -> Result<()> {
-    for entry in fs::read_dir("/run")?.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(pid) = name.strip_prefix("coracle-test-") else { continue };
-        if !Path::new("/proc").join(pid).exists() {
-            let data = paths::data_dir()?.with_file_name(format!("cor{pid}"));
-            kill_all(&format!("/run/{name}/"));
-            remove(&entry.path(), &data);
+    let data = paths::data_dir()?.with_file_name("");
+    for (parent, prefix) in [(Path::new("/run"), "coracle-test-"), (data.as_path(), "cor")] {
+        for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(pid) = name.strip_prefix(prefix).filter(|pid| pid.bytes().all(|b| b.is_ascii_digit())) else { continue };
+            if !Path::new("/proc").join(pid).exists() {
+                remove(&PathBuf::from(format!("/run/coracle-test-{pid}")), &data.join(format!("cor{pid}")), &format!("cor{pid}"));
+            }
         }
     }
     Ok(())
@@ -188,17 +191,19 @@ fn kill_all(word: &str) {
     }
 }
 
-fn remove(dir: &Path, data: &Path) {
+/// Mounts go first: what is mounted is not to be deleted with the directory.
+fn remove(dir: &Path, data: &Path, tag: &str) {
     kill_all(&format!("{}/", dir.display()));
-    for mount in proc::mounts().into_iter().rev() {
-        if mount.target.starts_with(dir) || mount.target.starts_with(data) {
-            let _ = rustix::mount::unmount(&mount.target, rustix::mount::UnmountFlags::DETACH);
-        }
+    let below = |target: &Path| target.starts_with(dir) || target.starts_with(data);
+    for mount in proc::mounts().into_iter().rev().filter(|mount| below(&mount.target)) {
+        let _ = rustix::mount::unmount(&mount.target, rustix::mount::UnmountFlags::DETACH);
     }
-    let _ = fs::remove_dir_all(dir);
-    let _ = fs::remove_dir_all(data);
-    for cgroup in proc::cgroup_roots() {
-        proc::remove_cgroups(&cgroup.join(paths::tag()));
+    if !proc::mounts().iter().any(|mount| below(&mount.target)) {
+        let _ = fs::remove_dir_all(dir);
+        let _ = fs::remove_dir_all(data);
+    }
+    for root in proc::cgroup_roots() {
+        let _ = fs::remove_dir(root.join(tag));
     }
 }
 

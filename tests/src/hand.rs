@@ -124,8 +124,12 @@ impl Hand {
         }
         fs::remove_dir_all(&self.dir)?;
         fs::remove_dir_all(&self.data)?;
-        // Shared with cases that run at the same time, so only the last one can.
+        // Shared with cases that run at the same time, so only the last one can. The namespace's cgroup is no one container's either.
         let _ = fs::remove_dir(paths::run_dir());
+        let _ = fs::remove_dir(paths::data_dir()?);
+        for root in proc::cgroup_roots() {
+            let _ = fs::remove_dir(root.join(paths::tag()));
+        }
         clean.and(order)
     }
 }

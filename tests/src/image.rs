@@ -1,6 +1,6 @@
 //! OCI images made here from busybox-static: no network, no registry.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -38,8 +38,8 @@ pub fn applets() -> Result<&'static [String]> {
     listed.as_deref().map_err(|e| Failure(e.clone()))
 }
 
-/// Writes an archive for `ctr images import` with the image of each of `counts`, and answers its path.
-pub fn archive(counts: &[usize]) -> Result<PathBuf> {
+/// Writes an archive for `ctr images import` to `path`, with the image of each of `counts`.
+pub fn archive(counts: &[usize], path: &Path) -> Result<()> {
     let mut layout = Layout::default();
     layout.tar.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
     let mut manifests = Vec::new();
@@ -48,10 +48,7 @@ pub fn archive(counts: &[usize]) -> Result<PathBuf> {
     }
     let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests});
     layout.tar.file("index.json", 0o644, index.to_string().as_bytes());
-    let path = crate::paths::data_dir()?.join("images.tar");
-    std::fs::create_dir_all(crate::paths::data_dir()?)?;
-    std::fs::write(&path, layout.tar.finish())?;
-    Ok(path)
+    Ok(std::fs::write(path, layout.tar.finish())?)
 }
 
 #[derive(Default)]
@@ -119,7 +116,7 @@ fn top_layer(number: usize) -> Result<Vec<u8>> {
 }
 
 /// Unpacks the one-layer image's files into `dir`, for bundles and for `ctr run --rootfs`.
-pub fn unpack(dir: &std::path::Path) -> Result<()> {
+pub fn unpack(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir)?;
     let layer = dir.with_extension("tar");
     std::fs::write(&layer, top_layer(1)?)?;

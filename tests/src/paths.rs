@@ -85,6 +85,13 @@ pub fn data_dir() -> Result<PathBuf> {
     Ok(std::fs::canonicalize(checkout())?.join("target/run").join(tag()))
 }
 
+/// Removes both directories at the end of a run.
+pub fn tidy() {
+    // What cannot be removed is swept by the next run.
+    let _ = std::fs::remove_dir_all(run_dir());
+    let _ = data_dir().map(std::fs::remove_dir_all);
+}
+
 /// Logs of failed cases.
 pub fn log_dir() -> Result<PathBuf> {
     let dir = std::fs::canonicalize(checkout())?.join("target/test-logs");

@@ -78,14 +78,6 @@ pub fn cgroups_below(root: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Removes an empty cgroup with its children; one that is busy stays.
-pub fn remove_cgroups(root: &Path) {
-    for dir in cgroups_below(root).into_iter().rev() {
-        let _ = fs::remove_dir(dir);
-    }
-    let _ = fs::remove_dir(root);
-}
-
 /// The directory of a process's cgroup for a v1 controller, or the unified one where the controller is there.
 pub fn cgroup_of(pid: u32, controller: &str) -> Result<PathBuf> {
     let groups = process(pid).context(|| format!("process {pid} is gone"))?.cgroups;

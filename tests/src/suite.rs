@@ -132,6 +132,11 @@ fn run(case: &Entry, containerd: &Containerd, events: &Record) -> Result<()> {
 /// The whole `main` of a suite of cases that need no common containerd: each has its full name and its function.
 pub fn main_of(cases: Vec<Named>) -> ExitCode {
     let choice = Choice::from_args();
+    if !choice.list
+        && let Err(e) = sweep()
+    {
+        println!("what earlier runs left cannot be removed: {e}");
+    }
     let (began, mut tally) = (Instant::now(), Tally::default());
     for (name, case) in cases.iter().filter(|case| choice.takes(&case.0)) {
         if choice.list {
@@ -174,6 +179,7 @@ impl Tally {
 
     /// Prints the sum and answers the exit code.
     pub fn print(&self, began: Instant) -> ExitCode {
+        paths::tidy();
         let good = self.failed == 0;
         let word = if good { "ok" } else { "FAILED" };
         println!(
