@@ -10,8 +10,12 @@ apt_install gcc libc6-dev make pkg-config libseccomp-dev busybox-static ca-certi
 
 if ! find_cargo >/dev/null; then
 	say "no cargo of at least $(msrv): taking Debian's rustc-web and cargo-web"
-	apt_install rustc-web cargo-web
-	find_cargo >/dev/null || die "Debian's cargo-web is older than $(msrv); install Rust $(msrv) or newer, with cargo on PATH, and run this again"
+	[ "$(id -u)" = 0 ] || die "Rust $(msrv) or newer is missing; install it, or run this as root"
+	# Security updates bring newer ones, so that what the lists knew last month may be too old.
+	apt-get -q update || die "apt-get update failed; look at the network and at /etc/apt"
+	DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install rustc-web cargo-web ||
+		die "apt-get install rustc-web cargo-web failed; install Rust $(msrv) or newer with cargo on PATH, and run this again"
+	find_cargo >/dev/null || die "Debian's cargo-web is older than $(msrv); add Debian's security updates to /etc/apt, or install Rust $(msrv) or newer with cargo on PATH"
 fi
 cargo_dir=$(find_cargo)
 say "cargo: $("$cargo_dir/cargo" --version) in $cargo_dir"
