@@ -182,9 +182,10 @@ impl Service {
             log::warn!("{}: {error}", container.id);
             Vec::new()
         });
-        // A container may hide its processes from its cgroup; containerd takes an empty answer for a dead shim.
+        // containerd that comes back takes an empty answer for a shim without a task and deletes what it has. So a container that hides its
+        // processes from its cgroup has at least this one; and one that has ended keeps its place, and its exit status, until Delete.
         let init = container.init.pid();
-        if container.init.state() != State::Stopped && !pids.contains(&init) {
+        if !pids.contains(&init) {
             pids.push(init);
         }
         let execs = container.execs();
