@@ -254,6 +254,9 @@ impl Rig {
 
     /// Best effort: what cannot be undone is in the ledger's list.
     fn recover(&mut self, id: &str) {
+        if let Ok(log) = self.containerd.keep_log(&format!("kill-{}-{id}", self.containerd.version.name())) {
+            println!("containerd's log: {}", log.display());
+        }
         let _ = self.containerd.kill();
         let _ = self.containerd.restart();
         for args in [["task", "rm", "-f"], ["container", "rm", ""]] {

@@ -72,6 +72,7 @@ impl Service {
         loop {
             let limit = idle::limit(*clients.borrow_and_update());
             let unchanged = tokio::time::timeout(limit, clients.changed()).await.is_err();
+            self.table.forget_abandoned();
             if unchanged && self.table.empty_for() >= Some(limit) {
                 log::warn!("shutting down: nobody has asked for a container for {} s", limit.as_secs());
                 return context.shutdown.request();
@@ -139,7 +140,7 @@ impl Service {
     }
 
     async fn delete_process(self, request: DeleteRequest) -> Result<lifecycle::Deleted> {
-        let container = self.table.get(&request.id)?;
+        let container = self.table.get_made(&request.id).await?;
         if !request.exec_id.is_empty() {
             let process = container.process(&request.exec_id)?;
             let deleted = lifecycle::delete_exec(&container, &process).await?;

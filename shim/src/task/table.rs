@@ -5,15 +5,19 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use runtime_core::{Error, ErrorKind, Result};
+use tokio::sync::Notify;
 
 use super::container::Container;
 use super::exec::Pending;
 use super::node::{Child, lock};
+use super::state::State;
 
 /// See the module.
 #[derive(Default)]
 pub struct Table {
     inner: Mutex<Inner>,
+    /// Some id is not being made any more.
+    made: Notify,
 }
 
 struct Inner {
@@ -48,6 +52,7 @@ impl Drop for Reserved<'_> {
         let mut inner = lock(&self.table.inner);
         inner.creating.remove(&self.id);
         inner.left = Instant::now();
+        self.table.made.notify_waiters();
     }
 }
 
@@ -80,6 +85,20 @@ impl Table {
         lock(&self.inner).containers.get(id).cloned().ok_or_else(missing)
     }
 
+    /// The same, after the end of a Create that is under way: containerd was killed in it, comes back and cleans up.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub async fn get_made(&self, id: &str) -> Result<Arc<Container>> {
+        loop {
+            let made = self.made.notified();
+            if !lock(&self.inner).creating.contains(id) {
+                return self.get(id);
+            }
+            made.await;
+        }
+    }
+
     /// The first process's child, once.
     pub fn take_child(&self, id: &str) -> Option<Child> {
         lock(&self.inner).children.remove(id)
@@ -102,6 +121,16 @@ impl Table {
         inner.children.remove(id);
         inner.pending.retain(|(container, _), _| container != id);
         inner.left = Instant::now();
+    }
+
+    /// Forgets the containers that have ended and whose bundles are gone: somebody else has cleaned up, and nobody will delete them here.
+    pub fn forget_abandoned(&self) {
+        let ended = |container: &Arc<Container>| container.init.state() == State::Stopped && !container.bundle.exists();
+        let abandoned: Vec<String> = lock(&self.inner).containers.values().filter(|it| ended(it)).map(|it| it.id.clone()).collect();
+        for id in abandoned {
+            log::warn!("{id}: has ended, and its bundle is gone: forgetting it");
+            self.remove(&id);
+        }
     }
 
     /// For how long there has been no container, and none been made; `None` if there is one.
