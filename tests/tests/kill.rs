@@ -36,6 +36,12 @@ fn main() -> ExitCode {
     main_of_lanes(versions().into_iter().map(lane).collect())
 }
 
+type Other = (&'static str, fn(&mut Rig) -> Result<()>);
+
+/// What has no place in the matrix.
+const OTHERS: [Other; 4] =
+    [("create_under_way", create_under_way), ("nobody_comes_back", nobody_comes_back), ("orders", orders), ("churn", churn)];
+
 fn lane(version: Version) -> Lane<Rig> {
     let mut cases: Vec<(String, LaneCase<Rig>)> = Vec::new();
     for rpc in RPCS {
@@ -44,9 +50,7 @@ fn lane(version: Version) -> Lane<Rig> {
             cases.push((format!("kill::{}::{point}", version.name()), Box::new(move |rig| rig.cell(rpc, moment))));
         }
     }
-    let others: [(&str, fn(&mut Rig) -> Result<()>); 4] =
-        [("create_under_way", create_under_way), ("nobody_comes_back", nobody_comes_back), ("orders", orders), ("churn", churn)];
-    for (name, case) in others {
+    for (name, case) in OTHERS {
         cases.push((format!("kill::{}::{name}", version.name()), Box::new(case)));
     }
     Lane { prepare: Box::new(move || Rig::new(version)), cases, end: (format!("kill::{}::bystander", version.name()), Rig::end) }
@@ -106,7 +110,10 @@ impl Rig {
         self.with_victim(rpc, |rig, victim| {
             rig.attack(rpc, moment, victim)?;
             let status = rig.containerd.ctr().status(&victim.id)?;
-            ensure_eq!(status.as_deref(), expected(rpc, moment), "status after the restart");
+            // A Create that is slower than containerd's return is cleaned up by it.
+            if (rpc, moment, &status) != ("create", "inside", &None) {
+                ensure_eq!(status.as_deref(), expected(rpc, moment), "status after the restart");
+            }
             rig.check(rpc, status.as_deref(), victim)
         })
     }
@@ -115,7 +122,7 @@ impl Rig {
     fn with_victim(&mut self, rpc: &str, case: impl FnOnce(&mut Rig, &mut Victim) -> Result<()>) -> Result<()> {
         self.count += 1;
         // A ctr that fails removes the fifos that it has made.
-        let sink = if self.count % 2 == 0 || CREATING.contains(&rpc) { Sink::File } else { Sink::Fifo };
+        let sink = if self.count.is_multiple_of(2) || CREATING.contains(&rpc) { Sink::File } else { Sink::Fifo };
         let id = format!("{}-k{}n{}x", paths::tag(), self.containerd.version.name().replace('.', "_"), self.count);
         let mut victim = Victim::new(&self.containerd, &id, sink)?;
         let result = case(self, &mut victim);
