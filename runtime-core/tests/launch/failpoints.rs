@@ -45,7 +45,7 @@ fn container(bed: &Bed) {
         let sentence = bed.launch(compiled, report, output).failure();
         assert!(names(&sentence, &failing), "step {step}, {failing}: {sentence}");
         assert!(sentence.ends_with("exchange full"), "{sentence}");
-        assert_eq!(before, bed.traces(), "step {step}, {failing}: left behind");
+        bed.assert_no_trace(before, &format!("step {step}, {failing}"));
         // It can be removed at once only if no process is in it.
         bundle.cgroup.take().unwrap().remove(Duration::ZERO).unwrap();
         step += 1;
@@ -66,7 +66,7 @@ fn joining(bed: &Bed) {
         compiled.launch.plan.fail = Some(FailStep { step: step as u16, errno: Errno::XFULL.raw_os_error() });
         let sentence = bed.launch(compiled, report, output).failure();
         assert!(names(&sentence, &failing), "step {step}, {failing}: {sentence}");
-        assert_eq!(before, bed.traces(), "step {step}, {failing}: left behind");
+        bed.assert_no_trace(before, &format!("step {step}, {failing}"));
     }
     init.kill();
 }

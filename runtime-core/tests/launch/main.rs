@@ -47,7 +47,7 @@ fn passes(bed: &Bed, (name, test): &Test) -> bool {
     let before = bed.traces();
     let passed = catch_unwind(AssertUnwindSafe(|| {
         test(bed);
-        assert_eq!(before, bed.traces(), "left behind");
+        bed.assert_no_trace(before, name);
     }))
     .is_ok();
     println!("{}: {name}", if passed { "ok" } else { "FAILED" });
