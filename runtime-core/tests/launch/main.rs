@@ -15,6 +15,7 @@ mod hostile;
 mod mounts;
 mod process;
 mod rootfs;
+mod sealed;
 mod terminal;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,6 +24,9 @@ use bed::{Bed, Test};
 
 fn main() {
     let wanted = std::env::args().nth(1).filter(|argument| !argument.starts_with('-')).unwrap_or_default();
+    if wanted == sealed::CHILD {
+        return sealed::child();
+    }
     let bed = Bed::new();
     let all = [
         basics::TESTS,
@@ -34,6 +38,7 @@ fn main() {
         cgroups::TESTS,
         hooks::TESTS,
         hostile::TESTS,
+        sealed::TESTS,
         #[cfg(feature = "failpoints")]
         failpoints::TESTS,
     ];
