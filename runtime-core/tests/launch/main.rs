@@ -2,7 +2,7 @@
 //!
 //! Every test leaves the host as it found it: no mount, no process, no descriptor.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a program of tests: a failure is a panic")]
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a program of tests: a failure is a panic")]
 
 mod basics;
 mod bed;
