@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use proto::api::{ExecProcessRequest, TaskExecAdded, TaskExecStarted};
+use proto::api::ExecProcessRequest;
+use proto::events::task::{TaskExecAdded, TaskExecStarted};
 use runtime_core::compile::{self, Joining};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::api::{TaskDelete, TaskPaused, TaskResumed, TaskStart};
+use proto::events::task::{TaskDelete, TaskPaused, TaskResumed, TaskStart};
 use proto::protobuf::MessageField;
 use runtime_core::cgroup::FreezeStep;
 use runtime_core::container::hooks::Point;

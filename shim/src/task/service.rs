@@ -9,9 +9,10 @@ use async_trait::async_trait;
 use proto::api::{
     CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse, DeleteRequest,
     DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest,
-    ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, TaskCreate,
+    ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse,
     UpdateTaskRequest, WaitRequest, WaitResponse,
 };
+use proto::events::task::{TaskCreate, TaskIO};
 use proto::protobuf::well_known_types::any::Any;
 use proto::protobuf::{Message, MessageField};
 use proto::shim_async::Task;
@@ -74,7 +75,7 @@ impl Service {
         let created = create::create(&self.node, &request).await?;
         let container = created.container;
         let pid = container.init.pid() as u32;
-        let io = proto::api::TaskIO {
+        let io = TaskIO {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
             stderr: request.stderr.clone(),

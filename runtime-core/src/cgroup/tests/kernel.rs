@@ -153,6 +153,18 @@ fn an_occupied_cgroup_is_refused_and_an_empty_one_used() {
 }
 
 #[test]
+fn nested_empty_cgroups_go_in_one_attempt() {
+    let scratch = Scratch::new("nested", "{}");
+    for tree in &scratch.cgroup().trees {
+        tree.dir.make("a").unwrap();
+        tree.dir.open("a").unwrap().make("b").unwrap();
+        tree.dir.open("a/b").unwrap().make("c").unwrap();
+    }
+    assert!(scratch.cgroup().try_remove().unwrap());
+    assert!(scratch.gone());
+}
+
+#[test]
 fn a_failed_create_leaves_nothing() {
     let host = Host::detect().unwrap();
     let parent = format!("/coracle-test-{}-undo", std::process::id());
