@@ -91,8 +91,8 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest) -> Result<Cre
     let bundle = absolute(&request.bundle)?;
     let options = options(node, request)?;
     let spec = Spec::load(&bundle)?;
-    warn(node, &request.id, &spec);
     let filter = node.filter(spec.linux.seccomp.as_ref())?;
+    warn(node, &request.id, &spec, filter.as_deref());
     let path = CgroupPath::new(&node.host, spec.linux.cgroups_path.as_deref(), &request.id)?;
     let init = Arc::new(Process::new("", stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));
     let owner = owner(&options);
@@ -224,9 +224,12 @@ fn owner(options: &Options) -> Option<Owner> {
 }
 
 /// What is passed over, once per container.
-fn warn(node: &Node, id: &str, spec: &Spec) {
+fn warn(node: &Node, id: &str, spec: &Spec, filter: Option<&Filter>) {
     for field in node.host.ignored(&spec.linux.resources) {
         log::warn!("{id}: linux.resources.{field} has no effect on this host, ignoring");
+    }
+    for name in filter.iter().flat_map(|filter| &filter.skipped) {
+        log::warn!("{id}: linux.seccomp: system call {name:?} is unknown, ignoring");
     }
     for name in spec.process.iter().flat_map(unknown_capabilities) {
         log::warn!("{id}: capability {name:?} is unknown, ignoring");

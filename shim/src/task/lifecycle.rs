@@ -39,6 +39,12 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, child: Option<C
     let init = &container.init;
     init.state().allow(Action::Start)?;
     let child = child.ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, "process was started already"))?;
+    if let Err(error) = container.hooks.run_in_container(node, container, &child.pidfd, child.pid).await {
+        // runtime.md, "Lifecycle": a hook that fails stops the container.
+        let _ = init.signal(libc::SIGKILL);
+        init.wait_told().await;
+        return Err(error);
+    }
     let telling = init.telling.lock().await;
     let started = release(&child).await;
     if started.is_ok() {
