@@ -30,7 +30,9 @@ const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
 
 /// A container whose first process waits for its start.
 pub struct Created {
+    /// The container.
     pub container: Arc<Container>,
+    /// Its first process, which waits.
     pub child: Child,
 }
 

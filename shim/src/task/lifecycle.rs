@@ -166,7 +166,9 @@ fn kill_all(container: &Container, signal: i32) -> Result<()> {
 
 /// What is told of a deleted process.
 pub struct Deleted {
+    /// Its process id.
     pub pid: i32,
+    /// How it ended.
     pub exit: Exit,
 }
 
