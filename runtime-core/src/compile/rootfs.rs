@@ -316,8 +316,9 @@ fn mount_flags(attributes: u64) -> u64 {
 mod tests {
     use super::*;
 
-    const NEW: Place<'_> = Place { target: Path::new("/t"), layers_one_by_one: true };
-    const OLD: Place<'_> = Place { target: Path::new("/t"), layers_one_by_one: false };
+    fn place(layers_one_by_one: bool) -> Place<'static> {
+        Place { target: Path::new("/t"), layers_one_by_one }
+    }
 
     fn mounts(kind: &str, options: &[&str]) -> Vec<RootMount> {
         vec![RootMount {
@@ -331,7 +332,7 @@ mod tests {
     #[test]
     fn layers_go_in_one_by_one() {
         let mut plan = Builder::default();
-        assemble(&mut plan, &mounts("overlay", &["lowerdir=/a:/b\\:c", "upperdir=/u", "workdir=/w"]), NEW).unwrap();
+        assemble(&mut plan, &mounts("overlay", &["lowerdir=/a:/b\\:c", "upperdir=/u", "workdir=/w"]), place(true)).unwrap();
         let text = plan.finish().0.to_string();
         assert!(text.contains("lowerdir+=/a,lowerdir+=/b:c"), "{text}");
     }
@@ -340,7 +341,7 @@ mod tests {
     fn old_kernels_get_short_relative_names() {
         let mut plan = Builder::default();
         let options = ["workdir=/s/9/work", "upperdir=/s/9/fs", "lowerdir=/s/1/fs:/s/2/fs", "index=off"];
-        let (_, by_path) = assemble(&mut plan, &mounts("overlay", &options), OLD).unwrap();
+        let (_, by_path) = assemble(&mut plan, &mounts("overlay", &options), place(false)).unwrap();
         by_path.emit(&mut plan);
         let text = plan.finish().0.to_string();
         assert!(text.contains("lowerdir=1/fs:2/fs,workdir=9/work,upperdir=9/fs,index=off"), "{text}");
@@ -350,7 +351,7 @@ mod tests {
     #[test]
     fn transformations_of_the_mount_manager_are_refused_by_name() {
         let mut plan = Builder::default();
-        let error = assemble(&mut plan, &mounts("format/overlay", &[]), NEW).err().unwrap();
+        let error = assemble(&mut plan, &mounts("format/overlay", &[]), place(true)).err().unwrap();
         assert!(error.to_string().contains("format/overlay"), "{error}");
     }
 }

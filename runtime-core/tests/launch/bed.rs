@@ -14,6 +14,7 @@ use runtime_core::plan::report::{self, GO, Message};
 use runtime_core::seccomp::{self, Filter};
 use runtime_core::spec::{Process, Spec};
 use runtime_core::sys::process;
+use rustix::io::Errno;
 use rustix::mount::MountPropagationFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
@@ -57,15 +58,20 @@ impl Bed {
         ]
     }
 
-    pub fn launch(&self, mut compiled: Compiled, report: OwnedFd, output: OwnedFd) -> Running {
+    pub fn launch(&self, compiled: Compiled, report: OwnedFd, output: OwnedFd) -> Running {
+        self.try_launch(compiled, report, output).unwrap()
+    }
+
+    /// Fails if the process cannot even be cloned.
+    pub fn try_launch(&self, mut compiled: Compiled, report: OwnedFd, output: OwnedFd) -> Result<Running, Errno> {
         let bytes = Request::Launch(Box::new(compiled.launch.clone())).encode().unwrap();
         let descriptors: Vec<_> = compiled.descriptors.iter().map(AsFd::as_fd).collect();
         assert_eq!(self.launcher.send(&bytes, &descriptors).unwrap(), bytes.len());
         // Among them is the child's end of the report, whose closing is the sign of execve.
         compiled.descriptors.clear();
         wait_readable(self.launcher.socket());
-        let launched = self.launcher.receive().unwrap().unwrap();
-        Running { launched, report, output, compiled }
+        let launched = self.launcher.receive().unwrap()?;
+        Ok(Running { launched, report, output, compiled })
     }
 }
 
@@ -176,6 +182,12 @@ impl Bundle {
 
     /// A process that joins; its JSON is the container's with the fields of `changes`.
     pub fn join(&self, bed: &Bed, init: &Running, changes: Value, terminal: bool) -> runtime_core::Result<Running> {
+        let (compiled, report, output) = self.compile_joining(init, changes, terminal)?;
+        Ok(bed.launch(compiled, report, output))
+    }
+
+    /// As [`Bundle::compile`].
+    pub fn compile_joining(&self, init: &Running, changes: Value, terminal: bool) -> runtime_core::Result<(Compiled, OwnedFd, OwnedFd)> {
         let spec = self.parse();
         let mut process = self.spec["process"].clone();
         for (key, value) in changes.as_object().unwrap() {
@@ -196,7 +208,7 @@ impl Bundle {
             report: child,
             no_new_keyring: false,
         })?;
-        Ok(bed.launch(compiled, parent, output))
+        Ok((compiled, parent, output))
     }
 
     /// What a joining shell prints, which must end well.
@@ -276,25 +288,30 @@ impl Running {
         (exited.status, String::from_utf8_lossy(&bytes).replace("\r\n", "\n"))
     }
 
+    /// Starts it, whatever comes of it: the sentence of its failure, or what it printed.
+    pub fn finish(mut self) -> Result<String, String> {
+        loop {
+            match self.next() {
+                Some(Message::Failed(failure)) => {
+                    let sentence = failure::explain(&self.compiled.launch, &failure).to_string();
+                    self.end();
+                    return Err(sentence);
+                }
+                Some(Message::Console(master)) => self.output = master,
+                Some(Message::Ready | Message::Hooks) => drop(rustix::io::write(&self.report, &[GO]).unwrap()),
+                None => return Ok(self.end().1),
+            }
+        }
+    }
+
     pub fn kill(self) {
         rustix::process::pidfd_send_signal(&self.launched.pidfd, rustix::process::Signal::KILL).unwrap();
         process::wait(self.launched.pidfd.as_fd()).unwrap().unwrap();
     }
 
     /// Why it gave up.
-    pub fn failure(mut self) -> String {
-        loop {
-            match self.next() {
-                Some(Message::Failed(failure)) => {
-                    let sentence = failure::explain(&self.compiled.launch, &failure).to_string();
-                    assert_eq!(self.end().0, 1);
-                    return sentence;
-                }
-                Some(Message::Console(master)) => self.output = master,
-                Some(Message::Ready | Message::Hooks) => drop(rustix::io::write(&self.report, &[GO]).unwrap()),
-                None => panic!("it did not fail: {}", self.end().1),
-            }
-        }
+    pub fn failure(self) -> String {
+        self.finish().expect_err("it did not fail")
     }
 }
 

@@ -6,7 +6,16 @@
 
 mod basics;
 mod bed;
+mod cgroups;
+mod exec;
+#[cfg(feature = "failpoints")]
+mod failpoints;
+mod hooks;
+mod hostile;
+mod mounts;
+mod process;
 mod rootfs;
+mod terminal;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -15,7 +24,19 @@ use bed::{Bed, Test};
 fn main() {
     let wanted = std::env::args().nth(1).filter(|argument| !argument.starts_with('-')).unwrap_or_default();
     let bed = Bed::new();
-    let all = [basics::TESTS, rootfs::TESTS];
+    let all = [
+        basics::TESTS,
+        rootfs::TESTS,
+        process::TESTS,
+        mounts::TESTS,
+        terminal::TESTS,
+        exec::TESTS,
+        cgroups::TESTS,
+        hooks::TESTS,
+        hostile::TESTS,
+        #[cfg(feature = "failpoints")]
+        failpoints::TESTS,
+    ];
     let tests: Vec<&Test> = all.iter().flat_map(|list| list.iter()).filter(|(name, _)| name.contains(&wanted)).collect();
     let failed: Vec<&str> = tests.iter().filter(|test| !passes(&bed, test)).map(|(name, _)| *name).collect();
     println!("{} passed, {} failed {failed:?}", tests.len() - failed.len(), failed.len());
