@@ -60,7 +60,11 @@ pub fn seccomp() -> Result<Value> {
 
 /// A bundle in `parent` that runs `program` of the payload, with containerd's default specification and seccomp profile.
 pub fn bundle(parent: &std::path::Path, id: &str, program: &str, cgroups: Cgroups, net: Option<&str>) -> Result<Bundle> {
-    payload::write(&bundle::system()?)?;
+    let system = bundle::system()?;
+    // What runs already must not be written to.
+    if !system.join("pause").exists() {
+        payload::write(&system)?;
+    }
     let mut bundle = Bundle::new(parent, id, &[program])?;
     let seccomp = seccomp()?;
     bundle.edit(|spec| {
