@@ -78,7 +78,6 @@ await_line() {
 
 run="--runtime $runtime --rootfs"
 mkdir -p "$files/rootfs/bin" "$files/rootfs/dev" "$files/rootfs/proc" "$files/rootfs/sys" "$files/rootfs/tmp" "$files/rootfs/run" "$files/rootfs/etc"
-mount -t tmpfs -o size=16m coracle-demo "$files/rootfs" 2>/dev/null && umount "$files/rootfs" || die "mount(2) is not permitted here: run it on a machine or VM, not inside of a container"
 cp /bin/busybox "$files/rootfs/bin/busybox"
 for applet in $(/bin/busybox --list); do [ "$applet" = busybox ] || ln -s busybox "$files/rootfs/bin/$applet"; done
 cat >"$here/config.toml" <<END
@@ -145,7 +144,14 @@ show run --rm $run "$files/rootfs" missing /bin/no-such-command || echo "    exi
 ctr container rm missing >/dev/null 2>&1 || :
 
 title "What is left on the host"
-left=$(pgrep -fc -- "-namespace $namespace" || :)
+# The brackets keep grep from finding itself.
+shims() { cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' ' ' | grep -o -e "-[n]amespace $namespace " | wc -l; }
+tries=0
+until [ "$(shims)" = 0 ] || [ $tries -eq 50 ]; do
+	tries=$((tries + 1))
+	sleep 0.1
+done
+left=$(shims)
 mounts=$(grep -c -e "$here" -e "$files" /proc/self/mountinfo || :)
 cgroups=$(find /sys/fs/cgroup -mindepth 1 -type d -path "*/$namespace/*" | wc -l)
 echo "    shim processes: $left    mounts: $mounts    cgroups: $cgroups"

@@ -16,9 +16,7 @@ apt_install() {
 	[ -n "$missing" ] || return 0
 	[ "$(id -u)" = 0 ] || die "packages are missing; as root run: apt-get install$missing"
 	say "installing$missing"
-	# A machine that was never updated knows no package; one that was needs no second round.
-	# shellcheck disable=SC2086
-	apt-cache show $missing >/dev/null 2>&1 || apt-get -q update || die "apt-get update failed; look at the network and at /etc/apt"
+	apt-get -q update || die "apt-get update failed; look at the network and at /etc/apt"
 	# shellcheck disable=SC2086
 	DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install $missing ||
 		die "apt-get install$missing failed; install these packages by hand and run this again"

@@ -8,6 +8,11 @@ cd "$(dirname "$0")/../.."
 command -v apt-get >/dev/null || die "this needs Debian's apt-get; elsewhere install gcc, pkg-config, libseccomp, busybox-static and Rust $(msrv) by hand"
 apt_install gcc libc6-dev make pkg-config libseccomp-dev busybox-static ca-certificates
 
+if [ ! -e /etc/hosts ] && [ "$(id -u)" = 0 ]; then
+	say "making /etc/hosts, which is missing and which ctr's --net-host mounts"
+	printf '127.0.0.1\tlocalhost\n' >/etc/hosts
+fi
+
 if ! find_cargo >/dev/null; then
 	say "no cargo of at least $(msrv): taking Debian's rustc-web and cargo-web"
 	[ "$(id -u)" = 0 ] || die "Rust $(msrv) or newer is missing; install it, or run this as root"

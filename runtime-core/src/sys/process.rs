@@ -276,3 +276,13 @@ pub fn close_number(fd: u32) {
     // SAFETY: the child ends in execve or `_exit` without running the owner's destructor.
     unsafe { libc::close(fd as i32) };
 }
+
+/// pidfd_send_signal(2): any signal number, 0 only asks whether the process is there.
+///
+/// # Errors
+/// `ESRCH` if it has ended and was reaped, `EINVAL` for no signal.
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+    let info = ptr::null_mut::<libc::siginfo_t>();
+    // SAFETY: a null `info` makes the kernel fill one in, as for kill(2); the rest are integers.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0) }).map(drop)
+}
