@@ -19,10 +19,9 @@ pub fn program(name: &str) -> Result<PathBuf> {
     crate::Context::context(found, || format!("{name} is not in {}: run deploy/setup/peers.sh", dir.display()))
 }
 
-/// Where a peer finds the libraries that were unpacked with it: `LD_LIBRARY_PATH`.
+/// The libraries that were unpacked with the peers.
 pub fn libraries() -> Result<String> {
-    let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
-    Ok(paths::cache("bookworm")?.join("usr/lib").join(triple).display().to_string())
+    Ok(paths::cache("bookworm")?.join(place::libraries().trim_start_matches('/')).display().to_string())
 }
 
 /// The first line that `name --version` prints.
@@ -35,7 +34,6 @@ pub fn version(name: &str) -> Result<String> {
 /// overlay.
 pub struct Peer {
     program: PathBuf,
-    libraries: String,
     root: PathBuf,
     data: PathBuf,
     cgroups: Cgroups,
@@ -48,11 +46,12 @@ impl Peer {
     /// `name` is a file name in Debian's bookworm.
     pub fn new(name: &str, cgroups: Cgroups, net: Net) -> Result<Peer> {
         place::enter(cgroups)?;
+        place::add_libraries(&libraries()?)?;
         let data = place::data_on_tmpfs()?;
         let given = if net == Net::Given { Some(GivenNet::new()?) } else { None };
         let root = paths::run_dir().join(name);
         std::fs::create_dir_all(&root)?;
-        let mut peer = Peer { program: program(name)?, libraries: libraries()?, root, data, cgroups, given, count: 0, paused: String::new() };
+        let mut peer = Peer { program: program(name)?, root, data, cgroups, given, count: 0, paused: String::new() };
         let bundle = peer.bundle("/pause")?;
         peer.create(&bundle)?;
         peer.paused = bundle.id.clone();
@@ -72,7 +71,7 @@ impl Peer {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--root").arg(&self.root).args(args).env("LD_LIBRARY_PATH", &self.libraries);
+        command.arg("--root").arg(&self.root).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }

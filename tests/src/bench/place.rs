@@ -44,6 +44,22 @@ pub fn enter(cgroups: Cgroups) -> Result<()> {
     Ok(())
 }
 
+/// Debian's directory of libraries.
+pub fn libraries() -> String {
+    format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH)
+}
+
+/// Lets programs find libraries of `extra` that the host lacks, whatever environment they are given. In a private mount namespace.
+pub fn add_libraries(extra: &str) -> Result<()> {
+    let host = libraries();
+    let lacks = |entry: fs::DirEntry| !std::path::Path::new(&host).join(entry.file_name()).exists();
+    if fs::read_dir(extra).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(lacks))) {
+        let options = std::ffi::CString::new(format!("lowerdir={host}:{extra}"))?;
+        mount("libraries", host.as_str(), "overlay", MountFlags::RDONLY, Some(options.as_c_str())).context(|| format!("overlay on {host}"))?;
+    }
+    Ok(())
+}
+
 /// Puts this run's data on a tmpfs, so that no disk is measured. In a private mount namespace.
 pub fn data_on_tmpfs() -> Result<PathBuf> {
     let data = paths::data_dir()?;

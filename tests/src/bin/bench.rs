@@ -6,7 +6,9 @@ use tests::Result;
 use tests::bench::core::Core;
 use tests::bench::floor::Floor;
 use tests::bench::peer::Peer;
+use tests::bench::ctr::Ctr;
 use tests::bench::place::{Cgroups, Net};
+use tests::bench::shim::Driver;
 use tests::bench::worker::{Contender, serve};
 
 fn main() -> ExitCode {
@@ -29,9 +31,12 @@ fn main() -> ExitCode {
 fn contender(kind: &str, words: &[&str]) -> Result<Box<dyn Contender>> {
     let cgroups = if words.contains(&"bare") { Cgroups::Bare } else { Cgroups::Host };
     let net = if words.contains(&"given") { Net::Given } else { Net::Own };
+    let runtime = words.iter().copied().find(|word| matches!(*word, "runc" | "crun"));
     Ok(match kind {
         "floor" => Box::new(Floor::new(cgroups, net)?),
         "core" => Box::new(Core::new(cgroups, net)?),
+        "shim" => Box::new(Driver::new(cgroups, runtime)?),
+        "ctr" => Box::new(Ctr::new(cgroups, runtime)?),
         name => Box::new(Peer::new(name, cgroups, net)?),
     })
 }
