@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use rustix::net::netlink::{CONNECTOR, SocketAddrNetlink};
@@ -14,6 +15,8 @@ use crate::{Context, Result, command};
 const PROC: u32 = 1;
 /// `PROC_CN_MCAST_LISTEN`.
 const LISTEN: u32 = 1;
+/// `PROC_CN_MCAST_IGNORE`.
+const IGNORE: u32 = 2;
 const EVENT_FORK: u32 = 1;
 const EVENT_EXEC: u32 = 2;
 /// `struct nlmsghdr` and `struct cn_msg` come before the event.
@@ -33,44 +36,61 @@ pub struct Counts {
 }
 
 /// A subscription to the events of all processes.
-pub struct Connector(OwnedFd);
+struct Connector(OwnedFd);
 
 impl Connector {
-    /// Subscribes. Needs CAP_NET_ADMIN in the host's namespaces and CONFIG_PROC_EVENTS.
-    pub fn open() -> Result<Connector> {
+    fn open() -> Result<Connector> {
         let what = || "process connector".to_owned();
         let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(CONNECTOR)).context(what)?;
-        bind(&socket, &SocketAddrNetlink::new(std::process::id(), PROC)).context(what)?;
-        let words: [u32; 10] = [40, 3, 0, std::process::id(), PROC, PROC, 0, 0, 4, LISTEN];
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        send(&socket, &bytes, SendFlags::empty()).context(what)?;
-        Ok(Connector(socket))
+        bind(&socket, &SocketAddrNetlink::new(0, PROC)).context(what)?;
+        let connector = Connector(socket);
+        connector.say(LISTEN).context(what)?;
+        Ok(connector)
     }
 
-    /// Runs `work` and counts what the processes in `roots` and their descendants did meanwhile.
-    pub fn count(&self, roots: &[u32], work: impl FnOnce() -> Result<()>) -> Result<Counts> {
-        let mut family: HashSet<u32> = roots.iter().copied().collect();
-        let mut counts = Counts::default();
-        let (done, is_done) = std::sync::mpsc::channel();
-        std::thread::scope(|scope| {
-            // The kernel drops events that nobody reads.
-            let reader = scope.spawn(move || -> Result<Counts> {
-                loop {
-                    if command::readable(&self.0, LAG)? {
-                        let mut bytes = [0u8; 512];
-                        let (length, _) = recv(&self.0, &mut bytes, RecvFlags::empty()).context(|| "process connector".to_owned())?;
-                        note(&bytes[..length], &mut family, &mut counts);
-                    } else if is_done.try_recv().is_ok() {
-                        return Ok(counts);
-                    }
-                }
-            });
-            let worked = work();
-            let _ = done.send(());
-            let counted = reader.join().ok().context(|| "the reader of the connector panicked".to_owned())?;
-            worked.and(counted)
-        })
+    fn say(&self, operation: u32) -> std::result::Result<(), rustix::io::Errno> {
+        // nlmsghdr: length, NLMSG_DONE, sequence, port; cn_msg: two ids, sequence, acknowledgement, length and flags; the operation.
+        let words: [u32; 10] = [40, 3, 0, 0, PROC, PROC, 0, 0, 4, operation];
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        send(&self.0, &bytes, SendFlags::empty()).map(drop)
     }
+
+    /// Reads until `over` says so and nothing more comes.
+    fn follow(&self, mut family: HashSet<u32>, over: &Receiver<()>) -> Result<Counts> {
+        let mut counts = Counts::default();
+        loop {
+            if command::readable(&self.0, LAG)? {
+                let mut bytes = [0u8; 512];
+                let (length, _) = recv(&self.0, &mut bytes, RecvFlags::empty()).context(|| "process connector".to_owned())?;
+                note(&bytes[..length], &mut family, &mut counts);
+            } else if over.try_recv().is_ok() {
+                return Ok(counts);
+            }
+        }
+    }
+}
+
+impl Drop for Connector {
+    fn drop(&mut self) {
+        // Older kernels count listeners and not sockets.
+        let _ = self.say(IGNORE);
+    }
+}
+
+/// Runs `work` and counts what the processes in `roots` and their descendants did meanwhile. Needs CAP_NET_ADMIN in the host's namespaces
+/// and CONFIG_PROC_EVENTS.
+pub fn count(roots: &[u32], work: impl FnOnce() -> Result<()>) -> Result<Counts> {
+    let connector = Connector::open()?;
+    let family: HashSet<u32> = roots.iter().copied().collect();
+    let (done, over) = channel();
+    std::thread::scope(|scope| {
+        // The kernel drops events that nobody reads.
+        let reader = scope.spawn(move || connector.follow(family, &over));
+        let worked = work();
+        let _ = done.send(());
+        let counted = reader.join().ok().context(|| "the reader of the connector panicked".to_owned())?;
+        worked.and(counted)
+    })
 }
 
 /// `struct proc_event`: what, cpu, time, then for a fork the parent's and the child's pid and tgid, for an exec the process's.
@@ -119,14 +139,12 @@ mod tests {
 
     #[test]
     fn real_events_arrive() {
-        let connector = Connector::open().unwrap();
-        let counts = connector
-            .count(&[std::process::id()], || {
-                let status = std::process::Command::new("/bin/sh").args(["-c", "/bin/true; /bin/true; exit 0"]).status()?;
-                crate::ensure!(status.success(), "{status}");
-                Ok(())
-            })
-            .unwrap();
+        let counts = count(&[std::process::id()], || {
+            let status = std::process::Command::new("/bin/sh").args(["-c", "/bin/true; /bin/true; exit 0"]).status()?;
+            crate::ensure!(status.success(), "{status}");
+            Ok(())
+        });
+        let counts = counts.unwrap();
         assert!(counts.execs >= 3 && counts.processes >= 3, "{counts:?}");
     }
 }

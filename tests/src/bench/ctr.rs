@@ -59,7 +59,8 @@ impl Contender for Ctr {
     fn sample(&mut self) -> Result<Sample> {
         self.count += 1;
         let id = format!("{}-r{}", paths::tag(), self.count);
-        let words: Vec<&str> = self.args.iter().map(String::as_str).chain([id.as_str()]).chain(self.command.iter().map(String::as_str)).collect();
+        let words: Vec<&str> =
+            self.args.iter().map(String::as_str).chain([id.as_str()]).chain(self.command.iter().map(String::as_str)).collect();
         let begin = Instant::now();
         self.containerd.ctr().ok(&words)?;
         Ok(Sample::from([("ctr run".to_owned(), micros(begin))]))

@@ -50,18 +50,8 @@ const MASKED: [&CStr; 10] = [
 ];
 const READONLY: [&CStr; 5] = [c"/proc/bus", c"/proc/fs", c"/proc/irq", c"/proc/sys", c"/proc/sysrq-trigger"];
 /// The device rules of the specification as version 1 takes them.
-const DEVICE_RULES: [&str; 10] = [
-    "c *:* m",
-    "b *:* m",
-    "c 1:3 rwm",
-    "c 1:5 rwm",
-    "c 1:7 rwm",
-    "c 1:8 rwm",
-    "c 1:9 rwm",
-    "c 5:0 rwm",
-    "c 5:2 rwm",
-    "c 136:* rwm",
-];
+const DEVICE_RULES: [&str; 10] =
+    ["c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:2 rwm", "c 136:* rwm"];
 
 struct Hierarchy {
     root: OwnedFd,
@@ -139,8 +129,7 @@ impl Floor {
         match &self.given {
             Some(net) => process::setns(net.descriptor().as_fd(), libc::CLONE_NEWNET)?,
             None => {
-                let socket =
-                    rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+                let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
                 tty::set_loopback_up(socket.as_fd())?;
             }
         }
@@ -353,9 +342,14 @@ fn mounts() -> std::result::Result<(), Errno> {
     let strict = nosuid | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
     attach(filesystem(c"proc", &[], closed)?, c"/proc")?;
     attach(filesystem(c"tmpfs", &[(c"mode", "755"), (c"size", "65536k")], strict)?, c"/dev")?;
-    for (name, major, minor) in
-        [(c"/dev/null", 1, 3), (c"/dev/zero", 1, 5), (c"/dev/full", 1, 7), (c"/dev/random", 1, 8), (c"/dev/urandom", 1, 9), (c"/dev/tty", 5, 0)]
-    {
+    for (name, major, minor) in [
+        (c"/dev/null", 1, 3),
+        (c"/dev/zero", 1, 5),
+        (c"/dev/full", 1, 7),
+        (c"/dev/random", 1, 8),
+        (c"/dev/urandom", 1, 9),
+        (c"/dev/tty", 5, 0),
+    ] {
         mknodat(CWD, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), rustix::fs::makedev(major, minor))?;
     }
     let links = [
@@ -393,4 +387,3 @@ fn reap(pidfd: &OwnedFd) -> Result<()> {
         None => fail!("the payload is no child"),
     }
 }
-

@@ -55,7 +55,8 @@ pub fn add_libraries(extra: &str) -> Result<()> {
     let lacks = |entry: fs::DirEntry| !std::path::Path::new(&host).join(entry.file_name()).exists();
     if fs::read_dir(extra).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(lacks))) {
         let options = std::ffi::CString::new(format!("lowerdir={host}:{extra}"))?;
-        mount("libraries", host.as_str(), "overlay", MountFlags::RDONLY, Some(options.as_c_str())).context(|| format!("overlay on {host}"))?;
+        mount("libraries", host.as_str(), "overlay", MountFlags::RDONLY, Some(options.as_c_str()))
+            .context(|| format!("overlay on {host}"))?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::rpc::Shim;
 use crate::start::{Launch, Protocol, log_fifo};
 use crate::{Result, ensure, fail, paths, proc, wait};
 
-use super::connector::{Connector, Counts};
+use super::connector::{Counts, count};
 use super::place::{self, Cgroups};
 use super::worker::Contender;
 use super::{Sample, micros, peer};
@@ -204,9 +204,8 @@ impl Driver {
 
     /// Programs and processes of the first container's life, from `start` to the final `delete`, and of a second one's; without the payload.
     fn counts(&mut self) -> Result<Sample> {
-        let connector = Connector::open()?;
         let bundle = self.bundle("/true")?;
-        let first = connector.count(&[std::process::id()], || {
+        let first = count(&[std::process::id()], || {
             let (shim, _log, _) = self.boot(&bundle)?;
             self.create(&shim, &bundle)?;
             shim.start(&bundle.id, "")?;
@@ -218,7 +217,7 @@ impl Driver {
         let pod = self.pod()?;
         let pids = shims(&pod.id);
         ensure!(!pids.is_empty(), "the shim of {} is not to be found", pod.id);
-        let second = connector.count(&pids, || self.further(&pod.shim.clone()).map(drop))?;
+        let second = count(&pids, || self.further(&pod.shim.clone()).map(drop))?;
         self.end(&pod)?;
         let sample = |which: &str, counts: Counts| {
             let value = |what: &str, number: u32| (format!("{what} of the {which} container"), f64::from(number.saturating_sub(1)));

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use tests::Result;
 use tests::bench::core::Core;
+use tests::bench::ctr::Ctr;
 use tests::bench::floor::Floor;
 use tests::bench::peer::Peer;
-use tests::bench::ctr::Ctr;
 use tests::bench::place::{Cgroups, Net};
 use tests::bench::shim::Driver;
 use tests::bench::worker::{Contender, serve};
