@@ -9,6 +9,7 @@ pub mod command;
 pub mod containerd;
 pub mod ctr;
 pub mod events;
+pub mod failpoint;
 pub mod failure;
 pub mod hand;
 pub mod image;
@@ -21,6 +22,7 @@ pub mod rpc;
 pub mod start;
 pub mod suite;
 pub mod tar;
+pub mod victim;
 pub mod wait;
 
 pub use case::Case;

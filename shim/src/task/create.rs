@@ -21,6 +21,7 @@ use super::hooks::Hooks;
 use super::node::{Child, Node, Progress};
 use super::process::Process;
 use super::spawner::Loggers;
+use crate::failpoint::{self, Rpc};
 use crate::io::{ChildEnds, Io, Origin, Owner, Request};
 use crate::options::Options;
 
@@ -175,6 +176,7 @@ impl Making<'_> {
         init.launched(child.pid, Arc::clone(&child.pidfd), Arc::clone(&io));
         record.init = ProcessId::of(child.pid);
         record.write(self.bundle)?;
+        failpoint::inside(Rpc::Create).await?;
         self.accompany(&child, &io).await?;
         write_atomically(&self.bundle.join("init.pid"), child.pid.to_string().as_bytes())?;
         self.options.save(self.bundle)?;
