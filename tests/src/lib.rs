@@ -9,6 +9,7 @@ pub mod containerd;
 pub mod ctr;
 pub mod events;
 pub mod failure;
+pub mod footprint;
 pub mod hand;
 pub mod image;
 pub mod ledger;
