@@ -19,6 +19,7 @@ pub mod proc;
 pub mod pty;
 pub mod rpc;
 pub mod start;
+pub mod stream;
 pub mod suite;
 pub mod tar;
 pub mod wait;
