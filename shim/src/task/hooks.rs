@@ -16,8 +16,9 @@ use runtime_core::sys::process::send_signal;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::Interest;
+use tokio::sync::watch;
 
-use super::node::{Node, Progress};
+use super::node::{Child, Node, Progress};
 use crate::io::watched::{Edge, Watched};
 
 /// What is kept of a hook's complaints.
@@ -30,13 +31,26 @@ pub struct Hooks {
     annotations: HashMap<String, String>,
     id: String,
     bundle: PathBuf,
+    given_up: Option<watch::Receiver<bool>>,
 }
 
 impl Hooks {
     /// Those of a spec.
     pub fn of(spec: &Spec, id: &str, bundle: &Path) -> Self {
         let annotations = if spec.hooks.is_some() { spec.annotations.clone() } else { HashMap::new() };
-        Self { hooks: spec.hooks.clone(), version: spec.oci_version.clone(), annotations, id: id.to_owned(), bundle: bundle.to_owned() }
+        Self {
+            hooks: spec.hooks.clone(),
+            version: spec.oci_version.clone(),
+            annotations,
+            id: id.to_owned(),
+            bundle: bundle.to_owned(),
+            given_up: None,
+        }
+    }
+
+    /// The same, killed when this becomes true.
+    pub fn until(self, given_up: watch::Receiver<bool>) -> Self {
+        Self { given_up: Some(given_up), ..self }
     }
 
     /// Whether there are any at this point.
@@ -90,21 +104,52 @@ impl Hooks {
             let (said, ()) = tokio::join!(gather(stderr_end), feed);
             Ok((node.wait(child.pid, &child.pidfd).await, said))
         };
-        match tokio::time::timeout(timeout, life).await {
+        let given_up = async {
+            match &self.given_up {
+                Some(wanted) => given_up(wanted).await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(timeout, life) => Some(ended),
+            () = given_up => None,
+        };
+        let Some(ended) = ended else {
+            kill(node, &child).await;
+            return Err(nobody_wants_it());
+        };
+        match ended {
             Ok(Ok((0, _))) => Ok(()),
             Ok(Ok((status, said))) => Err(Error::new(ErrorKind::Internal, format!("exit status {status}: {}", said.trim()))),
             Ok(Err(error)) => Err(error),
             Err(_) => {
-                let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
-                node.wait(child.pid, &child.pidfd).await;
+                kill(node, &child).await;
                 Err(Error::new(ErrorKind::Internal, format!("killed after its timeout of {} s", timeout.as_secs())))
             }
         }
     }
 }
 
+async fn kill(node: &Node, child: &Child) {
+    let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+    node.wait(child.pid, &child.pidfd).await;
+}
+
+/// Waits until nobody wants what is being made.
+pub async fn given_up(wanted: &watch::Receiver<bool>) {
+    if wanted.clone().wait_for(|given_up| *given_up).await.is_err() {
+        // Nobody is left who could give it up.
+        std::future::pending().await
+    }
+}
+
+/// The failure of what was given up.
+pub fn nobody_wants_it() -> Error {
+    Error::new(ErrorKind::Internal, "the container was deleted while it was being created")
+}
+
 /// Until the program runs; it says nothing else before.
-pub async fn run_to_exec(child: &super::node::Child) -> Result<()> {
+pub async fn run_to_exec(child: &Child) -> Result<()> {
     match child.progress().await? {
         Progress::Executed => Ok(()),
         _ => Err(Error::new(ErrorKind::Internal, "an unexpected report of a helper")),
