@@ -19,6 +19,7 @@ pub mod order;
 pub mod paths;
 pub mod proc;
 pub mod pty;
+pub mod requests;
 pub mod rpc;
 pub mod start;
 pub mod stream;

@@ -15,9 +15,10 @@ use runtime_core::plan::report;
 use runtime_core::seccomp::Filter;
 use runtime_core::spec::Spec;
 use runtime_core::sys::process::send_signal;
+use tokio::sync::watch;
 
 use super::container::{Container, Parts};
-use super::hooks::Hooks;
+use super::hooks::{Hooks, given_up, nobody_wants_it};
 use super::node::{Child, Node, Progress};
 use super::process::Process;
 use super::spawner::Loggers;
@@ -83,11 +84,11 @@ pub async fn remove(cgroup: &Cgroup, bound: Duration) -> Result<()> {
     }
 }
 
-/// Creates a container.
+/// Creates a container, unless it is given up meanwhile.
 ///
 /// # Errors
 /// The step that failed.
-pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest) -> Result<Created> {
+pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: watch::Receiver<bool>) -> Result<Created> {
     if !request.checkpoint.is_empty() {
         return Err(Error::new(ErrorKind::Unimplemented, "checkpoint: this version cannot restore containers"));
     }
@@ -110,7 +111,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest) -> Result<Cre
     // The first mark on disk: from here on another process can clean up after us.
     record.write(&bundle)?;
     let mut undo = Undo { node: Arc::clone(node), id: request.id.clone(), bundle: bundle.clone(), cgroup: None, child: None };
-    let making = Making { node, request, bundle: &bundle, options: &options, spec: &spec, filter: filter.as_deref(), owner };
+    let making = Making { node, request, bundle: &bundle, options: &options, spec: &spec, filter: filter.as_deref(), owner, given_up };
     match making.make(&mut undo, &path, &init, record).await {
         Ok((child, record)) => {
             let Some(cgroup) = undo.cgroup.take() else { return Err(Error::new(ErrorKind::Internal, "cgroup: lost")) };
@@ -144,6 +145,7 @@ struct Making<'a> {
     spec: &'a Spec,
     filter: Option<&'a Filter>,
     owner: Option<Owner>,
+    given_up: watch::Receiver<bool>,
 }
 
 impl Making<'_> {
@@ -187,11 +189,15 @@ impl Making<'_> {
     /// Until the child waits for its start.
     async fn accompany(&self, child: &Child, io: &Io) -> Result<()> {
         loop {
-            match child.progress().await? {
+            let progress = tokio::select! {
+                () = given_up(&self.given_up) => return Err(nobody_wants_it()),
+                progress = child.progress() => progress?,
+            };
+            match progress {
                 Progress::Ready => return Ok(()),
                 Progress::Console(master) => io.attach_console(master)?,
                 Progress::Hooks => {
-                    let hooks = Hooks::of(self.spec, &self.request.id, self.bundle);
+                    let hooks = Hooks::of(self.spec, &self.request.id, self.bundle).until(self.given_up.clone());
                     let flags = Joined::of(&self.spec.linux.namespaces).flags();
                     hooks.run(self.node, Point::Prestart, child.pid, None).await?;
                     hooks.run(self.node, Point::CreateRuntime, child.pid, None).await?;

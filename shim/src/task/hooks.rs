@@ -16,10 +16,11 @@ use runtime_core::sys::process::send_signal;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::Interest;
+use tokio::sync::watch;
 
 use super::container::Container;
 use super::create::view;
-use super::node::{Node, Progress};
+use super::node::{Child, Node, Progress};
 use crate::io::watched::{Edge, Watched};
 
 /// What is kept of a hook's complaints.
@@ -34,6 +35,7 @@ pub struct Hooks {
     bundle: PathBuf,
     /// Whose rights a startContainer hook gets.
     process: Option<Process>,
+    given_up: Option<watch::Receiver<bool>>,
 }
 
 impl Hooks {
@@ -48,7 +50,13 @@ impl Hooks {
             id: id.to_owned(),
             bundle: bundle.to_owned(),
             process,
+            given_up: None,
         }
+    }
+
+    /// The same, killed when this becomes true.
+    pub fn until(self, given_up: watch::Receiver<bool>) -> Self {
+        Self { given_up: Some(given_up), ..self }
     }
 
     /// Whether there are any at this point.
@@ -86,7 +94,7 @@ impl Hooks {
                 report,
             })
         };
-        live(node, hook, state, compile).await
+        self.live(node, hook, state, compile).await
     }
 
     /// Runs the startContainer hooks: in the container, with the rights of its first process, which is about to execute its program.
@@ -114,52 +122,84 @@ impl Hooks {
                     no_new_keyring: container.no_new_keyring,
                 })
             };
-            live(node, hook, state, compile).await.context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
+            self.live(node, hook, state, compile).await.context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
         }
         Ok(())
     }
-}
 
-/// The life of one hook, bounded by its timeout.
-async fn live(
-    node: &Arc<Node>,
-    hook: &Hook,
-    state: Vec<u8>,
-    compile: impl FnOnce([OwnedFd; 3], OwnedFd) -> Result<Compiled>,
-) -> Result<()> {
-    let timeout = match hook.timeout() {
-        Some(seconds) => Duration::from_secs(u64::try_from(seconds).map_err(|_| Error::invalid("timeout: not above zero"))?),
-        None => Duration::MAX,
-    };
-    let (stdin, state_end) = pipe()?;
-    let (stderr_end, stderr) = pipe()?;
-    let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null")?;
-    let (report, child_report) = report::pair().context(|| "socketpair")?;
-    let compiled = compile([stdin, null, stderr], child_report)?;
-    let child = node.launch(compiled, report).await?;
-    let life = async {
-        if let Err(error) = run_to_exec(&child).await {
-            node.wait(child.pid, &child.pidfd).await;
-            return Err(error);
-        }
-        let feed = feed(state_end, state);
-        let (said, ()) = tokio::join!(gather(stderr_end), feed);
-        Ok((node.wait(child.pid, &child.pidfd).await, said))
-    };
-    match tokio::time::timeout(timeout, life).await {
-        Ok(Ok((0, _))) => Ok(()),
-        Ok(Ok((status, said))) => Err(Error::new(ErrorKind::Internal, format!("exit status {status}: {}", said.trim()))),
-        Ok(Err(error)) => Err(error),
-        Err(_) => {
-            let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
-            node.wait(child.pid, &child.pidfd).await;
-            Err(Error::new(ErrorKind::Internal, format!("killed after its timeout of {} s", timeout.as_secs())))
+    /// The life of one hook, bounded by its timeout.
+    async fn live(
+        &self,
+        node: &Arc<Node>,
+        hook: &Hook,
+        state: Vec<u8>,
+        compile: impl FnOnce([OwnedFd; 3], OwnedFd) -> Result<Compiled>,
+    ) -> Result<()> {
+        let timeout = match hook.timeout() {
+            Some(seconds) => Duration::from_secs(u64::try_from(seconds).map_err(|_| Error::invalid("timeout: not above zero"))?),
+            None => Duration::MAX,
+        };
+        let (stdin, state_end) = pipe()?;
+        let (stderr_end, stderr) = pipe()?;
+        let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null")?;
+        let (report, child_report) = report::pair().context(|| "socketpair")?;
+        let compiled = compile([stdin, null, stderr], child_report)?;
+        let child = node.launch(compiled, report).await?;
+        let life = async {
+            if let Err(error) = run_to_exec(&child).await {
+                node.wait(child.pid, &child.pidfd).await;
+                return Err(error);
+            }
+            let feed = feed(state_end, state);
+            let (said, ()) = tokio::join!(gather(stderr_end), feed);
+            Ok((node.wait(child.pid, &child.pidfd).await, said))
+        };
+        let given_up = async {
+            match &self.given_up {
+                Some(wanted) => given_up(wanted).await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(timeout, life) => Some(ended),
+            () = given_up => None,
+        };
+        let Some(ended) = ended else {
+            kill(node, &child).await;
+            return Err(nobody_wants_it());
+        };
+        match ended {
+            Ok(Ok((0, _))) => Ok(()),
+            Ok(Ok((status, said))) => Err(Error::new(ErrorKind::Internal, format!("exit status {status}: {}", said.trim()))),
+            Ok(Err(error)) => Err(error),
+            Err(_) => {
+                kill(node, &child).await;
+                Err(Error::new(ErrorKind::Internal, format!("killed after its timeout of {} s", timeout.as_secs())))
+            }
         }
     }
 }
 
+async fn kill(node: &Node, child: &Child) {
+    let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+    node.wait(child.pid, &child.pidfd).await;
+}
+
+/// Waits until nobody wants what is being made.
+pub async fn given_up(wanted: &watch::Receiver<bool>) {
+    if wanted.clone().wait_for(|given_up| *given_up).await.is_err() {
+        // Nobody is left who could give it up.
+        std::future::pending().await
+    }
+}
+
+/// The failure of what was given up.
+pub fn nobody_wants_it() -> Error {
+    Error::new(ErrorKind::Internal, "the container was deleted while it was being created")
+}
+
 /// Until the program runs; it says nothing else before.
-pub async fn run_to_exec(child: &super::node::Child) -> Result<()> {
+pub async fn run_to_exec(child: &Child) -> Result<()> {
     match child.progress().await? {
         Progress::Executed => Ok(()),
         _ => Err(Error::new(ErrorKind::Internal, "an unexpected report of a helper")),

@@ -26,6 +26,7 @@ use super::node::Node;
 use super::state::{Action, State};
 use super::table::Table;
 use super::{create, exec, lifecycle, stats};
+use crate::bootstrap::check_identifier;
 use crate::clock::timestamp;
 use crate::failpoint::{self, Rpc};
 use crate::idle;
@@ -90,8 +91,9 @@ impl Service {
     }
 
     async fn create_container(self, request: CreateTaskRequest) -> Result<u32> {
+        check_identifier("id", &request.id)?;
         let reserved = self.table.reserve(&request.id)?;
-        let created = create::create(&self.node, &request).await?;
+        let created = create::create(&self.node, &request, reserved.given_up()).await?;
         let container = created.container;
         let pid = container.init.pid() as u32;
         let io = TaskIO {
@@ -137,6 +139,12 @@ impl Service {
     }
 
     async fn delete_process(self, request: DeleteRequest) -> Result<lifecycle::Deleted> {
+        if request.exec_id.is_empty()
+            && let Some(creating) = self.table.creating(&request.id)
+        {
+            // containerd has given up a Create that took too long, and removes the bundle next.
+            creating.give_up().await;
+        }
         let container = self.table.get(&request.id)?;
         if !request.exec_id.is_empty() {
             let process = container.process(&request.exec_id)?;

@@ -1,9 +1,10 @@
 //! The containers of a daemon, and what waits for a start.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use runtime_core::{Error, ErrorKind, Result};
+use tokio::sync::watch;
 
 use super::container::Container;
 use super::exec::Pending;
@@ -18,20 +19,45 @@ pub struct Table {
 #[derive(Default)]
 struct Inner {
     containers: HashMap<String, Arc<Container>>,
-    creating: HashSet<String>,
+    creating: HashMap<String, Arc<Creating>>,
     children: HashMap<String, Child>,
     pending: HashMap<(String, String), Pending>,
+}
+
+/// A container that is being made, as Delete sees it.
+#[derive(Default)]
+pub struct Creating {
+    given_up: watch::Sender<bool>,
+    over: watch::Sender<bool>,
+}
+
+impl Creating {
+    /// Asks for the end of the making and waits for it: the container is there then, or nothing of it.
+    pub async fn give_up(&self) {
+        self.given_up.send_replace(true);
+        // The sender lives as long as `self`.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
+    }
 }
 
 /// An id that nobody else can take while this lives.
 pub struct Reserved<'a> {
     table: &'a Table,
     id: String,
+    creating: Arc<Creating>,
+}
+
+impl Reserved<'_> {
+    /// Becomes true when nobody wants the container any more.
+    pub fn given_up(&self) -> watch::Receiver<bool> {
+        self.creating.given_up.subscribe()
+    }
 }
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         lock(&self.table.inner).creating.remove(&self.id);
+        self.creating.over.send_replace(true);
     }
 }
 
@@ -42,10 +68,17 @@ impl Table {
     /// [`ErrorKind::AlreadyExists`].
     pub fn reserve(&self, id: &str) -> Result<Reserved<'_>> {
         let mut inner = lock(&self.inner);
-        if inner.containers.contains_key(id) || !inner.creating.insert(id.to_owned()) {
+        if inner.containers.contains_key(id) || inner.creating.contains_key(id) {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("container {id:?} already exists")));
         }
-        Ok(Reserved { table: self, id: id.to_owned() })
+        let creating = Arc::<Creating>::default();
+        inner.creating.insert(id.to_owned(), Arc::clone(&creating));
+        Ok(Reserved { table: self, id: id.to_owned(), creating })
+    }
+
+    /// The making of a container, while it goes on.
+    pub fn creating(&self, id: &str) -> Option<Arc<Creating>> {
+        lock(&self.inner).creating.get(id).cloned()
     }
 
     /// Adds a container and its first process's child.

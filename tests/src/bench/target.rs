@@ -30,8 +30,6 @@ fn pairs(results: &Results, title: &str, metric: &str, other: &str) -> Option<f6
 
 fn fact(results: &Results, contender: &str, name: &str) -> Option<f64> {
     results.facts.get(&("shim", contender))?.get(name).copied()
-    let values: Vec<f64> = all.collect();
-    (!values.is_empty()).then(|| median(&values))
 }
 
 /// All promises. Where both set-ups can be measured, the ratio is of the one that the peer runs in on this host with everything on.
