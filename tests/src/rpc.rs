@@ -227,11 +227,6 @@ impl Shim {
         self.resume_task(with(|r: &mut ResumeRequest| r.id = id.into()))
     }
 
-    /// CloseIO of stdin.
-    pub fn close_stdin(&self, id: &str, exec: &str) -> Answer<Empty> {
-        self.close_io(with(|r: &mut CloseIORequest| (r.id, r.exec_id, r.stdin) = (id.into(), exec.into(), true)))
-    }
-
     /// Stats.
     pub fn stats(&self, id: &str) -> Answer<Any> {
         self.stats_of(with(|r: &mut StatsRequest| r.id = id.into())).map(|answer| answer.stats.unwrap_or_default())

@@ -1,6 +1,6 @@
 //! What the project promises of speed and size, and whether this run kept it.
 
-use super::stats::{median, ratio};
+use super::stats::ratio;
 use super::suite::{FLOOR, OURS, Results};
 
 /// One promise.
