@@ -1,12 +1,17 @@
-//! What is left of a container whose daemon is gone.
+//! What is left of a container whose daemon is gone: killed, removed, and told.
 
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use runtime_core::error::{Error, Result};
+use runtime_core::cgroup::{Cgroup, Host};
+use runtime_core::container::record::{ProcessId, Record};
+use runtime_core::error::{Context as _, Error, Result};
 
 /// The status of a process that SIGKILL ended, as shells and containerd write it.
 const KILLED: u32 = 128 + 9;
+/// containerd gives the whole verb five seconds.
+const DEATH: Duration = Duration::from_secs(3);
+const REMOVAL: Duration = Duration::from_secs(1);
 
 /// How a container ended, as far as a stranger can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,12 +24,44 @@ pub struct Exit {
     pub at: SystemTime,
 }
 
-/// Tells how the container `id` of `namespace` ended, from what `bundle` holds. A bundle without a trace is an end, too.
+/// Kills and removes what `bundle` tells of, and what its dead daemon left of other containers of its group; tells how the container ended.
+/// A bundle without a trace is an end, too: it may be called for a container that was never created, or twice.
 ///
 /// # Errors
-/// When the pid file cannot be read or holds no pid.
-pub fn cleanup(bundle: &Path, _namespace: &str, _id: &str) -> Result<Exit> {
-    Ok(Exit { pid: init_pid(bundle)?, status: KILLED, at: SystemTime::now() })
+/// A process that does not die in time, or a record that cannot be read.
+pub fn cleanup(bundle: &Path) -> Result<Exit> {
+    let Some(record) = Record::read(bundle)? else {
+        return Ok(Exit { pid: init_pid(bundle)?, status: KILLED, at: SystemTime::now() });
+    };
+    let host = Host::detect()?;
+    let cleaned = clean(&host, &record);
+    for other in orphaned(bundle, &record) {
+        // Its own `delete` reports what fails here; containerd does not ask for it in every mode.
+        let _ = clean(&host, &other);
+    }
+    cleaned?;
+    Record::remove(bundle)?;
+    let pid = record.init.map_or(0, |init| init.pid as u32);
+    let (status, at) = record.exited.map_or((KILLED, SystemTime::now()), |(status, nanoseconds)| {
+        (status, SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0)))
+    });
+    Ok(Exit { pid, status, at })
+}
+
+fn clean(host: &Host, record: &Record) -> Result<()> {
+    let Some(path) = &record.cgroup else { return Ok(()) };
+    let cgroup = Cgroup::open(host, path).context(|| format!("container {:?}", record.id))?;
+    cgroup.kill_and_wait(DEATH).context(|| format!("container {:?}", record.id))?;
+    cgroup.remove(REMOVAL).context(|| format!("container {:?}", record.id))
+}
+
+/// The records, in the bundles beside this one, of containers that the same daemon supervised, if that is dead.
+fn orphaned(bundle: &Path, record: &Record) -> Vec<Record> {
+    let dead = record.daemon.filter(|daemon: &ProcessId| !daemon.is_alive());
+    let (Some(daemon), Some(siblings)) = (dead, bundle.parent()) else { return Vec::new() };
+    let entries = std::fs::read_dir(siblings).into_iter().flatten().flatten();
+    let records = entries.filter(|entry| entry.path() != bundle).filter_map(|entry| Record::read(&entry.path()).ok().flatten());
+    records.filter(|other| other.daemon == Some(daemon)).collect()
 }
 
 fn init_pid(bundle: &Path) -> Result<u32> {
@@ -43,12 +80,22 @@ mod tests {
     #[test]
     fn a_container_that_never_ran_ended_too() {
         let tmp = tempfile::tempdir().unwrap();
-        let exit = cleanup(tmp.path(), "ns", "web").unwrap();
+        let exit = cleanup(tmp.path()).unwrap();
         assert_eq!((exit.pid, exit.status), (0, 137));
-        assert_eq!(cleanup(&tmp.path().join("gone"), "ns", "web").unwrap().pid, 0);
+        assert_eq!(cleanup(&tmp.path().join("gone")).unwrap().pid, 0);
         std::fs::write(tmp.path().join("init.pid"), "42").unwrap();
-        assert_eq!(cleanup(tmp.path(), "ns", "web").unwrap().pid, 42);
+        assert_eq!(cleanup(tmp.path()).unwrap().pid, 42);
         std::fs::write(tmp.path().join("init.pid"), "x").unwrap();
-        assert!(cleanup(tmp.path(), "ns", "web").is_err());
+        assert!(cleanup(tmp.path()).is_err());
+    }
+
+    #[test]
+    fn a_recorded_end_is_told_as_it_was() {
+        let bundle = tempfile::tempdir().unwrap();
+        let record =
+            Record { id: "a".into(), daemon: None, init: Some(ProcessId { pid: 7, started: 9 }), cgroup: None, exited: Some((3, 5)) };
+        record.write(bundle.path()).unwrap();
+        let exit = cleanup(bundle.path()).unwrap();
+        assert_eq!((exit.pid, exit.status, exit.at), (7, 3, SystemTime::UNIX_EPOCH + Duration::from_nanos(5)));
     }
 }

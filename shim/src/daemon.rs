@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use nix::sys::prctl;
 use runtime_core::error::{Context, Error, Result};
+use runtime_core::plan::launcher::Launcher;
 use rustix::fs::{Mode, OFlags};
 
 use crate::bootstrap::Bootstrap;
@@ -32,7 +33,7 @@ pub struct Config {
 /// # Errors
 /// The step that failed.
 pub fn daemon(config: Config, bound: Bound, mut ready: Ready) -> Result<()> {
-    let served = prepare(&config).and_then(|()| run(config, bound, &mut ready));
+    let served = prepare(&config).and_then(|()| Launcher::spawn()).and_then(|launcher| run(config, bound, &mut ready, launcher));
     if let Err(error) = &served {
         ready.fail(error);
     }
@@ -53,10 +54,10 @@ fn prepare(config: &Config) -> Result<()> {
     place::raise_oom_score()
 }
 
-fn run(config: Config, bound: Bound, ready: &mut Ready) -> Result<()> {
+fn run(config: Config, bound: Bound, ready: &mut Ready, launcher: Launcher) -> Result<()> {
     keep_to_itself()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "make the async runtime")?;
-    runtime.block_on(serve::serve(config, bound, ready))
+    runtime.block_on(serve::serve(config, bound, ready, launcher))
 }
 
 /// What only the daemon is: the reaper of what its containers leave behind, and closed to ptrace(2) and `/proc/<pid>/{fd,mem}` of others.

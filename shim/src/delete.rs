@@ -22,7 +22,7 @@ pub fn delete(flags: &Flags) -> Result<()> {
     check_identifier("-id", &flags.id)?;
     check_identifier("-namespace", &flags.namespace)?;
     let bundle = bundle::dir(&flags.bundle)?;
-    let exit = cleanup(&bundle, &flags.namespace, &flags.id)?;
+    let exit = cleanup(&bundle)?;
     remove_socket(&bundle)?;
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(&encode(exit)?).and_then(|()| stdout.flush()).context(|| "write the answer to standard output")

@@ -1,241 +1,180 @@
 //! What this build does, in the form that the runtime spec gives it (`features.md`, `features-linux.md`).
 //!
-//! containerd and kubelet believe it: what is listed works, what does not work is not listed.
+//! containerd and kubelet believe it: what is listed works, what does not work is not listed. So the lists are those of the code that
+//! does the work.
 
-use oci_spec::runtime::{
-    Apparmor, Arch, Cgroup, Features, IDMap, IntelRdt, LinuxFeature, LinuxNamespaceType, LinuxSeccompAction, MountExtensions, NetDevices,
-    Seccomp, Selinux,
-};
+use runtime_core::compile::{capability_names, namespace_ids, options};
+use runtime_core::container::hooks::Point;
+use runtime_core::seccomp;
+use serde_json::{Value, json};
 
-const HOOKS: &[&str] = &["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+const HOOKS: [Point; 6] =
+    [Point::Prestart, Point::CreateRuntime, Point::CreateContainer, Point::StartContainer, Point::Poststart, Point::Poststop];
 
-const MOUNT_OPTIONS: &[&str] = &[
-    "async",
-    "atime",
-    "bind",
-    "defaults",
-    "dev",
-    "diratime",
-    "dirsync",
-    "exec",
-    "iversion",
-    "lazytime",
-    "loud",
-    "mand",
-    "noatime",
-    "nodev",
-    "nodiratime",
-    "noexec",
-    "noiversion",
-    "nolazytime",
-    "nomand",
-    "norelatime",
-    "nostrictatime",
-    "nosuid",
-    "nosymfollow",
-    "private",
-    "ratime",
-    "rbind",
-    "rdev",
-    "rdiratime",
-    "relatime",
-    "remount",
-    "rexec",
-    "rnoatime",
-    "rnodev",
-    "rnodiratime",
-    "rnoexec",
-    "rnorelatime",
-    "rnostrictatime",
-    "rnosuid",
-    "rnosymfollow",
-    "ro",
-    "rprivate",
-    "rrelatime",
-    "rro",
-    "rrw",
-    "rshared",
-    "rslave",
-    "rstrictatime",
-    "rsuid",
-    "rsymfollow",
-    "runbindable",
-    "rw",
-    "shared",
-    "silent",
-    "slave",
-    "strictatime",
-    "suid",
-    "symfollow",
-    "sync",
-    "tmpcopyup",
-    "unbindable",
-];
+/// Understood, and without a purpose here: it concerns the listener of `SCMP_ACT_NOTIFY`.
+const FLAG_OF_LISTENERS: &str = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV";
 
-const CAPABILITIES: &[&str] = &[
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
-];
-
-const NAMESPACES: &[LinuxNamespaceType] = &[
-    LinuxNamespaceType::Cgroup,
-    LinuxNamespaceType::Ipc,
-    LinuxNamespaceType::Mount,
-    LinuxNamespaceType::Network,
-    LinuxNamespaceType::Pid,
-    LinuxNamespaceType::Uts,
-];
-
-const SECCOMP_ACTIONS: &[LinuxSeccompAction] = &[
-    LinuxSeccompAction::ScmpActAllow,
-    LinuxSeccompAction::ScmpActErrno,
-    LinuxSeccompAction::ScmpActKill,
-    LinuxSeccompAction::ScmpActKillProcess,
-    LinuxSeccompAction::ScmpActKillThread,
-    LinuxSeccompAction::ScmpActLog,
-    LinuxSeccompAction::ScmpActTrace,
-    LinuxSeccompAction::ScmpActTrap,
-];
-
-const SECCOMP_OPERATORS: &[&str] =
-    &["SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT", "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE"];
-
-const SECCOMP_ARCHS: &[Arch] = &[
-    Arch::ScmpArchAarch64,
-    Arch::ScmpArchArm,
-    Arch::ScmpArchLoongarch64,
-    Arch::ScmpArchMips,
-    Arch::ScmpArchMips64,
-    Arch::ScmpArchMipsel,
-    Arch::ScmpArchMipsel64,
-    Arch::ScmpArchPpc,
-    Arch::ScmpArchPpc64,
-    Arch::ScmpArchPpc64le,
-    Arch::ScmpArchRiscv64,
-    Arch::ScmpArchS390,
-    Arch::ScmpArchS390x,
-    Arch::ScmpArchX32,
-    Arch::ScmpArchX86,
-    Arch::ScmpArchX86_64,
-];
-
-const SECCOMP_FLAGS: &[&str] = &["SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_LOG"];
-
-/// The features of this build.
-pub fn features() -> Features {
-    let mut features = Features::default();
-    features
-        .set_oci_version_min("1.0.0".to_owned())
-        .set_oci_version_max("1.3.0".to_owned())
-        .set_hooks(Some(owned(HOOKS)))
-        .set_mount_options(Some(owned(MOUNT_OPTIONS)))
-        .set_linux(Some(linux()));
-    features
+/// The features of this build, as the JSON of the spec's `Features`.
+pub fn features() -> Value {
+    json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.3.0",
+        "hooks": HOOKS.map(Point::name),
+        "mountOptions": options::NAMES,
+        "linux": linux(),
+    })
 }
 
-fn linux() -> LinuxFeature {
-    let mut cgroup = Cgroup::default();
-    cgroup.set_v1(Some(true)).set_v2(Some(true)).set_systemd(Some(false)).set_systemd_user(Some(false)).set_rdma(Some(false));
-    let mut linux = LinuxFeature::default();
-    linux
-        .set_namespaces(Some(NAMESPACES.to_vec()))
-        .set_capabilities(Some(owned(CAPABILITIES)))
-        .set_cgroup(Some(cgroup))
-        .set_seccomp(Some(seccomp()))
-        .set_apparmor(Some(absent(Apparmor::set_enabled)))
-        .set_selinux(Some(absent(Selinux::set_enabled)))
-        .set_intel_rdt(Some(absent(IntelRdt::set_enabled)))
-        .set_net_devices(Some(absent(NetDevices::set_enabled)));
-    let mut extensions = MountExtensions::default();
-    extensions.set_idmap(Some(absent(IDMap::set_enabled)));
-    linux.set_mount_extensions(Some(extensions));
-    linux
+/// `"enabled": false` is an answer, unlike no word about it. `memoryPolicy` has no such field.
+fn linux() -> Value {
+    json!({
+        "namespaces": namespace_ids(),
+        "capabilities": capability_names().collect::<Vec<_>>(),
+        "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true },
+        "seccomp": {
+            "enabled": true,
+            "actions": seccomp::actions(),
+            "operators": seccomp::operators(),
+            "archs": seccomp_architectures(),
+            "knownFlags": seccomp::flags(),
+            "supportedFlags": seccomp::flags().iter().filter(|flag| **flag != FLAG_OF_LISTENERS).collect::<Vec<_>>(),
+        },
+        "apparmor": { "enabled": false },
+        "selinux": { "enabled": false },
+        "intelRdt": { "enabled": false },
+        "mountExtensions": { "idmap": { "enabled": false } },
+        "netDevices": { "enabled": false },
+    })
 }
 
-fn seccomp() -> Seccomp {
-    let mut seccomp = Seccomp::default();
-    seccomp
-        .set_enabled(Some(true))
-        .set_actions(Some(SECCOMP_ACTIONS.to_vec()))
-        .set_operators(Some(owned(SECCOMP_OPERATORS)))
-        .set_archs(Some(SECCOMP_ARCHS.to_vec()))
-        .set_known_flags(Some(owned(SECCOMP_FLAGS)))
-        .set_supported_flags(Some(owned(SECCOMP_FLAGS)));
-    seccomp
-}
-
-/// A feature that is known and not there: unlike no word about it, that is an answer.
-fn absent<T: Default>(set: impl FnOnce(&mut T, Option<bool>) -> &mut T) -> T {
-    let mut feature = T::default();
-    set(&mut feature, Some(false));
-    feature
-}
-
-fn owned(names: &[&str]) -> Vec<String> {
-    names.iter().map(|name| (*name).to_owned()).collect()
+/// Those that a profile may list on this machine: one of the other byte order is refused.
+fn seccomp_architectures() -> Vec<&'static str> {
+    let compiles = |arch: &&str| {
+        let profile = json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": [arch] });
+        serde_json::from_value(profile).is_ok_and(|profile| seccomp::compile(&profile).is_ok())
+    };
+    seccomp::architectures().into_iter().filter(compiles).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use oci_spec::runtime::{Features, LinuxSeccomp};
+    use runtime_core::compile::unknown_capabilities;
+    use runtime_core::spec::{self, Process, Spec};
+
     use super::*;
 
+    /// The strings of a list in the document.
+    fn list(pointer: &str) -> Vec<String> {
+        let features = features();
+        let list = features.pointer(pointer).unwrap().as_array().unwrap();
+        assert!(!list.is_empty(), "{pointer}");
+        list.iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+    }
+
+    fn container(patch: impl FnOnce(&mut Value)) -> Spec {
+        let mut config = json!({
+            "ociVersion": "1.0.0", "process": { "args": ["x"], "cwd": "/" }, "linux": { "namespaces": [{ "type": "mount" }] },
+        });
+        patch(&mut config);
+        Spec::parse(config.to_string().as_bytes()).unwrap()
+    }
+
+    fn profile(patch: impl FnOnce(&mut Value)) -> LinuxSeccomp {
+        let rule = json!({ "names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{ "index": 0, "value": 1, "op": "SCMP_CMP_EQ" }] });
+        let mut profile = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] });
+        patch(&mut profile);
+        serde_json::from_value(profile).unwrap()
+    }
+
+    fn without_nulls(value: Value) -> Value {
+        match value {
+            Value::Object(map) => {
+                map.into_iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key, without_nulls(value))).collect()
+            }
+            other => other,
+        }
+    }
+
     #[test]
-    fn names_are_those_of_the_spec() {
-        let json = serde_json::to_value(features()).unwrap();
-        let linux = &json["linux"];
-        assert_eq!(linux["namespaces"], serde_json::json!(["cgroup", "ipc", "mount", "network", "pid", "uts"]));
-        assert_eq!(linux["seccomp"]["actions"][0], "SCMP_ACT_ALLOW");
-        assert_eq!(linux["seccomp"]["archs"][15], "SCMP_ARCH_X86_64");
-        assert_eq!(linux["cgroup"]["v2"], true);
-        assert_eq!(linux["mountExtensions"]["idmap"]["enabled"], false);
-        assert_eq!(json["ociVersionMax"], "1.3.0");
-        assert_eq!(json["mountOptions"].as_array().unwrap().len(), MOUNT_OPTIONS.len());
+    fn the_document_is_that_of_the_spec() {
+        let parsed: Features = serde_json::from_value(features()).unwrap();
+        assert_eq!(without_nulls(serde_json::to_value(parsed).unwrap()), features());
+    }
+
+    #[test]
+    fn both_versions_are_accepted() {
+        for version in ["/ociVersionMin", "/ociVersionMax"] {
+            spec::check(&container(|config| config["ociVersion"] = features().pointer(version).unwrap().clone())).unwrap();
+        }
+    }
+
+    #[test]
+    fn every_hook_is_found_in_a_spec() {
+        let names = list("/hooks");
+        let config = container(|config| {
+            config["hooks"] = names.iter().map(|name| (name.clone(), json!([{ "path": format!("/{name}") }]))).collect();
+        });
+        spec::check(&config).unwrap();
+        for (point, name) in HOOKS.into_iter().zip(&names) {
+            let hooks = point.of(config.hooks.as_ref());
+            assert_eq!(hooks.iter().map(|hook| hook.path().to_str().unwrap()).collect::<Vec<_>>(), [format!("/{name}")]);
+        }
+    }
+
+    #[test]
+    fn every_namespace_is_accepted() {
+        let namespaces: Vec<_> = list("/linux/namespaces").into_iter().map(|kind| json!({ "type": kind })).collect();
+        spec::check(&container(|config| config["linux"]["namespaces"] = namespaces.into())).unwrap();
+    }
+
+    #[test]
+    fn every_capability_is_known() {
+        let names = list("/linux/capabilities");
+        let process = json!({ "args": ["x"], "cwd": "/", "capabilities": { "bounding": names, "ambient": ["CAP_NONE"] } });
+        let process = Process::parse(process.to_string().as_bytes()).unwrap();
+        assert_eq!(unknown_capabilities(&process), ["CAP_NONE"]);
+    }
+
+    #[test]
+    fn every_mount_option_is_understood() {
+        for name in list("/mountOptions") {
+            assert!(options::Options::parse([name.as_str()]).unwrap().data.is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_word_of_seccomp_compiles() {
+        let compile = |profile: LinuxSeccomp, word: &str| {
+            seccomp::compile(&profile).unwrap_or_else(|error| panic!("{word}: {error}"));
+        };
+        for action in list("/linux/seccomp/actions") {
+            compile(profile(|profile| profile["syscalls"][0]["action"] = action.as_str().into()), &action);
+            compile(profile(|profile| profile["defaultAction"] = action.as_str().into()), &action);
+        }
+        for operator in list("/linux/seccomp/operators") {
+            compile(profile(|profile| profile["syscalls"][0]["args"][0]["op"] = operator.as_str().into()), &operator);
+        }
+        for flag in list("/linux/seccomp/knownFlags") {
+            compile(profile(|profile| profile["flags"] = json!([flag])), &flag);
+        }
+        compile(profile(|profile| profile["architectures"] = list("/linux/seccomp/archs").into()), "architectures");
+    }
+
+    #[test]
+    fn architectures_are_those_of_the_byte_order() {
+        let found = list("/linux/seccomp/archs");
+        let little = cfg!(target_endian = "little");
+        assert_eq!(found.contains(&"SCMP_ARCH_AARCH64".to_owned()), little);
+        assert_eq!(found.contains(&"SCMP_ARCH_S390X".to_owned()), !little);
     }
 
     #[test]
     fn what_is_not_done_is_not_listed() {
-        let text = serde_json::to_string(&features()).unwrap();
-        for absent in ["SCMP_ACT_NOTIFY", "\"user\"", "\"time\"", "ridmap", "WAIT_KILLABLE"] {
+        let text = features().to_string();
+        for absent in ["SCMP_ACT_NOTIFY", "\"user\"", "\"time\"", "ridmap", "tmpcopyup", "memoryPolicy"] {
             assert!(!text.contains(absent), "{absent}");
         }
+        assert!(!list("/linux/seccomp/supportedFlags").contains(&FLAG_OF_LISTENERS.to_owned()));
     }
 }

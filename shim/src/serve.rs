@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use proto::shim_async::{Task, create_task};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::plan::launcher::Launcher;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use ttrpc::asynchronous::transport::Listener;
@@ -14,12 +15,18 @@ use ttrpc::asynchronous::{Server, Service};
 use crate::accept::SameUser;
 use crate::daemon::Config;
 use crate::events::Events;
+use crate::idle::Clients;
 use crate::logger;
 use crate::ready::Ready;
 use crate::socket::Bound;
+use crate::task::{self, node::Node};
 
 const TASK_V2: &str = "containerd.task.v2.Task";
 const TASK_V3: &str = "containerd.task.v3.Task";
+
+/// What containerd may ask for and this version has not: it takes UNIMPLEMENTED for an answer, and ttrpc's own answer to the name of a
+/// service that is not registered is INVALID_ARGUMENT.
+const ABSENT: [&str; 2] = ["containerd.runtime.sandbox.v1.Sandbox", "containerd.services.streaming.v1.Streaming"];
 
 /// How long containerd may take for the last events before the daemon exits.
 const FLUSH: Duration = Duration::from_secs(5);
@@ -34,6 +41,8 @@ pub struct Context {
     pub config: Arc<Config>,
     /// The way events go to containerd.
     pub events: Events,
+    /// Who is connected.
+    pub clients: Clients,
     /// The way out.
     pub shutdown: Shutdown,
 }
@@ -54,12 +63,22 @@ impl Shutdown {
 }
 
 /// Every service on the socket, by its full name.
-pub fn services(_context: &Context) -> HashMap<String, Service> {
-    HashMap::new()
+///
+/// # Errors
+/// What the services need of the host is not there.
+pub fn services(context: &Context, launcher: Launcher) -> Result<HashMap<String, Service>> {
+    let service: Arc<dyn Task + Send + Sync> = Arc::new(task::service::Service::new(Node::new(context.clone(), launcher)?));
+    #[cfg(feature = "failpoints")]
+    let service: Arc<dyn Task + Send + Sync> = Arc::new(crate::failpoint::Around(service));
+    let mut services = named(&service);
+    for name in ABSENT {
+        services.insert(name.to_owned(), Service { methods: HashMap::new(), streams: HashMap::new() });
+    }
+    Ok(services)
 }
 
 /// The Task service under both its names: versions 2 and 3 have the same methods and messages, only the package differs.
-pub fn task(service: &Arc<dyn Task + Send + Sync>) -> HashMap<String, Service> {
+pub fn named(service: &Arc<dyn Task + Send + Sync>) -> HashMap<String, Service> {
     let mut named = HashMap::new();
     for name in [TASK_V2, TASK_V3] {
         named.extend(create_task(Arc::clone(service)).into_values().map(|service| (name.to_owned(), service)));
@@ -71,23 +90,23 @@ pub fn task(service: &Arc<dyn Task + Send + Sync>) -> HashMap<String, Service> {
 ///
 /// # Errors
 /// The step that failed before the first client was served.
-pub async fn serve(config: Config, bound: Bound, ready: &mut Ready) -> Result<()> {
-    serve_those(config, bound, ready, services).await
+pub async fn serve(config: Config, bound: Bound, ready: &mut Ready, launcher: Launcher) -> Result<()> {
+    serve_those(config, bound, ready, |context| services(context, launcher)).await
 }
 
 async fn serve_those(
     config: Config,
     bound: Bound,
     ready: &mut Ready,
-    services: impl FnOnce(&Context) -> HashMap<String, Service>,
+    services: impl FnOnce(&Context) -> Result<HashMap<String, Service>>,
 ) -> Result<()> {
     let Bound { listener, file } = bound;
     let events = Events::new(&config.bootstrap.ttrpc_address, &config.bootstrap.namespace);
-    let context = Context { config: Arc::new(config), events, shutdown: Shutdown::default() };
+    let context = Context { config: Arc::new(config), events, clients: Clients::default(), shutdown: Shutdown::default() };
     context.config.options.tell_ignored();
     let signals = Signals::new()?;
-    let accepted = SameUser::new(listener).context(|| "register the socket")?;
-    let mut server = Server::new().add_listener(Listener::new(accepted)).register_service(services(&context));
+    let accepted = SameUser::new(listener, context.clients.clone()).context(|| "register the socket")?;
+    let mut server = Server::new().add_listener(Listener::new(accepted)).register_service(services(&context)?);
     server.start().await.map_err(|error| Error::new(ErrorKind::Internal, format!("start the server: {error}")))?;
     if let Err(error) = ready.notify() {
         // Nobody else is left to remove it.
@@ -216,7 +235,7 @@ mod tests {
         let (outcome, mut ready) = pair().unwrap();
         let services = |context: &Context| {
             let service: Arc<dyn Task + Send + Sync> = Arc::new(Last(context.shutdown.clone()));
-            task(&service)
+            Ok(named(&service))
         };
         let served = serve_those(config(tmp.path()), bound, &mut ready, services);
         let called = async {
@@ -243,7 +262,7 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let (outcome, mut ready) = pair().unwrap();
         drop(outcome);
-        let error = serve_those(config(tmp.path()), bound(&socket(tmp.path())), &mut ready, services).await.unwrap_err();
+        let error = serve_those(config(tmp.path()), bound(&socket(tmp.path())), &mut ready, |_| Ok(HashMap::new())).await.unwrap_err();
         assert_eq!(error.errno(), Some(libc::EPIPE));
         assert!(!socket(tmp.path()).exists());
     }

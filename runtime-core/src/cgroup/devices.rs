@@ -228,5 +228,4 @@ impl fmt::Display for Devices {
 }
 
 #[cfg(test)]
-#[path = "devices_tests.rs"]
 mod tests;

@@ -86,6 +86,19 @@ impl Dir {
         self.write(name, value).context(|| format!("write {value:?} to {}/{name}", self.path))
     }
 
+    /// [`Dir::put`] of several lines, each a write of its own to the file opened once.
+    pub fn put_lines<'a>(&self, name: &str, lines: impl IntoIterator<Item = &'a String>) -> Result<()> {
+        let file = self.open_file(name, OFlags::WRONLY).context(|| format!("open {}/{name}", self.path))?;
+        for line in lines {
+            let written = rustix::io::retry_on_intr(|| rustix::io::write(&file, line.as_bytes()));
+            let written = written.context(|| format!("write {line:?} to {}/{name}", self.path))?;
+            if written != line.len() {
+                return Err(Error::kernel(format!("write {line:?} to {}/{name}", self.path), Errno::IO));
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the subdirectory `name`; false when it was there already.
     pub fn make(&self, name: &str) -> Result<bool> {
         match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o755)) {

@@ -28,6 +28,25 @@ impl Cgroup {
         killed.and(thawed)
     }
 
+    /// Sends a signal to every process that is inside now.
+    ///
+    /// # Errors
+    /// Where the kernel refuses; processes that end meanwhile are none.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        for pid in self.pids_of_any()? {
+            let Some(pidfd) = open(pid) else { continue };
+            // Checked again with the process held: its number may have passed to a stranger.
+            if !self.pids_of_any()?.contains(&pid) {
+                continue;
+            }
+            match crate::sys::process::send_signal(pidfd.as_fd(), signal) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(errno) => return Err(Error::kernel(format!("send signal {signal} to process {pid}"), errno)),
+            }
+        }
+        Ok(())
+    }
+
     fn kill_frozen(&self) -> Result<()> {
         let Some(tree) = self.unified() else { return self.kill_each(&BTreeSet::new()) };
         let spared = match tree.dir.write("cgroup.kill", "1") {

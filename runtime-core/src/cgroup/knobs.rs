@@ -408,5 +408,4 @@ fn rdma(r: &Resources, _: Current<'_>) -> Result<Vec<Setting>> {
 }
 
 #[cfg(test)]
-#[path = "knobs_tests.rs"]
 mod tests;

@@ -263,7 +263,10 @@ impl Cgroup {
     fn apply_devices(&self, policy: &Policy) -> Result<()> {
         if let Some(tree) = self.home("devices") {
             let list = tree.dir.read("devices.list").context(|| format!("read {}/devices.list", tree.dir.path()))?;
-            return policy.transition(&list).iter().try_for_each(|(file, line)| tree.dir.put(file, line));
+            let writes = policy.transition(&list);
+            return writes
+                .chunk_by(|a, b| a.0 == b.0)
+                .try_for_each(|lines| tree.dir.put_lines(lines[0].0, lines.iter().map(|(_, line)| line)));
         }
         let message = "resources.devices: this host has neither the devices controller nor cgroup v2";
         let tree = self.unified().ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, message))?;

@@ -1,11 +1,11 @@
 //! Hooks: which, in what order, and what they read on standard input (OCI config.md, "POSIX-platform Hooks"; runtime.md, "Lifecycle").
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use oci_spec::runtime::{ContainerState, Hook, Hooks, StateBuilder};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::spec::Spec;
 
 /// When a hook runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,13 +66,13 @@ impl Point {
 ///
 /// # Errors
 /// [`ErrorKind::Internal`] if it cannot be encoded.
-pub fn state(point: Point, id: &str, pid: i32, bundle: &Path, spec: &Spec) -> Result<Vec<u8>> {
-    let mut builder = StateBuilder::default().version(spec.oci_version.clone()).id(id).status(point.status()).bundle(bundle);
+pub fn state(point: Point, id: &str, pid: i32, bundle: &Path, version: &str, annotations: &HashMap<String, String>) -> Result<Vec<u8>> {
+    let mut builder = StateBuilder::default().version(version).id(id).status(point.status()).bundle(bundle);
     if point != Point::Poststop {
         builder = builder.pid(pid);
     }
-    if !spec.annotations.is_empty() {
-        builder = builder.annotations(spec.annotations.clone());
+    if !annotations.is_empty() {
+        builder = builder.annotations(annotations.clone());
     }
     let state = builder.build().map_err(|error| Error::new(ErrorKind::Internal, format!("state for hooks: {error}")))?;
     serde_json::to_vec(&state).map_err(|error| Error::new(ErrorKind::Internal, format!("state for hooks: {error}")))

@@ -213,12 +213,12 @@ pub fn set_subreaper() -> Result<(), Errno> {
     prctl(libc::PR_SET_CHILD_SUBREAPER, 1)
 }
 
-/// `PR_SET_THP_DISABLE`: no huge pages, which would only fatten a small process.
+/// Undoes `PR_SET_THP_DISABLE`, which children and what they execute would inherit.
 ///
 /// # Errors
 /// None known.
-pub fn disable_huge_pages() -> Result<(), Errno> {
-    prctl(libc::PR_SET_THP_DISABLE, 1)
+pub fn allow_huge_pages() -> Result<(), Errno> {
+    prctl(libc::PR_SET_THP_DISABLE, 0)
 }
 
 /// `PR_SCHED_CORE_CREATE` for the caller's process group: its own core-scheduling cookie.
@@ -283,4 +283,14 @@ pub fn move_to(fd: OwnedFd, target: u32) -> Result<OwnedFd, Errno> {
 pub fn close_number(fd: u32) {
     // SAFETY: the child ends in execve or `_exit` without running the owner's destructor.
     unsafe { libc::close(fd as i32) };
+}
+
+/// pidfd_send_signal(2): any signal number, 0 only asks whether the process is there.
+///
+/// # Errors
+/// `ESRCH` if it has ended and was reaped, `EINVAL` for no signal.
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+    let info = ptr::null_mut::<libc::siginfo_t>();
+    // SAFETY: a null `info` makes the kernel fill one in, as for kill(2); the rest are integers.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0) }).map(drop)
 }

@@ -43,6 +43,11 @@ impl Watched {
         forget(self.0.readable().await)
     }
 
+    /// Waits for whatever it was registered for.
+    pub(crate) async fn ready(&self) -> Edge {
+        forget(self.0.ready(Interest::READABLE | Interest::PRIORITY).await)
+    }
+
     /// Waits until there may be room to write.
     pub(crate) async fn writable(&self) -> Edge {
         forget(self.0.writable().await)

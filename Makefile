@@ -1,0 +1,54 @@
+# make demo, make test: all that a fresh Debian 12 needs is fetched first, as root. Nothing outside of target/ and /run is changed,
+# except for missing build packages; containerd, runc and crun are unpacked under target/cache, never installed.
+
+ARCH    := $(shell uname -m)
+TARGET  := $(ARCH)-unknown-linux-gnu
+RELEASE := target/$(TARGET)/release
+CARGO    = PATH="$$(. deploy/setup/lib.sh && find_cargo):$$PATH" cargo
+SUITES   = $(wildcard tests/tests/*.rs)
+
+.PHONY: help demo test test-long bench build fmt lint audit clean tools peers
+
+help:
+	@echo "make demo       run real containers through the shim and show each command"
+	@echo "make test       all tests, on containerd 1.6, 1.7 and 2.x (as root, up to half an hour)"
+	@echo "make test-long  the soak tests: thousands of containers and execs"
+	@echo "make bench      measure against runc, crun and the kernel's own floor"
+	@echo "make build      the release binary: $(RELEASE)/containerd-shim-coracle-v2"
+	@echo "make fmt lint audit clean"
+
+tools:
+	@deploy/setup/tools.sh
+
+peers: tools
+	@deploy/setup/peers.sh
+
+# The target is named so that the static flag reaches the program and not the compiler's own plug-ins.
+build: tools
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --target $(TARGET) -p shim
+	@ls -l $(RELEASE)/containerd-shim-coracle-v2
+
+demo: build peers
+	@deploy/demo.sh
+
+test: build peers
+	$(CARGO) test --workspace --no-fail-fast
+
+test-long: build peers
+	CORACLE_LONG=1 $(CARGO) test -p tests --no-fail-fast
+
+bench: build peers
+	$(CARGO) run --release -p tests --bin bench
+
+fmt:
+	$(CARGO) fmt --all
+
+lint: tools
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+audit:
+	$(CARGO) deny check
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,114 @@
+//! On the running kernel, in a mount namespace in which `/sys/fs/cgroup` is a cgroup2 filesystem.
+
+use super::*;
+
+const INSIDE: &str = "CORACLE_TEST_CGROUP2";
+
+#[test]
+fn all_of_it_in_a_mount_namespace_with_cgroup2() {
+    let program = std::env::current_exe().unwrap();
+    let script = "mount -t cgroup2 none /sys/fs/cgroup && exec \"$0\" --exact --nocapture --test-threads 1 \"$@\"";
+    let tests = ["lifecycle", "forking", "devices", "watch", "statistics", "clone_into"];
+    let names = tests.map(|name| format!("cgroup::tests::version2::inside_{name}"));
+    let mut unshare = Command::new("unshare");
+    unshare.args(["-m", "sh", "-c", script]).arg(program).args(&names).env(INSIDE, "1");
+    let output = unshare.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains(&format!("{} passed", names.len())), "{text}");
+}
+
+/// Outside of that namespace there is nothing to do: the test above has done it.
+fn inside() -> bool {
+    let inside = std::env::var_os(INSIDE).is_some();
+    assert!(!inside || Host::detect().unwrap().mode() == Mode::V2);
+    inside
+}
+
+#[test]
+fn inside_lifecycle() {
+    if inside() {
+        lifecycle("v2-lifecycle");
+    }
+}
+
+#[test]
+fn inside_forking() {
+    if inside() {
+        forking("v2-forking");
+    }
+}
+
+#[test]
+fn inside_devices() {
+    if inside() {
+        devices("v2-devices");
+        // More than one program, as an older tool may leave them: all are replaced.
+        let scratch = Scratch::new("v2-programs", "{}");
+        let dir = scratch.cgroup().dir_fd().unwrap();
+        let policy = Policy::of_container(&[]).unwrap();
+        let extra = crate::sys::bpf::DeviceProgram::load(&device_filter::compile(&policy)).unwrap();
+        extra.attach(dir, None).unwrap();
+        assert_eq!(crate::sys::bpf::DeviceProgram::attached(dir).unwrap().len(), 2);
+        scratch.cgroup().apply_devices(&policy).unwrap();
+        assert_eq!(crate::sys::bpf::DeviceProgram::attached(dir).unwrap().len(), 1);
+        scratch.cgroup().apply_devices(&policy).unwrap();
+        assert_eq!(crate::sys::bpf::DeviceProgram::attached(dir).unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn inside_watch() {
+    if inside() {
+        let scratch = Scratch::new("v2-watch", "{}");
+        let events = scratch.cgroup().events().unwrap().unwrap();
+        assert_eq!(events.trigger(), Trigger::Priority);
+        events.acknowledge().unwrap();
+        let mut child = scratch.run("read stop");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let reported = |timeout| {
+            let mut fds = [rustix::event::PollFd::new(&events, rustix::event::PollFlags::PRI)];
+            let timeout = rustix::event::Timespec { tv_sec: timeout, tv_nsec: 0 };
+            rustix::event::poll(&mut fds, Some(&timeout)).unwrap() == 1
+        };
+        eventually("reported and empty", || {
+            let was = reported(10);
+            events.acknowledge().unwrap();
+            was && !scratch.cgroup().populated().unwrap()
+        });
+        assert!(!reported(0), "reported again after it was acknowledged");
+    }
+}
+
+#[test]
+fn inside_statistics() {
+    if inside() {
+        let scratch = Scratch::new("v2-stats", "{}");
+        let mut child = scratch.run("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; read stop");
+        let stats = || match scratch.cgroup().stats().unwrap() {
+            Stats::V2(stats) => *stats,
+            Stats::V1(_) => panic!("not version 2"),
+        };
+        eventually("processor time", || stats().cpu.unwrap().usage_usec > 1000);
+        let got = stats();
+        // The cpu controller is not on this tree everywhere; cpu.stat and the hugetlb files are.
+        assert!(got.cpu.unwrap().user_usec > 0);
+        assert_eq!(got.memory.is_some(), scratch.cgroup().home("memory").is_some());
+        assert_eq!(got.hugetlb.is_empty(), scratch.cgroup().home("hugetlb").is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        scratch.cgroup().remove(LONG).unwrap();
+        assert_eq!(scratch.cgroup().stats().unwrap_err().kind(), ErrorKind::NotFound);
+    }
+}
+
+#[test]
+fn inside_clone_into() {
+    if inside() {
+        let scratch = Scratch::new("v2-clone", "{}");
+        assert!(scratch.cgroup().procs_fds().unwrap().is_empty());
+        let kept = rustix::fs::fstatfs(scratch.cgroup().dir_fd().unwrap()).unwrap();
+        assert_eq!(kept.f_type as u64, dir::CGROUP2_MAGIC);
+    }
+}

@@ -1,0 +1,270 @@
+//! Create: from a request to a process that waits for its start. What fails half-way leaves nothing.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::api::CreateTaskRequest;
+use runtime_core::cgroup::{Cgroup, CgroupPath};
+use runtime_core::compile::{self, CgroupView, Joined, RootMount, Streams, unknown_capabilities};
+use runtime_core::container::hooks::Point;
+use runtime_core::container::record::{ProcessId, Record, write_atomically};
+use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::plan::report;
+use runtime_core::seccomp::Filter;
+use runtime_core::spec::Spec;
+use runtime_core::sys::process::send_signal;
+use tokio::sync::watch;
+
+use super::container::{Container, Parts};
+use super::hooks::{Hooks, given_up, nobody_wants_it};
+use super::node::{Child, Node, Progress};
+use super::process::Process;
+use super::spawner::Loggers;
+use crate::failpoint::{self, Rpc};
+use crate::io::{ChildEnds, Io, Origin, Owner, Request};
+use crate::options::Options;
+
+/// How long a cgroup of a container that failed to start may take to go.
+const REMOVAL: Duration = Duration::from_secs(2);
+const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
+
+/// A container whose first process waits for its start.
+pub struct Created {
+    /// The container.
+    pub container: Arc<Container>,
+    /// Its first process, which waits.
+    pub child: Child,
+}
+
+/// Undoes what was done, unless it is told that all went well.
+struct Undo {
+    node: Arc<Node>,
+    id: String,
+    bundle: PathBuf,
+    cgroup: Option<Cgroup>,
+    child: Option<(i32, Arc<OwnedFd>)>,
+}
+
+impl Undo {
+    async fn run(mut self) {
+        if let Some((pid, pidfd)) = self.child.take() {
+            let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
+            self.node.wait(pid, &pidfd).await;
+        }
+        if let Some(cgroup) = self.cgroup.take()
+            && let Err(error) = remove(&cgroup, REMOVAL).await
+        {
+            log::error!("{}: {error}", self.id);
+        }
+        self.node.forget(&self.id).await;
+        if let Err(error) = Record::remove(&self.bundle) {
+            log::error!("{}: {error}", self.id);
+        }
+    }
+}
+
+/// Kills what is left in a cgroup and removes it, trying until `bound`.
+///
+/// # Errors
+/// [`ErrorKind::FailedPrecondition`] if somebody is still inside then.
+pub async fn remove(cgroup: &Cgroup, bound: Duration) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + bound;
+    loop {
+        if cgroup.try_remove()? {
+            return Ok(());
+        }
+        cgroup.kill()?;
+        if tokio::time::Instant::now() >= deadline {
+            let pids = cgroup.pids().unwrap_or_default();
+            return Err(Error::new(ErrorKind::FailedPrecondition, format!("cgroup is still busy, processes {pids:?}")));
+        }
+        tokio::time::sleep(REMOVAL_PAUSE).await;
+    }
+}
+
+/// Creates a container, unless it is given up meanwhile.
+///
+/// # Errors
+/// The step that failed.
+pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: watch::Receiver<bool>) -> Result<Created> {
+    if !request.checkpoint.is_empty() {
+        return Err(Error::new(ErrorKind::Unimplemented, "checkpoint: this version cannot restore containers"));
+    }
+    let bundle = absolute(&request.bundle)?;
+    let options = options(node, request)?;
+    let spec = Spec::load(&bundle)?;
+    let filter = node.filter(spec.linux.seccomp.as_ref())?;
+    warn(node, &request.id, &spec, filter.as_deref());
+    let path = CgroupPath::new(&node.host, spec.linux.cgroups_path.as_deref(), &request.id)?;
+    let init = Arc::new(Process::new("", stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));
+    let owner = owner(&options);
+
+    let record = Record {
+        id: request.id.clone(),
+        daemon: ProcessId::of(std::process::id() as i32),
+        init: None,
+        cgroup: Some(path.clone()),
+        exited: None,
+    };
+    // The first mark on disk: from here on another process can clean up after us.
+    record.write(&bundle)?;
+    let mut undo = Undo { node: Arc::clone(node), id: request.id.clone(), bundle: bundle.clone(), cgroup: None, child: None };
+    let making = Making { node, request, bundle: &bundle, options: &options, spec: &spec, filter: filter.as_deref(), owner, given_up };
+    match making.make(&mut undo, &path, &init, record).await {
+        Ok((child, record)) => {
+            let Some(cgroup) = undo.cgroup.take() else { return Err(Error::new(ErrorKind::Internal, "cgroup: lost")) };
+            let hooks = Hooks::of(&spec, &request.id, &bundle);
+            let container = Arc::new(Container::new(Parts {
+                id: request.id.clone(),
+                bundle,
+                cgroup,
+                namespaces: Joined::of(&spec.linux.namespaces),
+                filter,
+                no_new_keyring: options.no_new_keyring,
+                owner,
+                hooks,
+                init,
+                record,
+            }));
+            Ok(Created { container, child })
+        }
+        Err(error) => {
+            undo.run().await;
+            Err(error)
+        }
+    }
+}
+
+struct Making<'a> {
+    node: &'a Arc<Node>,
+    request: &'a CreateTaskRequest,
+    bundle: &'a Path,
+    options: &'a Options,
+    spec: &'a Spec,
+    filter: Option<&'a Filter>,
+    owner: Option<Owner>,
+    given_up: watch::Receiver<bool>,
+}
+
+impl Making<'_> {
+    async fn make(&self, undo: &mut Undo, path: &CgroupPath, init: &Process, mut record: Record) -> Result<(Child, Record)> {
+        let node = self.node;
+        let loggers = Loggers(Arc::clone(node));
+        let origin = Origin { id: &self.request.id, namespace: &node.context.config.bootstrap.namespace, spawner: Some(&loggers) };
+        let (io, ends) = Io::open(&init.stdio, &origin, self.owner).await?;
+        let io = Arc::new(io);
+        node.watch(&self.request.id, path).await?;
+        let cgroup = Cgroup::create(&node.host, path, &self.spec.linux.resources)?;
+        let view = view(&cgroup);
+        undo.cgroup = Some(cgroup);
+        let (report, child_report) = report::pair().context(|| "socketpair")?;
+        let compiled = compile::container(compile::Container {
+            id: &self.request.id,
+            bundle: self.bundle,
+            spec: self.spec,
+            rootfs: &self.request.rootfs.iter().map(root_mount).collect::<Vec<_>>(),
+            cgroup: view?,
+            streams: streams(ends),
+            filter: self.filter,
+            report: child_report,
+            no_pivot_root: self.options.no_pivot_root,
+            no_new_keyring: self.options.no_new_keyring,
+            layers_one_by_one: node.layers_one_by_one,
+        })?;
+        let child = node.launch(compiled, report).await?;
+        undo.child = Some((child.pid, Arc::clone(&child.pidfd)));
+        init.launched(child.pid, Arc::clone(&child.pidfd), Arc::clone(&io));
+        record.init = ProcessId::of(child.pid);
+        record.write(self.bundle)?;
+        failpoint::inside(Rpc::Create).await?;
+        self.accompany(&child, &io).await?;
+        write_atomically(&self.bundle.join("init.pid"), child.pid.to_string().as_bytes())?;
+        self.options.save(self.bundle)?;
+        io.start();
+        Ok((child, record))
+    }
+
+    /// Until the child waits for its start.
+    async fn accompany(&self, child: &Child, io: &Io) -> Result<()> {
+        loop {
+            let progress = tokio::select! {
+                () = given_up(&self.given_up) => return Err(nobody_wants_it()),
+                progress = child.progress() => progress?,
+            };
+            match progress {
+                Progress::Ready => return Ok(()),
+                Progress::Console(master) => io.attach_console(master)?,
+                Progress::Hooks => {
+                    let hooks = Hooks::of(self.spec, &self.request.id, self.bundle).until(self.given_up.clone());
+                    let flags = Joined::of(&self.spec.linux.namespaces).flags();
+                    hooks.run(self.node, Point::Prestart, child.pid, None).await?;
+                    hooks.run(self.node, Point::CreateRuntime, child.pid, None).await?;
+                    hooks.run(self.node, Point::CreateContainer, child.pid, Some((&child.pidfd, flags))).await?;
+                    child.go()?;
+                }
+                Progress::Executed => {
+                    return Err(Error::new(ErrorKind::Internal, "the container's first process was killed before it was ready"));
+                }
+            }
+        }
+    }
+}
+
+fn absolute(bundle: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(bundle);
+    if path.is_absolute() { Ok(path) } else { Err(Error::invalid(format!("bundle: {bundle:?} is not absolute"))) }
+}
+
+/// The request's own options, or those that the daemon was started with.
+fn options(node: &Node, request: &CreateTaskRequest) -> Result<Options> {
+    let given = request.options.as_ref().map(Options::from_any).transpose().context(|| "options")?.flatten();
+    let options = given.unwrap_or_else(|| node.context.config.options.clone());
+    options.tell_ignored();
+    if options.systemd_cgroup {
+        let message = "options: SystemdCgroup: this version has no systemd cgroup driver";
+        return Err(Error::new(ErrorKind::Unimplemented, message));
+    }
+    Ok(options)
+}
+
+fn owner(options: &Options) -> Option<Owner> {
+    (options.io_uid != 0 || options.io_gid != 0).then_some(Owner { uid: options.io_uid, gid: options.io_gid })
+}
+
+/// What is passed over, once per container.
+fn warn(node: &Node, id: &str, spec: &Spec, filter: Option<&Filter>) {
+    for field in node.host.ignored(&spec.linux.resources) {
+        log::warn!("{id}: linux.resources.{field} has no effect on this host, ignoring");
+    }
+    for name in filter.iter().flat_map(|filter| &filter.skipped) {
+        log::warn!("{id}: linux.seccomp: system call {name:?} is unknown, ignoring");
+    }
+    for name in spec.process.iter().flat_map(unknown_capabilities) {
+        log::warn!("{id}: capability {name:?} is unknown, ignoring");
+    }
+}
+
+/// The streams as the request names them.
+pub fn stdio(stdin: &str, stdout: &str, stderr: &str, terminal: bool) -> Request {
+    Request { terminal, stdin: stdin.to_owned(), stdout: stdout.to_owned(), stderr: stderr.to_owned() }
+}
+
+/// What a process enters its cgroup by.
+///
+/// # Errors
+/// The cgroup is gone.
+pub fn view(cgroup: &Cgroup) -> Result<CgroupView> {
+    let directory = cgroup.dir_fd().map(|fd| fd.try_clone_to_owned().context(|| "dup")).transpose()?;
+    Ok(CgroupView { procs: cgroup.procs_fds()?, directory, mounts: cgroup.mounts() })
+}
+
+/// The child's ends of its streams, or a terminal.
+pub fn streams(ends: Option<ChildEnds>) -> Streams {
+    ends.map_or(Streams::Terminal, |ends| Streams::Given([ends.stdin, ends.stdout, ends.stderr]))
+}
+
+fn root_mount(mount: &proto::types::mount::Mount) -> RootMount {
+    RootMount { fstype: mount.type_.clone(), source: mount.source.clone(), target: mount.target.clone(), options: mount.options.clone() }
+}

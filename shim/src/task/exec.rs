@@ -1,0 +1,138 @@
+//! Exec and its start: a process that joins a container.
+
+use std::sync::Arc;
+
+use proto::api::ExecProcessRequest;
+use proto::events::task::{TaskExecAdded, TaskExecStarted};
+use runtime_core::compile::{self, Joining};
+use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::plan::report;
+use runtime_core::spec::Process as Spec;
+
+use super::container::Container;
+use super::create::{stdio, streams, view};
+use super::node::{Child, Node, Progress};
+use super::process::{Exit, Process};
+use super::spawner::Loggers;
+use super::state::{Action, State};
+use crate::bootstrap::check_identifier;
+use crate::io::{Io, Origin};
+
+/// Exit statuses that shells and runc's users know.
+const NOT_FOUND: u32 = 127;
+const NOT_EXECUTABLE: u32 = 126;
+const FAILED: u32 = 255;
+
+/// An exec'd process that waits for its start.
+pub struct Pending {
+    /// What the world sees of it.
+    pub process: Arc<Process>,
+    /// What it will run.
+    pub spec: Spec,
+}
+
+/// Registers a process.
+///
+/// # Errors
+/// [`ErrorKind::AlreadyExists`], [`ErrorKind::FailedPrecondition`], or what is wrong with the spec.
+pub fn add(node: &Node, container: &Container, request: &ExecProcessRequest) -> Result<Pending> {
+    check_identifier("exec_id", &request.exec_id)?;
+    container.init.state().allow(Action::Exec)?;
+    let mut spec = Spec::parse(&request.spec.value)?;
+    // The request says what its client is prepared for.
+    spec.terminal = request.terminal;
+    let process = Arc::new(Process::new(&request.exec_id, stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));
+    container.add(Arc::clone(&process))?;
+    let event = TaskExecAdded { container_id: container.id.clone(), exec_id: request.exec_id.clone(), ..TaskExecAdded::default() };
+    node.context.events.publish(&event);
+    Ok(Pending { process, spec })
+}
+
+/// Starts a registered process.
+///
+/// # Errors
+/// The step that failed; the process has ended then.
+pub async fn start(node: &Arc<Node>, container: &Arc<Container>, pending: Pending) -> Result<i32> {
+    let Pending { process, spec } = pending;
+    let telling = process.telling.lock().await;
+    let started = match launch(node, container, &process, &spec).await {
+        Ok((child, io)) => accompany(&child, &io, &process).await.map(|()| child.pid),
+        Err(error) => {
+            // There is no process whose end could be waited for.
+            process.ended(Exit { status: status(&error), at: std::time::SystemTime::now() });
+            process.told();
+            Err(error)
+        }
+    };
+    match &started {
+        Ok(pid) => {
+            process.advance(State::Running);
+            process.announce();
+            node.context.events.publish(&TaskExecStarted {
+                container_id: container.id.clone(),
+                exec_id: process.exec_id.clone(),
+                pid: *pid as u32,
+                ..TaskExecStarted::default()
+            });
+        }
+        Err(error) => process.failed(status(error)),
+    }
+    drop(telling);
+    if started.is_err() {
+        // Its child reports and ends: what follows finds a stopped process.
+        process.wait_told().await;
+    }
+    started
+}
+
+async fn launch(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<Process>, spec: &Spec) -> Result<(Child, Arc<Io>)> {
+    let loggers = Loggers(Arc::clone(node));
+    let origin = Origin { id: &process.exec_id, namespace: &node.context.config.bootstrap.namespace, spawner: Some(&loggers) };
+    let (io, ends) = Io::open(&process.stdio, &origin, container.owner).await?;
+    let io = Arc::new(io);
+    let ended = || Error::new(ErrorKind::FailedPrecondition, "cannot exec in a stopped container");
+    let ending = container.ending.read().await;
+    if *ending {
+        return Err(ended());
+    }
+    container.init.state().allow(Action::Exec)?;
+    let init = container.init.pidfd().ok_or_else(ended)?;
+    let (report, child_report) = report::pair().context(|| "socketpair")?;
+    let compiled = compile::joining(Joining {
+        id: &container.id,
+        namespaces: &container.namespaces,
+        process: spec,
+        init: init.try_clone().context(|| "dup")?,
+        cgroup: view(&container.cgroup)?,
+        streams: streams(ends),
+        filter: container.filter.as_deref(),
+        report: child_report,
+        no_new_keyring: container.no_new_keyring,
+    })?;
+    let child = node.launch(compiled, report).await?;
+    process.launched(child.pid, Arc::clone(&child.pidfd), Arc::clone(&io));
+    container.watch_exec(node, process);
+    io.start();
+    Ok((child, io))
+}
+
+async fn accompany(child: &Child, io: &Io, process: &Process) -> Result<()> {
+    loop {
+        match child.progress().await? {
+            Progress::Executed => return Ok(()),
+            Progress::Console(master) => io.attach_console(master)?,
+            Progress::Ready | Progress::Hooks => {
+                return Err(Error::new(ErrorKind::Internal, format!("{}: an unexpected report", process.exec_id)));
+            }
+        }
+    }
+}
+
+fn status(error: &Error) -> u32 {
+    match error.errno() {
+        Some(libc::ENOENT | libc::ENOTDIR) => NOT_FOUND,
+        Some(libc::EACCES | libc::EISDIR | libc::ENOEXEC | libc::EPERM) => NOT_EXECUTABLE,
+        None if error.kind() == ErrorKind::NotFound => NOT_FOUND,
+        _ => FAILED,
+    }
+}

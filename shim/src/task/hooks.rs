@@ -1,0 +1,247 @@
+//! Running hooks: programs of the host's, started by the launcher with nothing but what the spec gives them.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use oci_spec::runtime::Hook;
+use runtime_core::compile::{self, Compiled, Helper, StartContainerHook};
+use runtime_core::container::hooks::{Point, state};
+use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::plan::report;
+use runtime_core::spec::{Process, Spec};
+use runtime_core::sys::process::send_signal;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::sync::watch;
+
+use super::container::Container;
+use super::create::view;
+use super::node::{Child, Node, Progress};
+use crate::io::watched::{Edge, Watched};
+
+/// What is kept of a hook's complaints.
+const STDERR_MAX: usize = 1024;
+
+/// The hooks of a container, and what they are told.
+pub struct Hooks {
+    hooks: Option<oci_spec::runtime::Hooks>,
+    version: String,
+    annotations: HashMap<String, String>,
+    id: String,
+    bundle: PathBuf,
+    /// Whose rights a startContainer hook gets.
+    process: Option<Process>,
+    given_up: Option<watch::Receiver<bool>>,
+}
+
+impl Hooks {
+    /// Those of a spec.
+    pub fn of(spec: &Spec, id: &str, bundle: &Path) -> Self {
+        let annotations = if spec.hooks.is_some() { spec.annotations.clone() } else { HashMap::new() };
+        let process = if Point::StartContainer.of(spec.hooks.as_ref()).is_empty() { None } else { spec.process.clone() };
+        Self {
+            hooks: spec.hooks.clone(),
+            version: spec.oci_version.clone(),
+            annotations,
+            id: id.to_owned(),
+            bundle: bundle.to_owned(),
+            process,
+            given_up: None,
+        }
+    }
+
+    /// The same, killed when this becomes true.
+    pub fn until(self, given_up: watch::Receiver<bool>) -> Self {
+        Self { given_up: Some(given_up), ..self }
+    }
+
+    /// Whether there are any at this point.
+    pub fn has(&self, point: Point) -> bool {
+        !point.of(self.hooks.as_ref()).is_empty()
+    }
+
+    /// Runs the hooks of a point in order, in the namespaces of `inside` if given.
+    ///
+    /// # Errors
+    /// The first one that fails or takes too long, with what it said.
+    pub async fn run(&self, node: &Arc<Node>, point: Point, pid: i32, inside: Option<(&OwnedFd, i32)>) -> Result<()> {
+        for hook in point.of(self.hooks.as_ref()) {
+            let state = state(point, &self.id, pid, &self.bundle, &self.version, &self.annotations)?;
+            self.run_one(node, hook, state, inside).await.context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
+        }
+        Ok(())
+    }
+
+    async fn run_one(&self, node: &Arc<Node>, hook: &Hook, state: Vec<u8>, inside: Option<(&OwnedFd, i32)>) -> Result<()> {
+        let arguments = match hook.args() {
+            Some(arguments) if !arguments.is_empty() => arguments.clone(),
+            _ => vec![hook.path().to_string_lossy().into_owned()],
+        };
+        let inside = inside.map(|(fd, flags)| Ok::<_, Error>((fd.try_clone().context(|| "dup")?, flags))).transpose()?;
+        let directory = if inside.is_some() { Path::new("/") } else { self.bundle.as_path() };
+        let compile = |streams: [OwnedFd; 3], report| {
+            compile::helper(Helper {
+                path: hook.path(),
+                arguments: &arguments,
+                environment: hook.env().as_deref().unwrap_or_default(),
+                descriptors: streams.into_iter().zip(0..).collect(),
+                inside,
+                directory,
+                report,
+            })
+        };
+        self.live(node, hook, state, compile).await
+    }
+
+    /// Runs the startContainer hooks: in the container, with the rights of its first process, which is about to execute its program.
+    ///
+    /// # Errors
+    /// As [`Hooks::run`].
+    pub async fn run_in_container(&self, node: &Arc<Node>, container: &Container, init: &Arc<OwnedFd>, pid: i32) -> Result<()> {
+        let point = Point::StartContainer;
+        let Some(process) = &self.process else { return Ok(()) };
+        for hook in point.of(self.hooks.as_ref()) {
+            let state = state(point, &self.id, pid, &self.bundle, &self.version, &self.annotations)?;
+            let init = init.try_clone().context(|| "dup")?;
+            let cgroup = view(&container.cgroup)?;
+            let compile = |streams, report| {
+                compile::start_container_hook(StartContainerHook {
+                    id: &self.id,
+                    hook,
+                    process,
+                    namespaces: &container.namespaces,
+                    init,
+                    cgroup,
+                    streams,
+                    filter: container.filter.as_deref(),
+                    report,
+                    no_new_keyring: container.no_new_keyring,
+                })
+            };
+            self.live(node, hook, state, compile).await.context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
+        }
+        Ok(())
+    }
+
+    /// The life of one hook, bounded by its timeout.
+    async fn live(
+        &self,
+        node: &Arc<Node>,
+        hook: &Hook,
+        state: Vec<u8>,
+        compile: impl FnOnce([OwnedFd; 3], OwnedFd) -> Result<Compiled>,
+    ) -> Result<()> {
+        let timeout = match hook.timeout() {
+            Some(seconds) => Duration::from_secs(u64::try_from(seconds).map_err(|_| Error::invalid("timeout: not above zero"))?),
+            None => Duration::MAX,
+        };
+        let (stdin, state_end) = pipe()?;
+        let (stderr_end, stderr) = pipe()?;
+        let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null")?;
+        let (report, child_report) = report::pair().context(|| "socketpair")?;
+        let compiled = compile([stdin, null, stderr], child_report)?;
+        let child = node.launch(compiled, report).await?;
+        let life = async {
+            if let Err(error) = run_to_exec(&child).await {
+                node.wait(child.pid, &child.pidfd).await;
+                return Err(error);
+            }
+            let feed = feed(state_end, state);
+            let (said, ()) = tokio::join!(gather(stderr_end), feed);
+            Ok((node.wait(child.pid, &child.pidfd).await, said))
+        };
+        let given_up = async {
+            match &self.given_up {
+                Some(wanted) => given_up(wanted).await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(timeout, life) => Some(ended),
+            () = given_up => None,
+        };
+        let Some(ended) = ended else {
+            kill(node, &child).await;
+            return Err(nobody_wants_it());
+        };
+        match ended {
+            Ok(Ok((0, _))) => Ok(()),
+            Ok(Ok((status, said))) => Err(Error::new(ErrorKind::Internal, format!("exit status {status}: {}", said.trim()))),
+            Ok(Err(error)) => Err(error),
+            Err(_) => {
+                kill(node, &child).await;
+                Err(Error::new(ErrorKind::Internal, format!("killed after its timeout of {} s", timeout.as_secs())))
+            }
+        }
+    }
+}
+
+async fn kill(node: &Node, child: &Child) {
+    let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+    node.wait(child.pid, &child.pidfd).await;
+}
+
+/// Waits until nobody wants what is being made.
+pub async fn given_up(wanted: &watch::Receiver<bool>) {
+    if wanted.clone().wait_for(|given_up| *given_up).await.is_err() {
+        // Nobody is left who could give it up.
+        std::future::pending().await
+    }
+}
+
+/// The failure of what was given up.
+pub fn nobody_wants_it() -> Error {
+    Error::new(ErrorKind::Internal, "the container was deleted while it was being created")
+}
+
+/// Until the program runs; it says nothing else before.
+pub async fn run_to_exec(child: &Child) -> Result<()> {
+    match child.progress().await? {
+        Progress::Executed => Ok(()),
+        _ => Err(Error::new(ErrorKind::Internal, "an unexpected report of a helper")),
+    }
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(|| "pipe")
+}
+
+/// A hook need not read its state.
+async fn feed(to: OwnedFd, state: Vec<u8>) {
+    let Ok(to) = Watched::new(to, Interest::WRITABLE) else { return };
+    let mut rest = state.as_slice();
+    while !rest.is_empty() {
+        match rustix::io::write(&to, rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(Errno::AGAIN) => {
+                to.writable().await;
+            }
+            Err(Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Reads to the end and keeps the beginning.
+async fn gather(from: OwnedFd) -> String {
+    let Ok(from) = Watched::new(from, Interest::READABLE) else { return String::new() };
+    let (mut said, mut buffer, mut hung_up) = (Vec::new(), [0u8; 512], false);
+    loop {
+        match rustix::io::read(&from, &mut buffer) {
+            Ok(0) => break,
+            Ok(length) => {
+                let room = STDERR_MAX - said.len();
+                said.extend_from_slice(&buffer[..length.min(room)]);
+            }
+            Err(Errno::AGAIN) if hung_up => break,
+            Err(Errno::AGAIN) => hung_up = from.readable().await == Edge::HungUp,
+            Err(Errno::INTR) => {}
+            Err(_) => break,
+        }
+    }
+    String::from_utf8_lossy(&said).into_owned()
+}

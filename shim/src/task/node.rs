@@ -1,0 +1,316 @@
+//! What all containers of a daemon share: the launcher, the reaper, the cgroup hierarchies, compiled filters, the event queue.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use oci_spec::runtime::LinuxSeccomp;
+use runtime_core::cgroup::{CgroupPath, Host};
+use runtime_core::compile::Compiled;
+use runtime_core::container::failure;
+use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::kernel::Features;
+use runtime_core::plan::Launch;
+use runtime_core::plan::launcher::{Launched, Launcher, Request};
+use runtime_core::plan::report::{self, GO, Message};
+use runtime_core::seccomp::{self, Filter};
+use runtime_core::sys::process::{self, Exited};
+use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::io::watched::{Edge, Watched};
+use crate::serve::Context;
+
+/// See the module.
+pub struct Node {
+    /// Configuration, events and the way out.
+    pub context: Context,
+    /// The host's cgroup hierarchies.
+    pub host: Host,
+    /// Whether overlay takes its layers one by one.
+    pub layers_one_by_one: bool,
+    launcher: tokio::sync::Mutex<Link>,
+    watched: Mutex<HashMap<String, CgroupPath>>,
+    children: Mutex<Children>,
+    filters: Mutex<seccomp::Cache>,
+}
+
+/// The launcher and its socket on the reactor.
+struct Link {
+    launcher: Launcher,
+    socket: Watched,
+}
+
+/// Children that somebody waits for; all others are orphans of containers, and reaped unseen.
+#[derive(Default)]
+struct Children {
+    known: HashSet<i32>,
+    /// Launches whose process id is not known yet: until then no unknown child is reaped.
+    in_flight: usize,
+}
+
+/// A process that was launched and has not executed its program: dropped before that, it ends.
+pub struct Child {
+    /// As the host sees it.
+    pub pid: i32,
+    /// For signals.
+    pub pidfd: Arc<OwnedFd>,
+    launch: Launch,
+    report: Watched,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Link {
+    fn new(launcher: Launcher) -> Result<Self> {
+        let socket = launcher.socket().try_clone_to_owned().context(|| "launcher: dup")?;
+        Ok(Self { launcher, socket: Watched::new(socket, Interest::READABLE | Interest::WRITABLE)? })
+    }
+
+    /// The descriptors go with the first byte.
+    async fn send(&self, message: &[u8], descriptors: &[OwnedFd]) -> std::result::Result<(), Errno> {
+        let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+        let mut sent = 0;
+        while sent < message.len() {
+            let with = if sent == 0 { descriptors.as_slice() } else { &[] };
+            match self.launcher.send(&message[sent..], with) {
+                Ok(more) => sent += more,
+                Err(Errno::AGAIN) => {
+                    self.socket.writable().await;
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    async fn receive(&self) -> std::result::Result<std::result::Result<Launched, Errno>, Errno> {
+        loop {
+            match self.launcher.receive() {
+                Err(Errno::AGAIN) => {
+                    self.socket.readable().await;
+                }
+                Err(Errno::INTR) => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Takes over the launcher that was forked before the runtime existed. Must be called inside the runtime.
+    ///
+    /// # Errors
+    /// Where the host has no cgroups or the reactor refuses.
+    pub fn new(context: Context, launcher: Launcher) -> Result<Arc<Self>> {
+        let node = Arc::new(Self {
+            context,
+            host: Host::detect()?,
+            layers_one_by_one: Features::get().layers_one_by_one,
+            launcher: tokio::sync::Mutex::new(Link::new(launcher)?),
+            watched: Mutex::default(),
+            children: Mutex::default(),
+            filters: Mutex::default(),
+        });
+        tokio::spawn(reap_orphans(Arc::clone(&node), signal(SignalKind::child()).context(|| "handle SIGCHLD")?));
+        Ok(node)
+    }
+
+    /// The compiled filter of a profile.
+    ///
+    /// # Errors
+    /// What is wrong with the profile, by its field.
+    pub fn filter(&self, profile: Option<&LinuxSeccomp>) -> Result<Option<Arc<Filter>>> {
+        profile.map(|profile| lock(&self.filters).get(profile)).transpose()
+    }
+
+    /// Tells the launcher to clean up this cgroup if the daemon dies.
+    ///
+    /// # Errors
+    /// The launcher cannot be had.
+    pub async fn watch(&self, id: &str, cgroup: &CgroupPath) -> Result<()> {
+        lock(&self.watched).insert(id.to_owned(), cgroup.clone());
+        self.tell(&Request::Watch(id.to_owned(), cgroup.clone())).await
+    }
+
+    /// Undoes [`Node::watch`].
+    pub async fn forget(&self, id: &str) {
+        lock(&self.watched).remove(id);
+        if let Err(error) = self.tell(&Request::Forget(id.to_owned())).await {
+            log::warn!("{id}: {error}");
+        }
+    }
+
+    async fn tell(&self, request: &Request) -> Result<()> {
+        let message = request.encode()?;
+        let mut link = self.launcher.lock().await;
+        match link.send(&message, &[]).await {
+            Ok(()) => Ok(()),
+            // A new one is told of everything that is watched.
+            Err(_) => self.replace(&mut link).await,
+        }
+    }
+
+    /// Starts a process.
+    ///
+    /// # Errors
+    /// The errno of clone3(2).
+    pub async fn launch(&self, compiled: Compiled, report: OwnedFd) -> Result<Child> {
+        let Compiled { launch, descriptors } = compiled;
+        let report = Watched::new(report, Interest::READABLE)?;
+        let message = Request::Launch(Box::new(launch.clone())).encode()?;
+        let flight = Flight::new(self);
+        let mut link = self.launcher.lock().await;
+        let answer = match exchange(&link, &message, &descriptors).await {
+            Ok(answer) => answer,
+            Err(errno) => {
+                log::warn!("the launcher is gone ({errno}), starting another one");
+                self.replace(&mut link).await?;
+                exchange(&link, &message, &descriptors).await.context(|| "launcher")?
+            }
+        };
+        drop(link);
+        let Launched { pid, pidfd } = answer.map_err(|errno| refused(&launch, errno))?;
+        lock(&self.children).known.insert(pid);
+        drop(flight);
+        Ok(Child { pid, pidfd: Arc::new(pidfd), launch, report })
+    }
+
+    async fn replace(&self, link: &mut Link) -> Result<()> {
+        *link = Link::new(Launcher::spawn()?)?;
+        let watched: Vec<_> = lock(&self.watched).clone().into_iter().collect();
+        for (id, cgroup) in watched {
+            let message = Request::Watch(id, cgroup).encode()?;
+            link.send(&message, &[]).await.context(|| "launcher")?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a child's end and reaps it.
+    pub async fn wait(&self, pid: i32, pidfd: &OwnedFd) -> u32 {
+        let status = match wait_for(pidfd).await {
+            Ok(exited) => exited.status,
+            Err(error) => {
+                log::error!("wait for process {pid}: {error}");
+                UNKNOWN
+            }
+        };
+        lock(&self.children).known.remove(&pid);
+        self.reap_unknown();
+        status
+    }
+
+    /// Orphans become our children, since we are their subreaper (prctl(2)). The first ended child hides the others, but one that somebody
+    /// waits for is reaped at once, and then we look again.
+    fn reap_unknown(&self) {
+        let children = lock(&self.children);
+        if children.in_flight > 0 {
+            return;
+        }
+        while let Ok(Some(Exited { pid, .. })) = process::peek_any() {
+            if children.known.contains(&pid) || process::reap(pid).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// 255 is what containerd says of a status that nobody knows.
+const UNKNOWN: u32 = 255;
+
+/// While it lives, a child may exist whose process id the daemon does not know yet.
+struct Flight<'a>(&'a Node);
+
+impl<'a> Flight<'a> {
+    fn new(node: &'a Node) -> Self {
+        lock(&node.children).in_flight += 1;
+        Self(node)
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.children).in_flight -= 1;
+        self.0.reap_unknown();
+    }
+}
+
+async fn reap_orphans(node: Arc<Node>, mut ended: tokio::signal::unix::Signal) {
+    while ended.recv().await.is_some() {
+        node.reap_unknown();
+    }
+}
+
+async fn wait_for(pidfd: &OwnedFd) -> Result<Exited> {
+    let watched = Watched::new(pidfd.try_clone().context(|| "dup pidfd")?, Interest::READABLE)?;
+    loop {
+        if let Some(exited) = process::try_wait(pidfd.as_fd()).context(|| "waitid")? {
+            return Ok(exited);
+        }
+        watched.readable().await;
+    }
+}
+
+async fn exchange(
+    link: &Link,
+    message: &[u8],
+    descriptors: &[OwnedFd],
+) -> std::result::Result<std::result::Result<Launched, Errno>, Errno> {
+    link.send(message, descriptors).await?;
+    link.receive().await
+}
+
+fn refused(launch: &Launch, errno: Errno) -> Error {
+    // setns(2) to the pid namespace of a process that has ended.
+    if launch.pid_namespace.is_some() && matches!(errno, Errno::SRCH | Errno::NOMEM) {
+        return Error::new(ErrorKind::FailedPrecondition, "cannot join a container whose first process has ended");
+    }
+    Error::kernel("clone3", errno)
+}
+
+/// Where a child has got to.
+pub enum Progress {
+    /// It waits for the hooks.
+    Hooks,
+    /// The master of its terminal.
+    Console(OwnedFd),
+    /// It waits for the start.
+    Ready,
+    /// It has executed its program, or was killed.
+    Executed,
+}
+
+impl Child {
+    /// The next thing that the child says.
+    ///
+    /// # Errors
+    /// The step that failed, as a sentence.
+    pub async fn progress(&self) -> Result<Progress> {
+        let mut hung_up = false;
+        loop {
+            match report::receive(self.report.as_fd()) {
+                Ok(Some(Message::Ready)) => return Ok(Progress::Ready),
+                Ok(Some(Message::Hooks)) => return Ok(Progress::Hooks),
+                Ok(Some(Message::Console(master))) => return Ok(Progress::Console(master)),
+                Ok(Some(Message::Failed(failed))) => return Err(failure::explain(&self.launch, &failed)),
+                Ok(None) => return Ok(Progress::Executed),
+                Err(Errno::AGAIN) if hung_up => return Ok(Progress::Executed),
+                Err(Errno::AGAIN) => hung_up = self.report.readable().await == Edge::HungUp,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::kernel("read the child's report", errno)),
+            }
+        }
+    }
+
+    /// The word that the child waits for.
+    ///
+    /// # Errors
+    /// `EPIPE` if it is gone.
+    pub fn go(&self) -> Result<()> {
+        rustix::net::send(self.report.as_fd(), &[GO], rustix::net::SendFlags::NOSIGNAL).map(drop).context(|| "tell the child to go on")
+    }
+}

@@ -1,0 +1,87 @@
+//! What a cgroup has used, as the `Any` that `Stats` answers: `io.containerd.cgroups.v1.Metrics` or `.v2`, under their bare names.
+
+mod v1;
+mod v2;
+
+use proto::protobuf::well_known_types::any::Any;
+use proto::protobuf::{MessageField, MessageFull};
+use runtime_core::cgroup::Stats;
+use runtime_core::error::{Error, ErrorKind, Result};
+
+/// `stats` as containerd and its clients read it; they tell the version of the message by its type URL.
+///
+/// # Errors
+/// [`ErrorKind::Internal`] for a message that is too large to encode (2 GiB).
+pub fn encode(stats: &Stats) -> Result<Any> {
+    match stats {
+        Stats::V1(metrics) => pack(&Convert::<proto::cgroups::metrics::Metrics>::convert(metrics.as_ref())),
+        Stats::V2(metrics) => pack(&Convert::<proto::cgroups_v2::metrics::Metrics>::convert(metrics.as_ref())),
+    }
+}
+
+fn pack<M: MessageFull>(message: &M) -> Result<Any> {
+    let type_url = M::descriptor().full_name().to_owned();
+    let value = message.write_to_bytes().map_err(|error| Error::new(ErrorKind::Internal, format!("encode {type_url}: {error}")))?;
+    Ok(Any { type_url, value, ..Any::default() })
+}
+
+/// [`From`] for two foreign types.
+trait Convert<T> {
+    fn convert(&self) -> T;
+}
+
+macro_rules! unchanged {
+    ($($scalar:ty),*) => {
+        $(impl Convert<$scalar> for $scalar {
+            fn convert(&self) -> $scalar {
+                self.clone()
+            }
+        })*
+    };
+}
+
+unchanged!(u32, u64, f64, String);
+
+impl<T, S: Convert<T>> Convert<Vec<T>> for Vec<S> {
+    fn convert(&self) -> Vec<T> {
+        self.iter().map(S::convert).collect()
+    }
+}
+
+impl<T, S: Convert<T>> Convert<MessageField<T>> for Option<S> {
+    fn convert(&self) -> MessageField<T> {
+        MessageField::from_option(self.as_ref().map(S::convert))
+    }
+}
+
+/// The conversion of a struct to the message of the same field names. The pattern is complete: a field that the struct gains does not
+/// compile until it is listed.
+macro_rules! convert {
+    ($source:path => $message:path { $($field:ident),* $(,)? }) => {
+        impl super::Convert<$message> for $source {
+            fn convert(&self) -> $message {
+                let Self { $($field),* } = self;
+                $message { $($field: super::Convert::convert($field),)* ..Default::default() }
+            }
+        }
+    };
+}
+
+/// [`convert!`], and for the tests a value of the struct with something in every field.
+macro_rules! message {
+    ($source:path => $message:path { $($field:ident),* $(,)? }) => {
+        convert!($source => $message { $($field),* });
+
+        #[cfg(test)]
+        impl super::tests::Fill for $source {
+            fn fill(next: &mut u32) -> Self {
+                Self { $($field: super::tests::Fill::fill(next)),* }
+            }
+        }
+    };
+}
+
+use {convert, message};
+
+#[cfg(test)]
+mod tests;
