@@ -383,7 +383,13 @@ fn terminal_output_is_complete(case: &Case<'_>) -> Result<()> {
         shim.start(&bundle.id, "")?;
         let shown = reader.text(SOON)?;
         let expected: String = (1..=150_000).map(|number| format!("{number}\r\n")).collect();
-        ensure!(shown == expected, "{} bytes instead of {}, the end {:?}", shown.len(), expected.len(), shown.get(shown.len().saturating_sub(20)..));
+        ensure!(
+            shown == expected,
+            "{} bytes instead of {}, the end {:?}",
+            shown.len(),
+            expected.len(),
+            shown.get(shown.len().saturating_sub(20)..)
+        );
         ensure_eq!(shim.wait(&bundle.id, "")?.exit_status, 2, "exit status");
         shim.delete(&bundle.id, "")?;
         shim.shutdown(&bundle.id)
