@@ -6,6 +6,8 @@ pub mod cgroup;
 pub mod compile;
 pub mod container;
 pub mod error;
+pub mod failpoints;
+pub mod kernel;
 pub mod plan;
 pub mod seccomp;
 pub mod spec;

@@ -2,13 +2,16 @@
 //!
 //! *suite ⊃ case → containerd ⊃ ctr; bundle → shim ⊃ task client; event → order; ledger.*
 
+pub mod bench;
 pub mod bundle;
 pub mod case;
 pub mod command;
 pub mod containerd;
 pub mod ctr;
 pub mod events;
+pub mod failpoint;
 pub mod failure;
+pub mod footprint;
 pub mod hand;
 pub mod image;
 pub mod ledger;
@@ -19,8 +22,10 @@ pub mod pty;
 pub mod requests;
 pub mod rpc;
 pub mod start;
+pub mod stream;
 pub mod suite;
 pub mod tar;
+pub mod victim;
 pub mod wait;
 
 pub use case::Case;

@@ -38,8 +38,8 @@ fn part(step: &Step, detail: u16) -> Option<String> {
         (Step::Attach { .. }, attach::HOSTILE) => name("the mount point is not what it should be"),
         (Step::Attach { .. }, attach::MOVE) => name("move the mount there"),
         (Step::NewMount { .. } | Step::LoopMount { .. }, 1) => name("create"),
-        (Step::NewMount { options, .. } | Step::LoopMount { options, .. }, detail) if detail >= 2 => {
-            let (key, _) = options.get(usize::from(detail) - 2)?;
+        (Step::NewMount { filesystem, .. } | Step::LoopMount { filesystem, .. }, detail) if detail >= 2 => {
+            let (key, _) = filesystem.options.get(usize::from(detail) - 2)?;
             Some(format!("option {:?}", key.to_string_lossy()))
         }
         (Step::Pivot { .. }, 1) => name("pivot_root"),

@@ -49,7 +49,7 @@ pub struct Spec {
 }
 
 /// A process of a container: its first one, or one that joins (config.md, "Process").
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Process {
     /// Whether it gets a pseudoterminal.

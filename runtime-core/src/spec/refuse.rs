@@ -118,7 +118,8 @@ fn namespaces(spec: &Spec) -> Result<()> {
         return Err(Error::invalid("linux.namespaces: a container needs a mount namespace of its own"));
     }
     let uts = seen.contains(&LinuxNamespaceType::Uts);
-    if !uts && !(spec.hostname.is_empty() && spec.domainname.is_empty()) {
+    let named = !spec.hostname.is_empty() || !spec.domainname.is_empty();
+    if named && !uts {
         return Err(Error::invalid("hostname/domainname: cannot be set without a UTS namespace"));
     }
     Ok(())

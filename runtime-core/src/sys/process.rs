@@ -205,12 +205,12 @@ pub fn set_subreaper() -> Result<(), Errno> {
     prctl(libc::PR_SET_CHILD_SUBREAPER, 1)
 }
 
-/// `PR_SET_THP_DISABLE`: no huge pages, which would only fatten a small process.
+/// Undoes `PR_SET_THP_DISABLE`, which children and what they execute would inherit.
 ///
 /// # Errors
 /// None known.
-pub fn disable_huge_pages() -> Result<(), Errno> {
-    prctl(libc::PR_SET_THP_DISABLE, 1)
+pub fn allow_huge_pages() -> Result<(), Errno> {
+    prctl(libc::PR_SET_THP_DISABLE, 0)
 }
 
 /// `PR_SCHED_CORE_CREATE` for the caller's process group: its own core-scheduling cookie.

@@ -22,6 +22,7 @@ use super::hooks::{Hooks, given_up, nobody_wants_it};
 use super::node::{Child, Node, Progress};
 use super::process::Process;
 use super::spawner::Loggers;
+use crate::failpoint::{self, Rpc};
 use crate::io::{ChildEnds, Io, Origin, Owner, Request};
 use crate::options::Options;
 
@@ -31,7 +32,9 @@ const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
 
 /// A container whose first process waits for its start.
 pub struct Created {
+    /// The container.
     pub container: Arc<Container>,
+    /// Its first process, which waits.
     pub child: Child,
 }
 
@@ -92,8 +95,8 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     let bundle = absolute(&request.bundle)?;
     let options = options(node, request)?;
     let spec = Spec::load(&bundle)?;
-    warn(node, &request.id, &spec);
     let filter = node.filter(spec.linux.seccomp.as_ref())?;
+    warn(node, &request.id, &spec, filter.as_deref());
     let path = CgroupPath::new(&node.host, spec.linux.cgroups_path.as_deref(), &request.id)?;
     let init = Arc::new(Process::new("", stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));
     let owner = owner(&options);
@@ -175,6 +178,7 @@ impl Making<'_> {
         init.launched(child.pid, Arc::clone(&child.pidfd), Arc::clone(&io));
         record.init = ProcessId::of(child.pid);
         record.write(self.bundle)?;
+        failpoint::inside(Rpc::Create).await?;
         self.accompany(&child, &io).await?;
         write_atomically(&self.bundle.join("init.pid"), child.pid.to_string().as_bytes())?;
         self.options.save(self.bundle)?;
@@ -230,9 +234,12 @@ fn owner(options: &Options) -> Option<Owner> {
 }
 
 /// What is passed over, once per container.
-fn warn(node: &Node, id: &str, spec: &Spec) {
+fn warn(node: &Node, id: &str, spec: &Spec, filter: Option<&Filter>) {
     for field in node.host.ignored(&spec.linux.resources) {
         log::warn!("{id}: linux.resources.{field} has no effect on this host, ignoring");
+    }
+    for name in filter.iter().flat_map(|filter| &filter.skipped) {
+        log::warn!("{id}: linux.seccomp: system call {name:?} is unknown, ignoring");
     }
     for name in spec.process.iter().flat_map(unknown_capabilities) {
         log::warn!("{id}: capability {name:?} is unknown, ignoring");

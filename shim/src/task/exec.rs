@@ -25,7 +25,9 @@ const FAILED: u32 = 255;
 
 /// An exec'd process that waits for its start.
 pub struct Pending {
+    /// What the world sees of it.
     pub process: Arc<Process>,
+    /// What it will run.
     pub spec: Spec,
 }
 

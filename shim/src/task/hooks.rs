@@ -7,17 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::runtime::Hook;
-use runtime_core::compile::{self, Helper};
+use runtime_core::compile::{self, Compiled, Helper, StartContainerHook};
 use runtime_core::container::hooks::{Point, state};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
-use runtime_core::spec::Spec;
+use runtime_core::spec::{Process, Spec};
 use runtime_core::sys::process::send_signal;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::sync::watch;
 
+use super::container::Container;
+use super::create::view;
 use super::node::{Child, Node, Progress};
 use crate::io::watched::{Edge, Watched};
 
@@ -31,6 +33,8 @@ pub struct Hooks {
     annotations: HashMap<String, String>,
     id: String,
     bundle: PathBuf,
+    /// Whose rights a startContainer hook gets.
+    process: Option<Process>,
     given_up: Option<watch::Receiver<bool>>,
 }
 
@@ -38,12 +42,14 @@ impl Hooks {
     /// Those of a spec.
     pub fn of(spec: &Spec, id: &str, bundle: &Path) -> Self {
         let annotations = if spec.hooks.is_some() { spec.annotations.clone() } else { HashMap::new() };
+        let process = if Point::StartContainer.of(spec.hooks.as_ref()).is_empty() { None } else { spec.process.clone() };
         Self {
             hooks: spec.hooks.clone(),
             version: spec.oci_version.clone(),
             annotations,
             id: id.to_owned(),
             bundle: bundle.to_owned(),
+            process,
             given_up: None,
         }
     }
@@ -71,29 +77,73 @@ impl Hooks {
     }
 
     async fn run_one(&self, node: &Arc<Node>, hook: &Hook, state: Vec<u8>, inside: Option<(&OwnedFd, i32)>) -> Result<()> {
-        let timeout = match hook.timeout() {
-            Some(seconds) => Duration::from_secs(u64::try_from(seconds).map_err(|_| Error::invalid("timeout: not above zero"))?),
-            None => Duration::MAX,
-        };
         let arguments = match hook.args() {
             Some(arguments) if !arguments.is_empty() => arguments.clone(),
             _ => vec![hook.path().to_string_lossy().into_owned()],
+        };
+        let inside = inside.map(|(fd, flags)| Ok::<_, Error>((fd.try_clone().context(|| "dup")?, flags))).transpose()?;
+        let directory = if inside.is_some() { Path::new("/") } else { self.bundle.as_path() };
+        let compile = |streams: [OwnedFd; 3], report| {
+            compile::helper(Helper {
+                path: hook.path(),
+                arguments: &arguments,
+                environment: hook.env().as_deref().unwrap_or_default(),
+                descriptors: streams.into_iter().zip(0..).collect(),
+                inside,
+                directory,
+                report,
+            })
+        };
+        self.live(node, hook, state, compile).await
+    }
+
+    /// Runs the startContainer hooks: in the container, with the rights of its first process, which is about to execute its program.
+    ///
+    /// # Errors
+    /// As [`Hooks::run`].
+    pub async fn run_in_container(&self, node: &Arc<Node>, container: &Container, init: &Arc<OwnedFd>, pid: i32) -> Result<()> {
+        let point = Point::StartContainer;
+        let Some(process) = &self.process else { return Ok(()) };
+        for hook in point.of(self.hooks.as_ref()) {
+            let state = state(point, &self.id, pid, &self.bundle, &self.version, &self.annotations)?;
+            let init = init.try_clone().context(|| "dup")?;
+            let cgroup = view(&container.cgroup)?;
+            let compile = |streams, report| {
+                compile::start_container_hook(StartContainerHook {
+                    id: &self.id,
+                    hook,
+                    process,
+                    namespaces: &container.namespaces,
+                    init,
+                    cgroup,
+                    streams,
+                    filter: container.filter.as_deref(),
+                    report,
+                    no_new_keyring: container.no_new_keyring,
+                })
+            };
+            self.live(node, hook, state, compile).await.context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
+        }
+        Ok(())
+    }
+
+    /// The life of one hook, bounded by its timeout.
+    async fn live(
+        &self,
+        node: &Arc<Node>,
+        hook: &Hook,
+        state: Vec<u8>,
+        compile: impl FnOnce([OwnedFd; 3], OwnedFd) -> Result<Compiled>,
+    ) -> Result<()> {
+        let timeout = match hook.timeout() {
+            Some(seconds) => Duration::from_secs(u64::try_from(seconds).map_err(|_| Error::invalid("timeout: not above zero"))?),
+            None => Duration::MAX,
         };
         let (stdin, state_end) = pipe()?;
         let (stderr_end, stderr) = pipe()?;
         let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null")?;
         let (report, child_report) = report::pair().context(|| "socketpair")?;
-        let inside = inside.map(|(fd, flags)| Ok::<_, Error>((fd.try_clone().context(|| "dup")?, flags))).transpose()?;
-        let directory = if inside.is_some() { Path::new("/") } else { self.bundle.as_path() };
-        let compiled = compile::helper(Helper {
-            path: hook.path(),
-            arguments: &arguments,
-            environment: hook.env().as_deref().unwrap_or_default(),
-            descriptors: vec![(stdin, 0), (null, 1), (stderr, 2)],
-            inside,
-            directory,
-            report: child_report,
-        })?;
+        let compiled = compile([stdin, null, stderr], child_report)?;
         let child = node.launch(compiled, report).await?;
         let life = async {
             if let Err(error) = run_to_exec(&child).await {

@@ -28,6 +28,8 @@ use super::table::Table;
 use super::{create, exec, lifecycle, stats};
 use crate::bootstrap::check_identifier;
 use crate::clock::timestamp;
+use crate::failpoint::{self, Rpc};
+use crate::idle;
 
 /// See the module.
 #[derive(Clone)]
@@ -53,10 +55,27 @@ fn answer<T>(result: Result<T>) -> ttrpc::Result<T> {
     result.map_err(|error| status(&error))
 }
 
+async fn inside(rpc: Rpc) -> ttrpc::Result<()> {
+    answer(failpoint::inside(rpc).await)
+}
+
 impl Service {
-    /// Serves the containers of a daemon.
+    /// Serves the containers of a daemon, and ends it when it has had neither containers nor clients for long. To be called in the runtime.
     pub fn new(node: Arc<Node>) -> Self {
-        Self { node, table: Arc::default() }
+        let service = Self { node, table: Arc::default() };
+        tokio::spawn(service.clone().leave_when_idle());
+        service
+    }
+
+    async fn leave_when_idle(self) {
+        let context = &self.node.context;
+        loop {
+            context.clients.absent_for(idle::limit()).await;
+            if self.table.is_empty() {
+                log::info!("shutting down: neither a container nor a client");
+                return context.shutdown.request();
+            }
+        }
     }
 
     /// Runs `work` to its end, whether or not the client stays.
@@ -171,9 +190,10 @@ impl Service {
             log::warn!("{}: {error}", container.id);
             Vec::new()
         });
-        // A container may hide its processes from its cgroup; containerd takes an empty answer for a dead shim.
+        // containerd that comes back takes an empty answer for a shim without a task and deletes what it has. So a container that hides its
+        // processes from its cgroup has at least this one; and one that has ended keeps its place, and its exit status, until Delete.
         let init = container.init.pid();
-        if container.init.state() != State::Stopped && !pids.contains(&init) {
+        if !pids.contains(&init) {
             pids.push(init);
         }
         let execs = container.execs();
@@ -221,6 +241,7 @@ fn size(request: &ResizePtyRequest) -> Result<(u16, u16)> {
 #[async_trait]
 impl Task for Service {
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
+        inside(Rpc::State).await?;
         answer(self.state_of(&request))
     }
 
@@ -248,6 +269,7 @@ impl Task for Service {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        inside(Rpc::Pids).await?;
         answer(self.pids_of(&request))
     }
 
@@ -266,23 +288,28 @@ impl Task for Service {
         let node = Arc::clone(&self.node);
         let work = async move {
             let _changing = container.changing.lock().await;
+            failpoint::inside(Rpc::Resume).await?;
             lifecycle::resume(&node, &container)
         };
         self.detached(&format!("resume {}", request.id), work).await.map(|()| Empty::new())
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        inside(Rpc::Checkpoint).await?;
         answer(Err(Error::new(ErrorKind::Unimplemented, "checkpoint: this version cannot checkpoint containers")))
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
         let (container, process) = answer(self.container_and_process(&request.id, &request.exec_id))?;
         let signal = i32::try_from(request.signal).unwrap_or(-1);
+        inside(Rpc::Kill).await?;
         answer(lifecycle::kill(&container, &process, signal, request.all)).map(|()| Empty::new())
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
         let container = answer(self.table.get(&request.id))?;
+        inside(Rpc::Exec).await?;
+        // From here on in one go: the handler is not dropped half-way.
         let pending = answer(exec::add(&self.node, &container, &request))?;
         self.table.add_pending(&request.id, pending);
         Ok(Empty::new())
@@ -291,11 +318,13 @@ impl Task for Service {
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         let (_, process) = answer(self.container_and_process(&request.id, &request.exec_id))?;
         let (width, height) = answer(size(&request))?;
+        inside(Rpc::ResizePty).await?;
         answer(process.resize(width, height)).map(|()| Empty::new())
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
         let (_, process) = answer(self.container_and_process(&request.id, &request.exec_id))?;
+        inside(Rpc::CloseIo).await?;
         if request.stdin {
             process.close_stdin();
         }
@@ -307,6 +336,7 @@ impl Task for Service {
         let resources = answer(resources(&request))?;
         let work = async move {
             let _changing = container.changing.lock().await;
+            failpoint::inside(Rpc::Update).await?;
             lifecycle::update(&container, &resources)
         };
         self.detached(&format!("update {}", request.id), work).await.map(|()| Empty::new())
@@ -315,6 +345,7 @@ impl Task for Service {
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
         let (_, process) = answer(self.container_and_process(&request.id, &request.exec_id))?;
         let mut exit = process.subscribe();
+        inside(Rpc::Wait).await?;
         drop(process);
         let ended = exit.wait_for(Option::is_some).await.map(|exit| *exit);
         let gone = || Error::new(ErrorKind::NotFound, "process was deleted");
@@ -324,15 +355,18 @@ impl Task for Service {
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let container = answer(self.table.get(&request.id))?;
+        inside(Rpc::Stats).await?;
         let stats = answer(container.cgroup.stats().and_then(|stats| stats::encode(&stats)))?;
         Ok(StatsResponse { stats: MessageField::some(stats), ..StatsResponse::default() })
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+        inside(Rpc::Connect).await?;
         Ok(self.connect_to(&request))
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
+        inside(Rpc::Shutdown).await?;
         if self.table.is_empty() {
             self.node.context.shutdown.request();
         }
