@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use crate::error::{Error, ErrorKind};
 use crate::plan::child::{OUTSIDE, attach};
 use crate::plan::report::Failure;
-use crate::plan::{Launch, Step};
+use crate::plan::{Launch, Slot, Step};
 
 /// The failure of a child that ran `launch`.
 pub fn explain(launch: &Launch, failure: &Failure) -> Error {
@@ -19,9 +19,10 @@ pub fn explain(launch: &Launch, failure: &Failure) -> Error {
             Error::invalid(format!("process.cwd: {:?} is outside of the container's root", path.to_string_lossy()))
         }
         _ => {
+            let what = said(launch, step);
             let what = match part(step, failure.detail) {
-                Some(part) => format!("{step}: {part}"),
-                None => step.to_string(),
+                Some(part) => format!("{what}: {part}"),
+                None => what,
             };
             // The kernel's own words come as "e overlay: …".
             let text = failure.text.strip_prefix("e ").unwrap_or(&failure.text);
@@ -29,6 +30,71 @@ pub fn explain(launch: &Launch, failure: &Failure) -> Error {
             Error::from_errno(what, failure.errno)
         }
     }
+}
+
+/// The step for people: a mount by where it comes from and where it goes, which the plan tells apart by numbers.
+fn said(launch: &Launch, step: &Step) -> String {
+    match step {
+        Step::CloneTree { mount, .. } | Step::NewMount { mount, .. } | Step::LoopMount { mount, .. } => {
+            format!("{}{}", source(step), target(launch, *mount))
+        }
+        Step::Attach { mount, .. } | Step::AttachRoot { mount, .. } => {
+            let made = launch.plan.steps.iter().find(|step| makes(step) == Some(*mount));
+            format!("attach {}{}", made.map_or_else(|| "mount".to_owned(), source), target(launch, *mount))
+        }
+        Step::Rlimit { resource, soft, hard } => {
+            let name = usize::try_from(*resource).ok().and_then(|index| RLIMITS.get(index)).copied().unwrap_or("unknown");
+            format!("set rlimit RLIMIT_{name} to {soft}:{hard}")
+        }
+        _ => step.to_string(),
+    }
+}
+
+/// Names by number (include/uapi/asm-generic/resource.h).
+const RLIMITS: [&str; 16] = [
+    "CPU",
+    "FSIZE",
+    "DATA",
+    "STACK",
+    "CORE",
+    "RSS",
+    "NPROC",
+    "NOFILE",
+    "MEMLOCK",
+    "AS",
+    "LOCKS",
+    "SIGPENDING",
+    "MSGQUEUE",
+    "NICE",
+    "RTPRIO",
+    "RTTIME",
+];
+
+fn makes(step: &Step) -> Option<Slot> {
+    match step {
+        Step::CloneTree { mount, .. } | Step::NewMount { mount, .. } | Step::LoopMount { mount, .. } => Some(*mount),
+        _ => None,
+    }
+}
+
+fn source(step: &Step) -> String {
+    match step {
+        Step::CloneTree { source, .. } => format!("bind {:?}", source.to_string_lossy()),
+        Step::NewMount { filesystem, .. } => format!("mount {}", filesystem.fstype.to_string_lossy()),
+        Step::LoopMount { source, filesystem, .. } => {
+            format!("loop mount {:?} as {}", source.to_string_lossy(), filesystem.fstype.to_string_lossy())
+        }
+        _ => String::new(),
+    }
+}
+
+fn target(launch: &Launch, made: Slot) -> String {
+    let attached = launch.plan.steps.iter().find_map(|step| match step {
+        Step::AttachRoot { mount, .. } if *mount == made => Some(" as the root".to_owned()),
+        Step::Attach { mount, target, .. } if *mount == made => Some(format!(" at {:?}", format!("/{}", target.to_string_lossy()))),
+        _ => None,
+    });
+    attached.unwrap_or_default()
 }
 
 fn part(step: &Step, detail: u16) -> Option<String> {

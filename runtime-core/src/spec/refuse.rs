@@ -84,15 +84,10 @@ pub fn check_process(process: &Process) -> Result<()> {
     }
     for (index, limit) in process.rlimits.iter().enumerate() {
         if process.rlimits[..index].iter().any(|earlier| earlier.typ() == limit.typ()) {
-            return Err(Error::invalid(format!("process.rlimits: {:?} is given twice", limit.typ())));
+            return Err(Error::invalid(format!("process.rlimits: {} is given twice", limit.typ())));
         }
         if limit.soft() > limit.hard() {
-            return Err(Error::invalid(format!(
-                "process.rlimits: {:?}: soft {} is above hard {}",
-                limit.typ(),
-                limit.soft(),
-                limit.hard()
-            )));
+            return Err(Error::invalid(format!("process.rlimits: {}: soft {} is above hard {}", limit.typ(), limit.soft(), limit.hard())));
         }
     }
     Ok(())

@@ -111,7 +111,16 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     // The first mark on disk: from here on another process can clean up after us.
     record.write(&bundle)?;
     let mut undo = Undo { node: Arc::clone(node), id: request.id.clone(), bundle: bundle.clone(), cgroup: None, child: None };
-    let making = Making { node, request, bundle: &bundle, options: &options, spec: &spec, filter: filter.as_deref(), owner, given_up };
+    let making = Making {
+        node,
+        request,
+        bundle: &bundle,
+        options: &options,
+        spec: &spec,
+        filter: filter.as_deref(),
+        owner,
+        given_up: given_up.clone(),
+    };
     match making.make(&mut undo, &path, &init, record).await {
         Ok((child, record)) => {
             let Some(cgroup) = undo.cgroup.take() else { return Err(Error::new(ErrorKind::Internal, "cgroup: lost")) };
@@ -132,7 +141,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
         }
         Err(error) => {
             undo.run().await;
-            Err(error)
+            Err(if *given_up.borrow() { nobody_wants_it() } else { error })
         }
     }
 }

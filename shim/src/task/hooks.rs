@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oci_spec::runtime::Hook;
@@ -20,11 +20,14 @@ use tokio::sync::watch;
 
 use super::container::Container;
 use super::create::view;
-use super::node::{Child, Node, Progress};
+use super::node::{Child, Node, Progress, lock};
 use crate::io::watched::{Edge, Watched};
 
 /// What is kept of a hook's complaints.
 const STDERR_MAX: usize = 1024;
+
+/// How long after a hook's end its complaints may still arrive.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// The hooks of a container, and what they are told.
 pub struct Hooks {
@@ -136,7 +139,8 @@ impl Hooks {
         compile: impl FnOnce([OwnedFd; 3], OwnedFd) -> Result<Compiled>,
     ) -> Result<()> {
         let timeout = match hook.timeout() {
-            Some(seconds) => Duration::from_secs(u64::try_from(seconds).map_err(|_| Error::invalid("timeout: not above zero"))?),
+            Some(seconds @ 1..) => Duration::from_secs(seconds.unsigned_abs()),
+            Some(seconds) => return Err(Error::invalid(format!("timeout: {seconds} is not above zero"))),
             None => Duration::MAX,
         };
         let (stdin, state_end) = pipe()?;
@@ -150,9 +154,19 @@ impl Hooks {
                 node.wait(child.pid, &child.pidfd).await;
                 return Err(error);
             }
-            let feed = feed(state_end, state);
-            let (said, ()) = tokio::join!(gather(stderr_end), feed);
-            Ok((node.wait(child.pid, &child.pidfd).await, said))
+            let said = Mutex::default();
+            let talk = async { tokio::join!(gather(stderr_end, &said), feed(state_end, state)) };
+            let ended = node.wait(child.pid, &child.pidfd);
+            tokio::pin!(talk, ended);
+            let status = tokio::select! {
+                _ = &mut talk => ended.await,
+                status = &mut ended => {
+                    // What a hook leaves in the background may hold its standard error for ever.
+                    let _ = tokio::time::timeout(LAST_WORDS, talk).await;
+                    status
+                }
+            };
+            Ok((status, String::from_utf8_lossy(&lock(&said)).into_owned()))
         };
         let given_up = async {
             match &self.given_up {
@@ -166,7 +180,7 @@ impl Hooks {
         };
         let Some(ended) = ended else {
             kill(node, &child).await;
-            return Err(nobody_wants_it());
+            return Err(Error::new(ErrorKind::Internal, "killed, since nobody waits for it any more"));
         };
         match ended {
             Ok(Ok((0, _))) => Ok(()),
@@ -227,13 +241,14 @@ async fn feed(to: OwnedFd, state: Vec<u8>) {
 }
 
 /// Reads to the end and keeps the beginning.
-async fn gather(from: OwnedFd) -> String {
-    let Ok(from) = Watched::new(from, Interest::READABLE) else { return String::new() };
-    let (mut said, mut buffer, mut hung_up) = (Vec::new(), [0u8; 512], false);
+async fn gather(from: OwnedFd, said: &Mutex<Vec<u8>>) {
+    let Ok(from) = Watched::new(from, Interest::READABLE) else { return };
+    let (mut buffer, mut hung_up) = ([0u8; 512], false);
     loop {
         match rustix::io::read(&from, &mut buffer) {
             Ok(0) => break,
             Ok(length) => {
+                let mut said = lock(said);
                 let room = STDERR_MAX - said.len();
                 said.extend_from_slice(&buffer[..length.min(room)]);
             }
@@ -243,5 +258,4 @@ async fn gather(from: OwnedFd) -> String {
             Err(_) => break,
         }
     }
-    String::from_utf8_lossy(&said).into_owned()
 }

@@ -88,6 +88,10 @@ pub fn unknown_methods_and_services(hand: &mut Hand) -> Result<()> {
 pub fn bad_frames(hand: &mut Hand) -> Result<()> {
     let (bundle, shim) = running(hand, &["sleep", "1000"])?;
     let address = address(&bundle)?;
+    // The first line of its log opens the fifo, which then stays open.
+    refused(shim.call::<_, Empty>("Fly", &Empty::new()), Code::UNIMPLEMENTED, "")?;
+    Raw::connect(&address)?.frame(1, 9, b"")?;
+    unharmed(&shim, &bundle.id)?;
     let before = proc::usage(daemon(&shim, &bundle.id)?);
     // A frame above 4 MiB is refused, and the connection goes on or is closed.
     let mut raw = Raw::connect(&address)?;
