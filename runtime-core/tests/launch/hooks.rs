@@ -126,7 +126,8 @@ fn create_container(bed: &Bed) {
     let script = format!(
         "cat > {root}/made; busybox mount -t tmpfs hook {root}/mnt && echo mounted > {root}/mnt/x; busybox ifconfig lo | busybox grep -c UP"
     );
-    let json = state(Point::CreateContainer, "t", running.launched.pid, bundle.directory.path(), &bundle.parse()).unwrap();
+    let none = std::collections::HashMap::new();
+    let json = state(Point::CreateContainer, "t", running.launched.pid, bundle.directory.path(), "1.2.0", &none).unwrap();
     let given = Given { arguments: &["sh", "-c", &script], descriptors: Vec::new(), inside: Some(&running), input: json };
     let (status, output) = run_helper(bed, given).end();
     assert_eq!((status, output.trim()), (0, "1"), "{output}");

@@ -27,6 +27,10 @@ fn main() {
     if wanted == sealed::CHILD {
         return sealed::child();
     }
+    #[cfg(feature = "failpoints")]
+    if wanted == failpoints::FEATURES {
+        return println!("{:?}", runtime_core::kernel::Features::get());
+    }
     let bed = Bed::new();
     let all = [
         basics::TESTS,
