@@ -1,6 +1,6 @@
 //! What the project promises of speed and size, and whether this run kept it.
 
-use super::stats::{median, ratio};
+use super::stats::ratio;
 use super::suite::{FLOOR, OURS, Results};
 
 /// One promise.
@@ -30,11 +30,9 @@ fn pairs(results: &Results, title: &str, metric: &str, other: &str) -> Option<f6
 
 fn fact(results: &Results, contender: &str, name: &str) -> Option<f64> {
     results.facts.get(&("shim", contender))?.get(name).copied()
-    let values: Vec<f64> = all.collect();
-    (!values.is_empty()).then(|| median(&values))
 }
 
-/// All promises. Where both set-ups can be measured, the ratio is of the one that the peer runs in on this host with everything on.
+/// All promises.
 pub fn judge(results: &Results) -> Vec<Target> {
     let target = |what, limit, unit, value| Target { what, limit, unit, value };
     let megabytes = |value: f64| value / 1e6;
