@@ -12,8 +12,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_core::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Sleep, sleep};
+
+use crate::idle::{Clients, Present};
 
 /// How long to wait before accepting again after the kernel had no descriptor or no memory for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -24,16 +27,24 @@ pub struct SameUser {
     listener: UnixListener,
     uid: u32,
     pause: Option<Pin<Box<Sleep>>>,
+    clients: Clients,
+}
+
+/// A connection that counts as a client until it is closed.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+    _present: Present,
 }
 
 impl SameUser {
-    /// Takes over `listener`. To be called within a tokio runtime.
+    /// Takes over `listener` and counts its clients. To be called within a tokio runtime.
     ///
     /// # Errors
     /// When the listener cannot be made non-blocking or registered.
-    pub fn new(listener: StdListener) -> io::Result<Self> {
+    pub fn new(listener: StdListener, clients: Clients) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(Self { listener: UnixListener::from_std(listener)?, uid: rustix::process::geteuid().as_raw(), pause: None })
+        Ok(Self { listener: UnixListener::from_std(listener)?, uid: rustix::process::geteuid().as_raw(), pause: None, clients })
     }
 
     /// Whether the process that connected runs as our user (`SO_PEERCRED` of unix(7), taken at connect(2)).
@@ -53,7 +64,7 @@ impl SameUser {
 }
 
 impl Stream for SameUser {
-    type Item = io::Result<UnixStream>;
+    type Item = io::Result<Connection>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
@@ -63,7 +74,9 @@ impl Stream for SameUser {
                 this.pause = None;
             }
             match ready!(this.listener.poll_accept(context)) {
-                Ok((stream, _)) if this.admits(&stream) => return Poll::Ready(Some(Ok(stream))),
+                Ok((stream, _)) if this.admits(&stream) => {
+                    return Poll::Ready(Some(Ok(Connection { stream, _present: this.clients.enter() })));
+                }
                 Ok(_) => {}
                 Err(error) => {
                     log::warn!("accept: {error}");
@@ -74,13 +87,33 @@ impl Stream for SameUser {
     }
 }
 
+impl AsyncRead for Connection {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::future::poll_fn;
     use tokio::io::AsyncReadExt;
 
-    async fn next(stream: &mut SameUser) -> UnixStream {
+    async fn next(stream: &mut SameUser) -> Connection {
         poll_fn(|context| Pin::new(&mut *stream).poll_next(context)).await.unwrap().unwrap()
     }
 
@@ -88,7 +121,7 @@ mod tests {
     async fn our_own_user_comes_in_and_a_stranger_is_hung_up_on() {
         let tmp = tempfile::tempdir().unwrap();
         let path = tmp.path().join("s");
-        let mut accepted = SameUser::new(StdListener::bind(&path).unwrap()).unwrap();
+        let mut accepted = SameUser::new(StdListener::bind(&path).unwrap(), Clients::default()).unwrap();
         let _client = UnixStream::connect(&path).await.unwrap();
         next(&mut accepted).await;
 

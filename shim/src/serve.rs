@@ -15,6 +15,7 @@ use ttrpc::asynchronous::{Server, Service};
 use crate::accept::SameUser;
 use crate::daemon::Config;
 use crate::events::Events;
+use crate::idle::Clients;
 use crate::logger;
 use crate::ready::Ready;
 use crate::socket::Bound;
@@ -22,6 +23,10 @@ use crate::task::{self, node::Node};
 
 const TASK_V2: &str = "containerd.task.v2.Task";
 const TASK_V3: &str = "containerd.task.v3.Task";
+
+/// What containerd may ask for and this version has not: it takes UNIMPLEMENTED for an answer, and ttrpc's own answer to the name of a
+/// service that is not registered is INVALID_ARGUMENT.
+const ABSENT: [&str; 2] = ["containerd.runtime.sandbox.v1.Sandbox", "containerd.services.streaming.v1.Streaming"];
 
 /// How long containerd may take for the last events before the daemon exits.
 const FLUSH: Duration = Duration::from_secs(5);
@@ -36,6 +41,8 @@ pub struct Context {
     pub config: Arc<Config>,
     /// The way events go to containerd.
     pub events: Events,
+    /// Who is connected.
+    pub clients: Clients,
     /// The way out.
     pub shutdown: Shutdown,
 }
@@ -61,7 +68,13 @@ impl Shutdown {
 /// What the services need of the host is not there.
 pub fn services(context: &Context, launcher: Launcher) -> Result<HashMap<String, Service>> {
     let service: Arc<dyn Task + Send + Sync> = Arc::new(task::service::Service::new(Node::new(context.clone(), launcher)?));
-    Ok(named(&service))
+    #[cfg(feature = "failpoints")]
+    let service: Arc<dyn Task + Send + Sync> = Arc::new(crate::failpoint::Around(service));
+    let mut services = named(&service);
+    for name in ABSENT {
+        services.insert(name.to_owned(), Service { methods: HashMap::new(), streams: HashMap::new() });
+    }
+    Ok(services)
 }
 
 /// The Task service under both its names: versions 2 and 3 have the same methods and messages, only the package differs.
@@ -89,10 +102,10 @@ async fn serve_those(
 ) -> Result<()> {
     let Bound { listener, file } = bound;
     let events = Events::new(&config.bootstrap.ttrpc_address, &config.bootstrap.namespace);
-    let context = Context { config: Arc::new(config), events, shutdown: Shutdown::default() };
+    let context = Context { config: Arc::new(config), events, clients: Clients::default(), shutdown: Shutdown::default() };
     context.config.options.tell_ignored();
     let signals = Signals::new()?;
-    let accepted = SameUser::new(listener).context(|| "register the socket")?;
+    let accepted = SameUser::new(listener, context.clients.clone()).context(|| "register the socket")?;
     let mut server = Server::new().add_listener(Listener::new(accepted)).register_service(services(&context)?);
     server.start().await.map_err(|error| Error::new(ErrorKind::Internal, format!("start the server: {error}")))?;
     if let Err(error) = ready.notify() {

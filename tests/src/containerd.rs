@@ -57,26 +57,42 @@ impl Version {
 /// Time for containerd to come up, and to go down.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What a containerd may have of its own.
+#[derive(Clone, Default)]
+pub struct Setup {
+    /// The directory of its shim, where it is not the one under test.
+    pub shim: Option<PathBuf>,
+    /// What is in its environment, and in that of its shims.
+    pub environment: Vec<(String, String)>,
+}
+
 /// A running containerd. Dropping it stops it and removes what it kept.
 pub struct Containerd {
     /// Which generation.
     pub version: Version,
     dir: PathBuf,
     data: PathBuf,
+    setup: Setup,
     child: Child,
 }
 
 impl Containerd {
     /// Starts one on empty directories and waits until it answers.
     pub fn start(version: Version) -> Result<Containerd> {
+        Containerd::start_with(version, |_| Setup::default())
+    }
+
+    /// As [`Containerd::start`] with a set-up that may name the directory of its socket.
+    pub fn start_with(version: Version, setup: impl FnOnce(&Path) -> Setup) -> Result<Containerd> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{}-{}", version.name(), COUNT.fetch_add(1, Ordering::Relaxed));
         let (dir, data) = (paths::run_dir().join(&name), paths::data_dir()?.join(&name));
         fs::create_dir_all(&dir)?;
         fs::create_dir_all(&data)?;
         fs::write(dir.join("config.toml"), config(version, &dir, &data))?;
-        let child = spawn(version, &dir)?;
-        Ok(Containerd { version, dir, data, child })
+        let setup = setup(&dir);
+        let child = spawn(version, &dir, &setup)?;
+        Ok(Containerd { version, dir, data, setup, child })
     }
 
     /// The directory of socket, state and fifos.
@@ -132,7 +148,7 @@ impl Containerd {
     /// Starts it again on the same directories, after [`Containerd::kill`] or [`Containerd::stop`].
     pub fn restart(&mut self) -> Result<()> {
         ensure!(self.child.try_wait()?.is_some(), "containerd {} still runs", self.version.name());
-        self.child = spawn(self.version, &self.dir)?;
+        self.child = spawn(self.version, &self.dir, &self.setup)?;
         Ok(())
     }
 
@@ -207,13 +223,15 @@ fn remove(dir: &Path, data: &Path, tag: &str) {
     }
 }
 
-fn spawn(version: Version, dir: &Path) -> Result<Child> {
+fn spawn(version: Version, dir: &Path, setup: &Setup) -> Result<Child> {
     let program = version.program("containerd")?;
+    let shim = setup.shim.as_ref().map(|dir| format!("{}:", dir.display())).unwrap_or_default();
     let mut child = Command::new(&program)
         .arg("--config")
         .arg(dir.join("config.toml"))
         .env_clear()
-        .env("PATH", paths::search_path(version.suite())?)
+        .env("PATH", shim + &paths::search_path(version.suite())?)
+        .envs(setup.environment.iter().cloned())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

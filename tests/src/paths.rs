@@ -56,6 +56,15 @@ pub fn shim_dir() -> Result<PathBuf> {
     }
 }
 
+/// The directory of our shim with failpoints, which `make test` builds beside the other.
+pub fn failpoint_dir() -> Result<PathBuf> {
+    let dir = std::fs::canonicalize(checkout())?.join("target/failpoints/debug");
+    if !dir.join(binary_name(OURS)).exists() {
+        fail!("{} with failpoints is not built: run make failpoints", binary_name(OURS));
+    }
+    Ok(dir)
+}
+
 /// The shim binary of the runtime under test; a peer's comes from `suite`.
 pub fn shim_binary(suite: &str) -> Result<PathBuf> {
     let dir = if is_ours() { shim_dir()? } else { cache(suite)?.join("usr/bin") };

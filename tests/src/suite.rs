@@ -149,10 +149,77 @@ pub fn main_of(cases: Vec<Named>) -> ExitCode {
     if choice.list { ExitCode::SUCCESS } else { tally.print(began) }
 }
 
+/// Cases that share a state and run one after the other, beside other lanes.
+pub struct Lane<S> {
+    /// Makes the state; a failure is that of every case.
+    pub prepare: Box<dyn FnOnce() -> Result<S> + Send>,
+    /// Names and functions.
+    pub cases: Vec<(String, LaneCase<S>)>,
+    /// The name of the last case, which takes the state down.
+    pub end: (String, fn(S) -> Result<()>),
+}
+
+/// A case of a lane.
+pub type LaneCase<S> = Box<dyn Fn(&mut S) -> Result<()> + Send>;
+
+impl<S> Lane<S> {
+    fn run(mut self, choice: &Choice, tally: &Mutex<Tally>) {
+        self.cases.retain(|case| choice.takes(&case.0));
+        let add = |name: &str, began, result| {
+            if let Ok(mut tally) = tally.lock() {
+                tally.add(name, began, result);
+            }
+        };
+        if choice.list {
+            return self.cases.iter().for_each(|case| println!("{}: test", case.0));
+        }
+        if self.cases.is_empty() {
+            return;
+        }
+        let mut state = match (self.prepare)() {
+            Ok(state) => state,
+            Err(e) => return self.cases.iter().for_each(|case| add(&case.0, Instant::now(), Err(Failure(e.0.clone())))),
+        };
+        for (name, case) in &self.cases {
+            let began = Instant::now();
+            let result = catch_unwind(AssertUnwindSafe(|| case(&mut state)));
+            add(name, began, result.unwrap_or_else(|_| Err(Failure("panicked, see above".to_owned()))));
+        }
+        add(&self.end.0, Instant::now(), (self.end.1)(state));
+    }
+}
+
+/// The whole `main` of a suite whose cases come in lanes.
+pub fn main_of_lanes<S>(lanes: Vec<Lane<S>>) -> ExitCode {
+    let choice = Choice::from_args();
+    if !choice.list
+        && let Err(e) = sweep()
+    {
+        println!("what earlier runs left cannot be removed: {e}");
+    }
+    let (began, tally) = (Instant::now(), Mutex::new(Tally::default()));
+    std::thread::scope(|scope| {
+        for lane in lanes {
+            let (choice, tally) = (&choice, &tally);
+            scope.spawn(move || lane.run(choice, tally));
+        }
+    });
+    match tally.into_inner() {
+        Ok(_) if choice.list => ExitCode::SUCCESS,
+        Ok(tally) => tally.print(began),
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
 /// `TEST_VERSIONS` ("1.6 2.x"), by default all.
-fn versions() -> Vec<Version> {
+pub fn versions() -> Vec<Version> {
     let wanted = std::env::var("TEST_VERSIONS").unwrap_or_default();
     Version::ALL.into_iter().filter(|version| wanted.is_empty() || wanted.split([' ', ',']).any(|name| name == version.name())).collect()
+}
+
+/// Whether the full numbers are asked for (`make test-long`), and not those that fit into `make test`.
+pub fn is_long() -> bool {
+    std::env::var("CORACLE_LONG").is_ok_and(|value| value == "1")
 }
 
 /// Passed and failed.

@@ -24,6 +24,9 @@ use crate::io::watched::Watched;
 /// How long an exit waits for those of the container's other processes, which were killed.
 const OTHERS: Duration = Duration::from_secs(10);
 
+/// cgroup v1 reports that memory has run out before it counts the kill, and not again when it has.
+const OOM_COUNTED_MS: [u64; 5] = [5, 20, 50, 100, 200];
+
 /// See the module.
 pub struct Container {
     /// The container's id.
@@ -55,15 +58,25 @@ pub struct Container {
 
 /// What a container is made of.
 pub struct Parts {
+    /// [`Container::id`].
     pub id: String,
+    /// [`Container::bundle`].
     pub bundle: PathBuf,
+    /// [`Container::cgroup`].
     pub cgroup: Cgroup,
+    /// [`Container::namespaces`].
     pub namespaces: Joined,
+    /// [`Container::filter`].
     pub filter: Option<Arc<Filter>>,
+    /// [`Container::no_new_keyring`].
     pub no_new_keyring: bool,
+    /// [`Container::owner`].
     pub owner: Option<Owner>,
+    /// [`Container::hooks`].
     pub hooks: Hooks,
+    /// [`Container::init`].
     pub init: Arc<Process>,
+    /// What is on disk.
     pub record: Record,
 }
 
@@ -132,16 +145,18 @@ impl Container {
         lock(&self.execs).values().cloned().collect()
     }
 
-    /// Tells of kills that nobody has been told of.
-    pub fn tell_oom(&self, node: &Node) {
+    /// Tells of kills that nobody has been told of: whether there were any.
+    pub fn tell_oom(&self, node: &Node) -> bool {
         let mut oom = lock(&self.oom);
-        let killed = oom.as_mut().map_or(Ok(0), OomWatch::take);
-        match killed {
-            Ok(0) => {}
-            // One event per increase, however many were killed in one go.
-            Ok(_) => node.context.events.publish(&TaskOOM { container_id: self.id.clone(), ..TaskOOM::default() }),
-            Err(error) => log::warn!("{}: {error}", self.id),
+        let killed = oom.as_mut().map_or(Ok(0), OomWatch::take).unwrap_or_else(|error| {
+            log::warn!("{}: {error}", self.id);
+            0
+        });
+        // One event per increase, however many were killed in one go.
+        if killed > 0 {
+            node.context.events.publish(&TaskOOM { container_id: self.id.clone(), ..TaskOOM::default() });
         }
+        killed > 0
     }
 
     /// Waits for out-of-memory kills and tells of them, for as long as the container lives.
@@ -169,7 +184,12 @@ impl Container {
                     _ = watched.ready() => {}
                 }
                 let Some(container) = container.upgrade() else { return };
-                container.tell_oom(&node);
+                for pause in OOM_COUNTED_MS {
+                    if container.tell_oom(&node) {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
             }
         });
         Ok(())

@@ -19,6 +19,7 @@ use super::node::{Child, Node, Progress};
 use super::process::{Exit, Process};
 use super::state::{Action, State};
 use crate::clock::timestamp;
+use crate::failpoint::{self, Rpc};
 use crate::io::Drained;
 use crate::io::watched::Watched;
 
@@ -39,7 +40,14 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, child: Option<C
     let init = &container.init;
     init.state().allow(Action::Start)?;
     let child = child.ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, "process was started already"))?;
+    if let Err(error) = container.hooks.run_in_container(node, container, &child.pidfd, child.pid).await {
+        // runtime.md, "Lifecycle": a hook that fails stops the container.
+        let _ = init.signal(libc::SIGKILL);
+        init.wait_told().await;
+        return Err(error);
+    }
     let telling = init.telling.lock().await;
+    failpoint::inside(Rpc::Start).await?;
     let started = release(&child).await;
     if started.is_ok() {
         init.advance(State::Running);
@@ -95,7 +103,7 @@ async fn freeze(container: &Container) -> Result<()> {
     };
     for step in 0.. {
         let pause = match container.cgroup.freeze_step(step)? {
-            FreezeStep::Frozen => return Ok(()),
+            FreezeStep::Frozen => return failpoint::inside(Rpc::Pause).await,
             FreezeStep::Pending(pause) => pause,
         };
         if Instant::now() >= deadline {
@@ -160,7 +168,9 @@ fn kill_all(container: &Container, signal: i32) -> Result<()> {
 
 /// What is told of a deleted process.
 pub struct Deleted {
+    /// Its process id.
     pub pid: i32,
+    /// How it ended.
     pub exit: Exit,
 }
 
@@ -191,6 +201,7 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Dele
             }
         });
     }
+    failpoint::inside(Rpc::Delete).await?;
     node.forget(&container.id).await;
     if let Err(error) = container.hooks.run(node, Point::Poststop, 0, None).await {
         log::warn!("{}: {error}, ignoring", container.id);
@@ -223,6 +234,6 @@ pub async fn delete_exec(container: &Container, process: &Process) -> Result<Del
 async fn drain(id: &str, process: &Process, bound: Duration) {
     let Some(io) = process.io() else { return };
     if let Drained::Truncated(lost) = io.drained(bound).await {
-        log::warn!("{id} {}: {lost} bytes of output were not read within {} s and are lost", process.exec_id, bound.as_secs());
+        log::warn!("{id} {}: {lost} bytes of output were not read until the deletion and are lost", process.exec_id);
     }
 }

@@ -9,6 +9,7 @@ use runtime_core::cgroup::{CgroupPath, Host};
 use runtime_core::compile::Compiled;
 use runtime_core::container::failure;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::kernel::Features;
 use runtime_core::plan::Launch;
 use runtime_core::plan::launcher::{Launched, Launcher, Request};
 use runtime_core::plan::report::{self, GO, Message};
@@ -109,7 +110,7 @@ impl Node {
         let node = Arc::new(Self {
             context,
             host: Host::detect()?,
-            layers_one_by_one: true,
+            layers_one_by_one: Features::get().layers_one_by_one,
             launcher: tokio::sync::Mutex::new(Link::new(launcher)?),
             watched: Mutex::default(),
             children: Mutex::default(),

@@ -26,7 +26,10 @@ use super::node::Node;
 use super::state::{Action, State};
 use super::table::Table;
 use super::{create, exec, lifecycle, stats};
+use crate::bootstrap::check_identifier;
 use crate::clock::timestamp;
+use crate::failpoint::{self, Rpc};
+use crate::idle;
 
 /// See the module.
 #[derive(Clone)]
@@ -52,10 +55,29 @@ fn answer<T>(result: Result<T>) -> ttrpc::Result<T> {
     result.map_err(|error| status(&error))
 }
 
+async fn inside(rpc: Rpc) -> ttrpc::Result<()> {
+    answer(failpoint::inside(rpc).await)
+}
+
 impl Service {
-    /// Serves the containers of a daemon.
+    /// Serves the containers of a daemon, and ends it when it has had neither containers nor clients for long. To be called in the runtime.
     pub fn new(node: Arc<Node>) -> Self {
-        Self { node, table: Arc::default() }
+        let service = Self { node, table: Arc::default() };
+        tokio::spawn(service.clone().leave_when_idle());
+        service
+    }
+
+    async fn leave_when_idle(self) {
+        let context = &self.node.context;
+        let mut clients = context.clients.watch();
+        loop {
+            let limit = idle::limit(*clients.borrow_and_update());
+            let unchanged = tokio::time::timeout(limit, clients.changed()).await.is_err();
+            if unchanged && self.table.empty_for() >= Some(limit) {
+                log::warn!("shutting down: nobody has asked for a container for {} s", limit.as_secs());
+                return context.shutdown.request();
+            }
+        }
     }
 
     /// Runs `work` to its end, whether or not the client stays.
@@ -71,8 +93,9 @@ impl Service {
     }
 
     async fn create_container(self, request: CreateTaskRequest) -> Result<u32> {
+        check_identifier("id", &request.id)?;
         let reserved = self.table.reserve(&request.id)?;
-        let created = create::create(&self.node, &request).await?;
+        let created = create::create(&self.node, &request, reserved.given_up()).await?;
         let container = created.container;
         let pid = container.init.pid() as u32;
         let io = TaskIO {
@@ -118,6 +141,12 @@ impl Service {
     }
 
     async fn delete_process(self, request: DeleteRequest) -> Result<lifecycle::Deleted> {
+        if request.exec_id.is_empty()
+            && let Some(creating) = self.table.creating(&request.id)
+        {
+            // containerd has given up a Create that took too long, and removes the bundle next.
+            creating.give_up().await;
+        }
         let container = self.table.get(&request.id)?;
         if !request.exec_id.is_empty() {
             let process = container.process(&request.exec_id)?;
@@ -163,9 +192,10 @@ impl Service {
             log::warn!("{}: {error}", container.id);
             Vec::new()
         });
-        // A container may hide its processes from its cgroup; containerd takes an empty answer for a dead shim.
+        // containerd that comes back takes an empty answer for a shim without a task and deletes what it has. So a container that hides its
+        // processes from its cgroup has at least this one; and one that has ended keeps its place, and its exit status, until Delete.
         let init = container.init.pid();
-        if container.init.state() != State::Stopped && !pids.contains(&init) {
+        if !pids.contains(&init) {
             pids.push(init);
         }
         let execs = container.execs();
@@ -213,6 +243,7 @@ fn size(request: &ResizePtyRequest) -> Result<(u16, u16)> {
 #[async_trait]
 impl Task for Service {
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
+        inside(Rpc::State).await?;
         answer(self.state_of(&request))
     }
 
@@ -240,6 +271,7 @@ impl Task for Service {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        inside(Rpc::Pids).await?;
         answer(self.pids_of(&request))
     }
 
@@ -258,23 +290,28 @@ impl Task for Service {
         let node = Arc::clone(&self.node);
         let work = async move {
             let _changing = container.changing.lock().await;
+            failpoint::inside(Rpc::Resume).await?;
             lifecycle::resume(&node, &container)
         };
         self.detached(&format!("resume {}", request.id), work).await.map(|()| Empty::new())
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        inside(Rpc::Checkpoint).await?;
         answer(Err(Error::new(ErrorKind::Unimplemented, "checkpoint: this version cannot checkpoint containers")))
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
         let (container, process) = answer(self.container_and_process(&request.id, &request.exec_id))?;
         let signal = i32::try_from(request.signal).unwrap_or(-1);
+        inside(Rpc::Kill).await?;
         answer(lifecycle::kill(&container, &process, signal, request.all)).map(|()| Empty::new())
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
         let container = answer(self.table.get(&request.id))?;
+        inside(Rpc::Exec).await?;
+        // From here on in one go: the handler is not dropped half-way.
         let pending = answer(exec::add(&self.node, &container, &request))?;
         self.table.add_pending(&request.id, pending);
         Ok(Empty::new())
@@ -283,11 +320,13 @@ impl Task for Service {
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         let (_, process) = answer(self.container_and_process(&request.id, &request.exec_id))?;
         let (width, height) = answer(size(&request))?;
+        inside(Rpc::ResizePty).await?;
         answer(process.resize(width, height)).map(|()| Empty::new())
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
         let (_, process) = answer(self.container_and_process(&request.id, &request.exec_id))?;
+        inside(Rpc::CloseIo).await?;
         if request.stdin {
             process.close_stdin();
         }
@@ -299,6 +338,7 @@ impl Task for Service {
         let resources = answer(resources(&request))?;
         let work = async move {
             let _changing = container.changing.lock().await;
+            failpoint::inside(Rpc::Update).await?;
             lifecycle::update(&container, &resources)
         };
         self.detached(&format!("update {}", request.id), work).await.map(|()| Empty::new())
@@ -307,6 +347,7 @@ impl Task for Service {
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
         let (_, process) = answer(self.container_and_process(&request.id, &request.exec_id))?;
         let mut exit = process.subscribe();
+        inside(Rpc::Wait).await?;
         drop(process);
         let ended = exit.wait_for(Option::is_some).await.map(|exit| *exit);
         let gone = || Error::new(ErrorKind::NotFound, "process was deleted");
@@ -316,16 +357,19 @@ impl Task for Service {
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let container = answer(self.table.get(&request.id))?;
+        inside(Rpc::Stats).await?;
         let stats = answer(container.cgroup.stats().and_then(|stats| stats::encode(&stats)))?;
         Ok(StatsResponse { stats: MessageField::some(stats), ..StatsResponse::default() })
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+        inside(Rpc::Connect).await?;
         Ok(self.connect_to(&request))
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
-        if self.table.is_empty() {
+        inside(Rpc::Shutdown).await?;
+        if self.table.empty_for().is_some() {
             self.node.context.shutdown.request();
         }
         Ok(Empty::new())

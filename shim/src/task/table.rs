@@ -1,9 +1,11 @@
 //! The containers of a daemon, and what waits for a start.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use runtime_core::{Error, ErrorKind, Result};
+use tokio::sync::watch;
 
 use super::container::Container;
 use super::exec::Pending;
@@ -15,23 +17,64 @@ pub struct Table {
     inner: Mutex<Inner>,
 }
 
-#[derive(Default)]
 struct Inner {
     containers: HashMap<String, Arc<Container>>,
-    creating: HashSet<String>,
+    creating: HashMap<String, Arc<Creating>>,
     children: HashMap<String, Child>,
     pending: HashMap<(String, String), Pending>,
+    /// When the last container went.
+    left: Instant,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self {
+            containers: HashMap::new(),
+            creating: HashMap::new(),
+            children: HashMap::new(),
+            pending: HashMap::new(),
+            left: Instant::now(),
+        }
+    }
+}
+
+/// A container that is being made, as Delete sees it.
+#[derive(Default)]
+pub struct Creating {
+    given_up: watch::Sender<bool>,
+    over: watch::Sender<bool>,
+}
+
+impl Creating {
+    /// Asks for the end of the making and waits for it: the container is there then, or nothing of it.
+    pub async fn give_up(&self) {
+        self.given_up.send_replace(true);
+        // The sender lives as long as `self`.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
+    }
 }
 
 /// An id that nobody else can take while this lives.
 pub struct Reserved<'a> {
     table: &'a Table,
     id: String,
+    creating: Arc<Creating>,
+}
+
+impl Reserved<'_> {
+    /// Becomes true when nobody wants the container any more.
+    pub fn given_up(&self) -> watch::Receiver<bool> {
+        self.creating.given_up.subscribe()
+    }
 }
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        lock(&self.table.inner).creating.remove(&self.id);
+        let mut inner = lock(&self.table.inner);
+        inner.creating.remove(&self.id);
+        inner.left = Instant::now();
+        drop(inner);
+        self.creating.over.send_replace(true);
     }
 }
 
@@ -42,10 +85,17 @@ impl Table {
     /// [`ErrorKind::AlreadyExists`].
     pub fn reserve(&self, id: &str) -> Result<Reserved<'_>> {
         let mut inner = lock(&self.inner);
-        if inner.containers.contains_key(id) || !inner.creating.insert(id.to_owned()) {
+        if inner.containers.contains_key(id) || inner.creating.contains_key(id) {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("container {id:?} already exists")));
         }
-        Ok(Reserved { table: self, id: id.to_owned() })
+        let creating = Arc::<Creating>::default();
+        inner.creating.insert(id.to_owned(), Arc::clone(&creating));
+        Ok(Reserved { table: self, id: id.to_owned(), creating })
+    }
+
+    /// The making of a container, while it goes on.
+    pub fn creating(&self, id: &str) -> Option<Arc<Creating>> {
+        lock(&self.inner).creating.get(id).cloned()
     }
 
     /// Adds a container and its first process's child.
@@ -85,11 +135,30 @@ impl Table {
         inner.containers.remove(id);
         inner.children.remove(id);
         inner.pending.retain(|(container, _), _| container != id);
+        inner.left = Instant::now();
     }
 
-    /// Whether there is no container, and none is being made.
-    pub fn is_empty(&self) -> bool {
+    /// For how long there has been no container, and none been made; `None` if there is one.
+    pub fn empty_for(&self) -> Option<Duration> {
         let inner = lock(&self.inner);
-        inner.containers.is_empty() && inner.creating.is_empty()
+        (inner.containers.is_empty() && inner.creating.is_empty()).then(|| inner.left.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_is_being_made_is_taken_and_the_table_not_empty() {
+        let table = Table::default();
+        assert!(table.empty_for().is_some());
+        let reserved = table.reserve("a").unwrap();
+        assert_eq!(table.reserve("a").map(drop).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(table.empty_for(), None);
+        std::thread::sleep(Duration::from_millis(20));
+        drop(reserved);
+        assert!(table.empty_for().unwrap() < Duration::from_millis(20), "the time starts anew");
+        assert_eq!(table.get("a").map(drop).unwrap_err().kind(), ErrorKind::NotFound);
     }
 }
