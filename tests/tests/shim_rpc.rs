@@ -1,11 +1,13 @@
 //! The shim alone, called as each generation of containerd calls it: start-up, the task service, events, `delete`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use tests::command::signal;
 use tests::events::Kind;
+use tests::failpoint::{DIRECTORY, IDLE, MOMENTS, RPCS};
 use tests::hand::Hand;
 use tests::rpc::refused;
 use tests::start::Protocol;
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
             cases.push((format!("shim_rpc::{protocol:?}::{name}"), Box::new(move || Hand::run(*protocol, case))));
         }
     }
+    cases.push(("shim_rpc::failpoints_are_not_in_the_program".to_owned(), Box::new(failpoints_are_not_in_the_program)));
     suite::main_of(cases)
 }
 
@@ -187,6 +190,22 @@ fn delete_after_the_shim_was_killed(hand: &mut Hand) -> Result<()> {
     } else {
         // And it leaves the socket of a killed shim.
         hand.remove_sockets();
+    }
+    Ok(())
+}
+
+/// In the program that is built for tests they are found, so the search works.
+fn failpoints_are_not_in_the_program() -> Result<()> {
+    if !paths::is_ours() {
+        return Ok(());
+    }
+    let name = paths::binary_name(paths::OURS);
+    let read = |dir: PathBuf| std::fs::read(dir.join(&name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let (program, armed) = (read(paths::shim_dir()?)?, read(paths::failpoint_dir()?)?);
+    let points = RPCS.iter().flat_map(|rpc| MOMENTS.map(|moment| format!("{rpc}.{moment}")));
+    for word in points.chain([DIRECTORY.to_owned(), IDLE.to_owned()]) {
+        ensure!(armed.contains(&word), "{word} is not in the program for tests");
+        ensure!(!program.contains(&word), "{word} is in the program");
     }
     Ok(())
 }

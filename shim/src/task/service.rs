@@ -73,6 +73,7 @@ impl Service {
         loop {
             let limit = idle::limit(*clients.borrow_and_update());
             let unchanged = tokio::time::timeout(limit, clients.changed()).await.is_err();
+            self.table.forget_abandoned();
             if unchanged && self.table.empty_for() >= Some(limit) {
                 log::warn!("shutting down: nobody has asked for a container for {} s", limit.as_secs());
                 return context.shutdown.request();

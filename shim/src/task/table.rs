@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::container::Container;
 use super::exec::Pending;
 use super::node::{Child, lock};
+use super::state::State;
 
 /// See the module.
 #[derive(Default)]
@@ -136,6 +137,16 @@ impl Table {
         inner.children.remove(id);
         inner.pending.retain(|(container, _), _| container != id);
         inner.left = Instant::now();
+    }
+
+    /// Forgets the containers that have ended and whose bundles are gone: somebody else has cleaned up, and nobody will delete them here.
+    pub fn forget_abandoned(&self) {
+        let ended = |container: &Arc<Container>| container.init.state() == State::Stopped && !container.bundle.exists();
+        let abandoned: Vec<String> = lock(&self.inner).containers.values().filter(|it| ended(it)).map(|it| it.id.clone()).collect();
+        for id in abandoned {
+            log::warn!("{id}: has ended, and its bundle is gone: forgetting it");
+            self.remove(&id);
+        }
     }
 
     /// For how long there has been no container, and none been made; `None` if there is one.
