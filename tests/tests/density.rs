@@ -6,15 +6,18 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde_json::json;
 use tests::bundle::Bundle;
 use tests::case::words;
+use tests::command::signal;
+use tests::containerd::eventually;
 use tests::footprint::Shims;
 use tests::hand::Hand;
 use tests::rpc::Shim;
 use tests::start::Protocol;
 use tests::suite::Suite;
-use tests::{Case, Result, cases, ensure, ensure_eq, image, proc, wait};
+use tests::{Case, Context, Result, cases, ensure, ensure_eq, image, proc, wait};
 
 fn main() -> ExitCode {
     // A copy of the host's table, which takes the host's place for all that is started here: nobody else changes it meanwhile, so it can be
@@ -27,7 +30,7 @@ fn main() -> ExitCode {
         println!("density: a private mount table: {e}");
         return ExitCode::FAILURE;
     }
-    Suite { name: "density", parallel: 1, cases: cases![two_hundred_at_once] }.main()
+    Suite { name: "density", parallel: 1, cases: cases![two_hundred_at_once, descriptor_limit_is_the_daemons_own] }.main()
 }
 
 /// Containers of one pod, at the socket.
@@ -39,6 +42,8 @@ const BY_CTR: usize = 24;
 /// The processor time that one shim may use in [`QUIET`] while nothing happens, in nanoseconds: reading procfs does not wake it.
 const IDLE: u64 = 1_000_000;
 const QUIET: Duration = Duration::from_secs(5);
+
+const SOON: Duration = Duration::from_secs(10);
 
 /// A bound on the daemon's memory for each further container, in KiB.
 const EACH: u64 = 32;
@@ -118,6 +123,54 @@ fn by_ctr(case: &Case<'_>) -> Result<(Vec<String>, Vec<Shims>)> {
     }
     ensure_eq!(shims.len(), BY_CTR / 2 + 1, "shims of {BY_CTR} containers, half of them in one pod");
     Ok((ids, shims))
+}
+
+/// A container holds a score of descriptors in its daemon, which is not to be stopped by the soft limit that systemd gives to everybody; but
+/// containers inherit that limit, from a launcher that was replaced as well.
+fn descriptor_limit_is_the_daemons_own(case: &Case<'_>) -> Result<()> {
+    const SOFT: u64 = 160;
+    Hand::run(Protocol::of(case.version()), |hand| {
+        let mut bundles = Vec::new();
+        for name in ["first", "second"] {
+            let mut bundle = hand.bundle(name, &["sh", "-c", "ulimit -Sn >/limit; exec sleep 100000"])?;
+            bundle.edit(|spec| spec["process"]["rlimits"] = json!([]))?;
+            bundles.push(bundle);
+        }
+        let given = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(SOFT), ..given })?;
+        let started = hand.shim(&bundles[0]);
+        setrlimit(Resource::Nofile, given)?;
+        let shim = started?;
+        for bundle in &bundles {
+            let shims = Shims::of(shim.create_quiet(bundle)?)?;
+            shim.start(&bundle.id, "")?;
+            eventually("the container wrote its limit", SOON, || {
+                std::fs::read_to_string(bundle.written("limit")).is_ok_and(|t| !t.is_empty())
+            })?;
+            ensure_eq!(std::fs::read_to_string(bundle.written("limit"))?.trim(), SOFT.to_string(), "soft limit in {}", bundle.id);
+            ensure_eq!(soft_limit(shims.daemon)?, given.maximum, "soft limit of the daemon");
+            signal(shims.launcher, Signal::KILL)?;
+            eventually("the launcher is gone", SOON, || proc::process(shims.launcher).is_none_or(|process| process.state == 'Z'))?;
+        }
+        // More descriptors than the limit allows.
+        for number in 0..SOFT / 2 {
+            shim.exec(&bundles[0].id, &format!("e{number}"), &["sleep", "100000"])?;
+            shim.start(&bundles[0].id, &format!("e{number}"))?;
+        }
+        for bundle in &bundles {
+            shim.kill(&bundle.id, "", 9)?;
+            shim.wait(&bundle.id, "")?;
+            shim.delete(&bundle.id, "")?;
+        }
+        shim.shutdown(&bundles[0].id)
+    })
+}
+
+/// `None` is no limit.
+fn soft_limit(pid: u32) -> Result<Option<u64>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Max open files")).context(|| format!("no limit of files in {text}"))?;
+    Ok(line.split_whitespace().next().and_then(|word| word.parse().ok()))
 }
 
 /// Many containers of one shim.
