@@ -79,7 +79,7 @@ fn failures() -> Vec<(Value, Code, &'static str, u32)> {
             }),
             Code::UNKNOWN,
             "NOFILE",
-            255,
+            126,
         ),
     ]
 }
