@@ -7,7 +7,7 @@ RELEASE := target/$(TARGET)/release
 CARGO    = PATH="$$(. deploy/setup/lib.sh && find_cargo):$$PATH" cargo
 SUITES   = $(wildcard tests/tests/*.rs)
 
-.PHONY: help demo test test-long bench build fmt lint audit clean tools peers
+.PHONY: help demo test test-long bench build failpoints fmt lint audit clean tools peers
 
 help:
 	@echo "make demo       run real containers through the shim and show each command"
@@ -28,13 +28,20 @@ build: tools
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --target $(TARGET) -p shim
 	@ls -l $(RELEASE)/containerd-shim-coracle-v2
 
+# A second program for the tests that stop the shim at named points; the released one has none of them.
+failpoints: tools
+	$(CARGO) build -p shim --features failpoints --target-dir target/failpoints
+
 demo: build peers
 	@deploy/demo.sh
 
-test: build peers
+# The last line repeats what is different on cgroup v2 in a mount namespace that has nothing else.
+test: build failpoints peers
 	$(CARGO) test --workspace --no-fail-fast
+	$(CARGO) test -p runtime-core --features failpoints --target-dir target/failpoints --test launch
+	unshare --mount --propagation private sh -c 'mount -t cgroup2 none /sys/fs/cgroup && $(CARGO) test -p tests --test shim_rpc'
 
-test-long: build peers
+test-long: build failpoints peers
 	CORACLE_LONG=1 $(CARGO) test -p tests --no-fail-fast
 
 bench: build peers

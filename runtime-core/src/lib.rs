@@ -9,6 +9,7 @@ pub mod error;
 pub mod failpoints;
 pub mod kernel;
 pub mod plan;
+pub mod sealed;
 pub mod seccomp;
 pub mod spec;
 pub mod sys;

@@ -21,7 +21,6 @@ pub mod options;
 pub mod place;
 pub mod poststop;
 pub mod ready;
-pub mod seal;
 pub mod serve;
 pub mod socket;
 pub mod start;

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use serde_json::{Value, json};
+
+use crate::bundle::Bundle;
 use crate::containerd::{Containerd, Version};
 use crate::ctr::Ctr;
 use crate::events::Record;
@@ -82,6 +85,25 @@ impl<'a> Case<'a> {
         let id = self.id("d");
         let log = format!("file://{}", self.log(&id)?.display());
         self.ctr().ok(&words(&self.run_args(&["--detach", "--log-uri", &log], flags, &image::name(1), &id, command)))?;
+        Ok(id)
+    }
+
+    /// As [`Case::detached`] by a whole specification, for what ctr has no flag for.
+    pub fn configured(&self, args: &[&str], change: impl FnOnce(&mut Value)) -> Result<String> {
+        let id = self.id("c");
+        let mut bundle = Bundle::new(&self.path("config")?, &id, args)?;
+        bundle.fill()?;
+        let root = bundle.dir.join("rootfs");
+        bundle.edit(|spec| {
+            spec["root"]["path"] = json!(root);
+            change(spec);
+        })?;
+        let config = bundle.dir.join("config.json").display().to_string();
+        let log = format!("file://{}", self.log(&id)?.display());
+        // With --config the only other argument is the id.
+        let mut args = self.run_args(&["--detach", "--log-uri", &log, "--config", &config], &[], "", &id, &[]);
+        args.retain(|word| !word.is_empty());
+        self.ctr().ok(&words(&args))?;
         Ok(id)
     }
 

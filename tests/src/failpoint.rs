@@ -59,6 +59,13 @@ impl Failpoint {
         Ok(())
     }
 
+    /// Waits until the shim has given up what it was about to do.
+    pub fn abandoned(&self, limit: Duration) -> Result<()> {
+        let Some(shim) = &self.held else { crate::fail!("nobody is at {}", self.path.display()) };
+        ensure!(readable(shim, limit)?, "the shim stays at {} without its client", self.path.display());
+        Ok(())
+    }
+
     /// What the shim is to do instead of going on: `error` or `abort`.
     pub fn order(mut self, word: &str) -> Result<()> {
         if let Some(shim) = &mut self.held {

@@ -18,7 +18,7 @@ pub struct Footprint {
     pub cpu: u64,
     /// How often it has gone to sleep, so how often it was woken.
     pub sleeps: u64,
-    /// Bytes that it has read by read(2) and its like, in which splice(2) is not counted.
+    /// Bytes that it and its reaped children have read by read(2) and its like, in which splice(2) is not counted.
     pub read: u64,
 }
 

@@ -20,7 +20,7 @@ use tests::{Context, Failure, Result, ensure, ensure_eq, fail, paths, proc};
 const SOON: Duration = Duration::from_secs(10);
 
 /// Shims of this suite that have lost everybody go after this time.
-const IDLE_MS: &str = "3000";
+const IDLE_MS: &str = "700";
 
 /// What `ctr run` itself calls, in this order.
 const CREATING: [&str; 3] = ["create", "connect", "start"];
@@ -44,6 +44,11 @@ fn lane(version: Version) -> Lane<Rig> {
             cases.push((format!("kill::{}::{point}", version.name()), Box::new(move |rig| rig.cell(rpc, moment))));
         }
     }
+    let others: [(&str, fn(&mut Rig) -> Result<()>); 4] =
+        [("create_under_way", create_under_way), ("nobody_comes_back", nobody_comes_back), ("orders", orders), ("churn", churn)];
+    for (name, case) in others {
+        cases.push((format!("kill::{}::{name}", version.name()), Box::new(case)));
+    }
     Lane { prepare: Box::new(move || Rig::new(version)), cases, end: (format!("kill::{}::bystander", version.name()), Rig::end) }
 }
 
@@ -63,15 +68,15 @@ enum Caller {
 }
 
 impl Caller {
-    /// It has no containerd any more, so it ends by itself.
+    /// Its containerd is gone.
     fn finish(self) -> Result<()> {
         match self {
             Caller::Ctr(mut child, stdin) => {
                 drop(stdin);
-                if wait_for(&mut child, SOON)?.is_none() {
+                if wait_for(&mut child, Duration::from_secs(1))?.is_none() {
+                    // It waits for the output of a process that lives on.
                     child.kill()?;
                     child.wait()?;
-                    fail!("ctr outlives containerd");
                 }
             }
             Caller::Terminal(terminal) => drop(terminal),
@@ -96,14 +101,24 @@ impl Rig {
         Ok(Rig { containerd, points, bystander, count: 0 })
     }
 
-    /// One cell; after a failure the next one finds a running containerd.
+    /// One cell of the matrix.
     fn cell(&mut self, rpc: &str, moment: &str) -> Result<()> {
+        self.with_victim(rpc, |rig, victim| {
+            rig.attack(rpc, moment, victim)?;
+            let status = rig.containerd.ctr().status(&victim.id)?;
+            ensure_eq!(status.as_deref(), expected(rpc, moment), "status after the restart");
+            rig.check(rpc, status.as_deref(), victim)
+        })
+    }
+
+    /// A new container for one case, and nothing left of it; after a failure the next one finds a running containerd.
+    fn with_victim(&mut self, rpc: &str, case: impl FnOnce(&mut Rig, &mut Victim) -> Result<()>) -> Result<()> {
         self.count += 1;
         // A ctr that fails removes the fifos that it has made.
         let sink = if self.count % 2 == 0 || CREATING.contains(&rpc) { Sink::File } else { Sink::Fifo };
         let id = format!("{}-k{}n{}x", paths::tag(), self.containerd.version.name().replace('.', "_"), self.count);
         let mut victim = Victim::new(&self.containerd, &id, sink)?;
-        let result = self.attack(rpc, moment, &mut victim).and_then(|()| self.check(rpc, moment, &mut victim));
+        let result = case(self, &mut victim);
         if result.is_err() {
             self.recover(&id);
         }
@@ -125,9 +140,11 @@ impl Rig {
         let caller = self.call(rpc, victim)?;
         let reached = point.reached(SOON);
         let killed = self.containerd.kill();
+        // Only the socket's client is still there.
+        let dropped = if moment == "before" && rpc != "update" { point.abandoned(SOON) } else { Ok(()) };
         drop(point);
         caller.finish()?;
-        reached.and(killed)?;
+        reached.and(killed).and(dropped)?;
         self.containerd.restart()
     }
 
@@ -200,20 +217,20 @@ impl Rig {
         Ok(Caller::Socket(std::thread::spawn(move || drop(shim.update(request)))))
     }
 
-    /// What containerd and the container are after the restart, and the container's end.
-    fn check(&self, rpc: &str, moment: &str, victim: &mut Victim) -> Result<()> {
+    /// What the container is after the restart, how it goes on, and its end.
+    fn check(&self, rpc: &str, status: Option<&str>, victim: &mut Victim) -> Result<()> {
         let ctr = self.containerd.ctr();
         let id = victim.id.clone();
-        let status = ctr.status(&id)?;
-        let expected = expected(rpc, moment);
-        ensure_eq!(status.as_deref(), expected, "status after the restart");
-        if let (Some(pid), Some(_)) = (victim.pid(), &status) {
+        if let (Some(pid), Some(_)) = (victim.pid(), status) {
             ensure_eq!(ctr.pid(&id)?, pid, "pid after the restart");
         }
-        match status.as_deref() {
+        match status {
             None if victim.pid().is_some() => {}
             None => {
-                ctr.ok(&words(&victim.start_args()))?;
+                // 1.6 keeps a shim without a task, until that ends by itself.
+                let args = victim.start_args();
+                let started = tests::wait::until(SOON, || ctr.ok(&words(&args)).ok());
+                started.context(|| format!("{id} cannot be started again"))?;
                 victim.go(&self.containerd, ctr.pid(&id)?)?;
             }
             Some("CREATED") => {
@@ -249,6 +266,9 @@ impl Rig {
 
     /// Best effort: what cannot be undone is in the ledger's list.
     fn recover(&mut self, id: &str) {
+        if let Ok(log) = self.containerd.keep_log(&format!("kill-{}-{id}", self.containerd.version.name())) {
+            println!("containerd's log: {}", log.display());
+        }
         let _ = self.containerd.kill();
         let _ = self.containerd.restart();
         for args in [["task", "rm", "-f"], ["container", "rm", ""]] {
@@ -281,5 +301,137 @@ fn expected(rpc: &str, moment: &str) -> Option<&'static str> {
         // ctr pauses the container itself.
         ("checkpoint", _) => Some("PAUSED"),
         _ => Some("RUNNING"),
+    }
+}
+
+/// containerd comes back while the shim still creates: it finds a shim without a task and cleans up, or finds the container.
+fn create_under_way(rig: &mut Rig) -> Result<()> {
+    rig.with_victim("create", |rig, victim| {
+        let mut point = Failpoint::arm(&rig.points, "create.inside")?;
+        let caller = rig.call("create", victim)?;
+        let reached = point.reached(SOON);
+        rig.containerd.kill()?;
+        caller.finish()?;
+        reached?;
+        let release = std::thread::spawn(move || {
+            tests::wait::pause_for(Duration::from_millis(600));
+            drop(point);
+        });
+        rig.containerd.restart()?;
+        release.join().map_err(|_| Failure("the release panicked".to_owned()))?;
+        let status = rig.containerd.ctr().status(&victim.id)?;
+        rig.check("create", status.as_deref(), victim)
+    })
+}
+
+/// containerd dies between the shim's start and Create, and stays away: the shim goes by itself.
+fn nobody_comes_back(rig: &mut Rig) -> Result<()> {
+    rig.with_victim("create", |rig, victim| {
+        let mut point = Failpoint::arm(&rig.points, "create.before")?;
+        let caller = rig.call("create", victim)?;
+        let reached = point.reached(SOON);
+        let id = victim.id.clone();
+        let shims = || proc::all().into_iter().filter(|p| p.command_line.contains(&id) && p.name != "ctr").count();
+        let there = shims();
+        rig.containerd.kill()?;
+        let dropped = point.abandoned(SOON);
+        drop(point);
+        caller.finish()?;
+        let gone = tests::wait::until(SOON, || (shims() == 0).then_some(()));
+        rig.containerd.restart()?;
+        reached.and(dropped)?;
+        ensure!(there > 0, "there was no shim");
+        gone.context(|| "the shim stays though nobody needs it".to_owned())?;
+        rig.check("create", None, victim)
+    })
+}
+
+/// A call that fails or kills the shim in its middle leaves nothing, and says so.
+fn orders(rig: &mut Rig) -> Result<()> {
+    for (rpc, order) in [("create", "error"), ("start", "error"), ("create", "abort"), ("start", "abort")] {
+        rig.with_victim(rpc, |rig, victim| {
+            let mut point = Failpoint::arm(&rig.points, &format!("{rpc}.inside"))?;
+            let mut command = rig.containerd.ctr().command(&words(&victim.run_args(&[])))?;
+            let ctr = std::thread::spawn(move || tests::command::run(&mut command));
+            point.reached(SOON).and_then(|()| point.order(order))?;
+            let failed = ctr.join().map_err(|_| Failure("ctr panicked".to_owned()))??;
+            let says = if order == "error" { format!("failpoint {rpc}.inside") } else { "closed".to_owned() };
+            ensure!(failed.code != 0 && failed.stderr.contains(&says), "ctr after {order} in {rpc}: {failed:?}");
+            rig.remove(&victim.id)
+        })?;
+    }
+    Ok(())
+}
+
+/// containerd dies at random moments of short lives.
+fn churn(rig: &mut Rig) -> Result<()> {
+    let (cycles, kills) = if std::env::var_os("CORACLE_LONG").is_some() { (500, 20) } else { (200, 20) };
+    let mut random = Random::new();
+    println!("{}: seed {}", rig.containerd.version.name(), random.0);
+    let word = format!("{}-c{}x", paths::tag(), rig.containerd.version.name().replace('.', "_"));
+    let mut scope = Scope::default();
+    for cycle in 0..cycles {
+        let id = format!("{word}{cycle}");
+        scope.add(&rig.containerd.address(), paths::tag(), &id);
+        let image = tests::image::name(1);
+        let steps: [&[&str]; 3] = [
+            &["run", "--detach", "--null-io", "--runtime", paths::runtime(), &image, &id, "sleep", "1000"],
+            &["task", "rm", "-f", &id],
+            &["container", "rm", &id],
+        ];
+        let unlucky = (cycle % (cycles / kills) == 0).then(|| random.below(2));
+        for (number, step) in steps.into_iter().enumerate() {
+            if unlucky == Some(number as u64) {
+                rig.interrupt(step, Duration::from_millis(random.below(200)))?;
+                break;
+            }
+            rig.containerd.ctr().ok(step)?;
+        }
+        if unlucky.is_some() {
+            rig.remove(&id)?;
+        }
+    }
+    ledger::expect_clean(&scope, &Entries::new())
+}
+
+/// Marsaglia's xorshift; what it began with is printed.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Random {
+        let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        Random(std::env::var("TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(since.as_nanos() as u64 | 1))
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+impl Rig {
+    /// Kills containerd some time after `ctr` has begun, and starts it again.
+    fn interrupt(&mut self, step: &[&str], after: Duration) -> Result<()> {
+        let caller = self.ctr(step)?;
+        tests::wait::pause_for(after);
+        self.containerd.kill()?;
+        caller.finish()?;
+        self.containerd.restart()
+    }
+
+    /// Removes what there is of a container: its task may be known or not, and so may the container.
+    fn remove(&self, id: &str) -> Result<()> {
+        let ctr = self.containerd.ctr();
+        let mut said = String::new();
+        let gone = tests::wait::until(SOON, || {
+            let task = ctr.run(&["task", "rm", "-f", id]).ok()?;
+            let container = ctr.run(&["container", "rm", id]).ok()?;
+            said = format!("{}{}", task.stderr, container.stderr);
+            let known = ctr.ok(&["container", "ls", "-q"]).ok()?;
+            (!known.lines().any(|line| line == id)).then_some(())
+        });
+        gone.context(|| format!("{id} cannot be removed: {said}"))
     }
 }

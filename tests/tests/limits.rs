@@ -4,8 +4,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tests::bundle::Bundle;
-use tests::case::words;
 use tests::containerd::eventually;
 use tests::events::Kind;
 use tests::suite::Suite;
@@ -73,39 +71,26 @@ fn spinner_is_held_to_its_quota(case: &Case<'_>) -> Result<()> {
     };
     // The first period's quota is spent before the measurement.
     wait::pause_for(Duration::from_millis(300));
-    let (began, before) = (Instant::now(), used()?);
-    wait::pause_for(Duration::from_secs(4));
-    let share = (used()? - before).as_secs_f64() / began.elapsed().as_secs_f64();
-    ensure!((0.45..=0.55).contains(&share), "the spinner got {share:.3} of a cpu instead of 0.5");
+    // It may never get more. It gets less while others keep the machine busy, so one quiet window out of ten must do.
+    let mut shares = Vec::new();
+    for _ in 0..10 {
+        let (began, before) = (Instant::now(), used()?);
+        wait::pause_for(Duration::from_secs(2));
+        let share = (used()? - before).as_secs_f64() / began.elapsed().as_secs_f64();
+        ensure!(share <= 0.55, "the spinner got {share:.3} of a cpu instead of 0.5");
+        if share >= 0.45 {
+            return Ok(());
+        }
+        shares.push(share);
+    }
+    ensure!(false, "the spinner got {shares:.3?} of a cpu instead of 0.5");
     Ok(())
-}
-
-/// A detached container of a whole specification, for what ctr has no flag for; its output is in [`Case::output`].
-fn configured(case: &Case<'_>, args: &[&str], change: impl FnOnce(&mut serde_json::Value)) -> Result<String> {
-    let id = case.id("c");
-    let mut bundle = Bundle::new(&case.path("config")?, &id, args)?;
-    bundle.fill()?;
-    bundle.edit(|spec| {
-        spec["root"]["path"] = json!(bundle_root(case, &id).unwrap_or_default());
-        change(spec);
-    })?;
-    let config = bundle.dir.join("config.json");
-    let log = format!("file://{}", case.path(&format!("{}.out", id.rsplit('x').next().unwrap_or_default()))?.display());
-    // With --config the only other argument is the id.
-    let mut args = case.run_args(&["--detach", "--log-uri", &log, "--config", &config.to_string_lossy()], &[], "", &id, &[]);
-    args.retain(|word| !word.is_empty());
-    case.ctr().ok(&words(&args))?;
-    Ok(id)
-}
-
-fn bundle_root(case: &Case<'_>, id: &str) -> Result<String> {
-    Ok(case.path("config")?.join("bundles").join(id).join("rootfs").display().to_string())
 }
 
 fn fork_bomb_stops_at_the_limit(case: &Case<'_>) -> Result<()> {
     // The shell that is refused a fork gives up; what it has started goes on.
     let bomb = "(while :; do sleep 1000 & done); exec sleep 1000";
-    let id = configured(case, &["sh", "-c", bomb], |spec| {
+    let id = case.configured(&["sh", "-c", bomb], |spec| {
         spec["linux"]["resources"]["pids"] = json!({"limit": 20});
     })?;
     let dir = proc::cgroup_of(case.ctr().pid(&id)?, "pids")?;
@@ -132,7 +117,7 @@ fn device_allowed_by_rule(case: &Case<'_>) -> Result<()> {
     // No driver has 10:250, which only a rule can tell from what is not permitted.
     let script =
         "mknod /kmsg c 1 11; head -c 0 /kmsg && echo opened; (echo x >/kmsg) 2>&1; mknod /none c 10 250; head -c 1 /none 2>&1; echo end";
-    let id = configured(case, &["sh", "-c", script], |spec| {
+    let id = case.configured(&["sh", "-c", script], |spec| {
         for set in ["bounding", "effective", "permitted"] {
             if let Some(set) = spec["process"]["capabilities"][set].as_array_mut() {
                 set.push(json!("CAP_SYSLOG"));

@@ -1,11 +1,14 @@
 //! The shim alone, called as each generation of containerd calls it: start-up, the task service, events, `delete`.
 
-use std::process::ExitCode;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tests::command::signal;
+use tests::command::{self, signal};
 use tests::events::Kind;
+use tests::failpoint::{DIRECTORY, IDLE, MOMENTS, RPCS};
 use tests::hand::Hand;
 use tests::rpc::refused;
 use tests::start::Protocol;
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
             cases.push((format!("shim_rpc::{protocol:?}::{name}"), Box::new(move || Hand::run(*protocol, case))));
         }
     }
+    cases.push(("shim_rpc::failpoints_are_not_in_the_program".to_owned(), Box::new(failpoints_are_not_in_the_program)));
     suite::main_of(cases)
 }
 
@@ -189,4 +193,26 @@ fn delete_after_the_shim_was_killed(hand: &mut Hand) -> Result<()> {
         hand.remove_sockets();
     }
     Ok(())
+}
+
+/// In the program that is built for tests they are found, so the search works.
+fn failpoints_are_not_in_the_program() -> Result<()> {
+    if !paths::is_ours() {
+        return Ok(());
+    }
+    let points = RPCS.iter().flat_map(|rpc| MOMENTS.map(|moment| format!("{rpc}.{moment}")));
+    let words: BTreeSet<String> = points.chain([DIRECTORY.to_owned(), IDLE.to_owned()]).collect();
+    ensure_eq!(found(&words, paths::failpoint_dir()?)?, words, "names in the program for tests");
+    ensure_eq!(found(&words, paths::shim_dir()?)?, BTreeSet::new(), "names in the program");
+    Ok(())
+}
+
+/// Which of the words are in the shim of a directory; grep has the search of many words at once.
+fn found(words: &BTreeSet<String>, dir: PathBuf) -> Result<BTreeSet<String>> {
+    let mut grep = Command::new("grep");
+    grep.arg("-aoF").args(words.iter().flat_map(|word| ["-e", word])).arg(dir.join(paths::binary_name(paths::OURS)));
+    let done = command::run(&mut grep)?;
+    // 1 is "none".
+    ensure!(done.code <= 1, "grep: {done:?}");
+    Ok(done.stdout.lines().map(str::to_owned).collect())
 }

@@ -55,6 +55,7 @@ pub fn helper(inputs: Helper<'_>) -> Result<Compiled> {
     plan.step(Step::Exec);
     let (plan, descriptors) = plan.finish();
     let program = Program {
+        name: inputs.path.to_string_lossy().into_owned(),
         candidates: vec![cstring("path", &inputs.path.to_string_lossy())?],
         arguments: cstrings("args", inputs.arguments)?,
         environment: cstrings("env", inputs.environment)?,

@@ -79,6 +79,7 @@ pub fn start_container_hook(inputs: StartContainerHook<'_>) -> Result<Compiled> 
     let own_name = [path.clone().into_owned()];
     let arguments = hook.args().as_deref().filter(|arguments| !arguments.is_empty()).unwrap_or(&own_name);
     let program = Program {
+        name: path.clone().into_owned(),
         candidates: vec![cstring("hooks.startContainer", &path)?],
         arguments: cstrings("hooks.startContainer", arguments)?,
         environment: cstrings("hooks.startContainer", hook.env().as_deref().unwrap_or_default())?,

@@ -243,5 +243,6 @@ pub fn program(process: &Process) -> Result<Program> {
         // runc looks the home directory up in the image's passwd; nothing of the image is read here.
         environment.push(if process.user.uid == 0 { "HOME=/root" } else { "HOME=/" }.to_owned());
     }
-    Ok(Program { candidates, arguments: cstrings("process.args", &process.args)?, environment: cstrings("process.env", &environment)? })
+    let (arguments, environment) = (cstrings("process.args", &process.args)?, cstrings("process.env", &environment)?);
+    Ok(Program { name: name.to_owned(), candidates, arguments, environment })
 }

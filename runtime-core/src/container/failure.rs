@@ -127,7 +127,7 @@ fn part(step: &Step, detail: u16) -> Option<String> {
 
 /// The words that ctr, Docker and kubelet users know from runc, and that Docker derives exit codes 126 and 127 from.
 fn no_program(launch: &Launch, errno: i32) -> Error {
-    let name = launch.program.arguments.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = &launch.program.name;
     let found_nothing = errno == Errno::NOENT.raw_os_error();
     if !name.contains('/') && found_nothing {
         return Error::new(ErrorKind::NotFound, format!("exec: {name:?}: executable file not found in $PATH"));
@@ -137,7 +137,7 @@ fn no_program(launch: &Launch, errno: i32) -> Error {
 }
 
 fn exec_failed(launch: &Launch, errno: i32) -> Error {
-    let name = launch.program.arguments.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = &launch.program.name;
     program_error(format!("exec {name}"), errno)
 }
 

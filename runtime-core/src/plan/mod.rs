@@ -184,6 +184,8 @@ pub enum Target {
 /// What is executed at the end of a plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
+    /// What was asked for, as messages quote it: a path, or a name that was searched for.
+    pub name: String,
     /// Paths to try, in order.
     pub candidates: Vec<CString>,
     /// The arguments, the program's name first.

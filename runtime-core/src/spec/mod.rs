@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Context, Error, ErrorKind, Result};
-pub use refuse::check;
+pub use refuse::{check, namespace_name};
 pub use resources::Resources;
 
 /// A container's configuration (OCI runtime-spec 1.3, config.md and config-linux.md).

@@ -93,14 +93,28 @@ pub fn check_process(process: &Process) -> Result<()> {
     Ok(())
 }
 
+/// A kind of namespace as config.json writes it; the type's own text is the name in `/proc/<pid>/ns`.
+pub fn namespace_name(kind: LinuxNamespaceType) -> &'static str {
+    match kind {
+        LinuxNamespaceType::Mount => "mount",
+        LinuxNamespaceType::Cgroup => "cgroup",
+        LinuxNamespaceType::Uts => "uts",
+        LinuxNamespaceType::Ipc => "ipc",
+        LinuxNamespaceType::User => "user",
+        LinuxNamespaceType::Pid => "pid",
+        LinuxNamespaceType::Network => "network",
+        LinuxNamespaceType::Time => "time",
+    }
+}
+
 fn namespaces(spec: &Spec) -> Result<()> {
     let mut seen = HashSet::new();
     for namespace in &spec.linux.namespaces {
-        let kind = namespace.typ();
-        if !seen.insert(kind) {
+        let (typ, kind) = (namespace.typ(), namespace_name(namespace.typ()));
+        if !seen.insert(typ) {
             return Err(Error::invalid(format!("linux.namespaces: {kind} is given twice")));
         }
-        if matches!(kind, LinuxNamespaceType::User | LinuxNamespaceType::Time) {
+        if matches!(typ, LinuxNamespaceType::User | LinuxNamespaceType::Time) {
             return Err(unimplemented(&format!("linux.namespaces: {kind}"), "this kind of namespace"));
         }
         if let Some(path) = namespace.path()

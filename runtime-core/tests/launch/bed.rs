@@ -22,6 +22,8 @@ use serde_json::{Value, json};
 /// A name and what it does.
 pub type Test = (&'static str, fn(&Bed));
 
+/// How often to look whether the launcher is through.
+const PATIENCE: u32 = 1000;
 const APPLETS: [&str; 24] = [
     "sh", "cat", "ls", "id", "hostname", "mount", "sleep", "echo", "grep", "stat", "touch", "tty", "stty", "umask", "mkdir", "pwd", "test",
     "head", "mknod", "env", "kill", "readlink", "dd", "umount",
@@ -56,6 +58,17 @@ impl Bed {
             count(&format!("/proc/{}/fd", self.launcher.pid())),
             children.split_ascii_whitespace().count(),
         ]
+    }
+
+    /// The launcher closes its descriptors of a process right after it has answered.
+    pub fn assert_no_trace(&self, before: [usize; 4], what: &str) {
+        for _ in 0..PATIENCE {
+            if self.traces() == before {
+                return;
+            }
+            std::thread::yield_now();
+        }
+        assert_eq!(before, self.traces(), "left behind: {what}");
     }
 
     pub fn launch(&self, compiled: Compiled, report: OwnedFd, output: OwnedFd) -> Running {

@@ -1,18 +1,42 @@
 //! Every step of a start fails once.
 
 use runtime_core::cgroup::{Cgroup, CgroupPath, Host};
-use runtime_core::failpoints::FailStep;
+use runtime_core::failpoints::{FailStep, STRINGS};
 use runtime_core::plan::Step;
 use runtime_core::spec::Resources;
+use runtime_core::sys::process;
 use rustix::io::Errno;
 use serde_json::json;
+use std::process::Command;
 use std::time::Duration;
 
 use super::bed::{Bed, Bundle, Running, Test};
 use super::process::default_profile;
 
-pub const TESTS: &[Test] =
-    &[("each step of a start fails once and leaves nothing", container), ("each step of a join fails once", joining)];
+pub const TESTS: &[Test] = &[
+    ("each step of a start fails once and leaves nothing", container),
+    ("each step of a join fails once", joining),
+    ("faults are asked for in the environment", environment),
+];
+
+/// The argument that makes this program say what the kernel can do.
+pub const FEATURES: &str = "print-features";
+
+fn environment(bed: &Bed) {
+    let output = |name: &str, value: &str, argument: &str| {
+        Command::new(std::env::current_exe().unwrap()).env(name, value).arg(argument).output().unwrap()
+    };
+    let old = output(STRINGS[1], "1", FEATURES);
+    assert!(String::from_utf8_lossy(&old.stdout).contains("layers_one_by_one: false"), "{old:?}");
+    let failed = output(STRINGS[0], "1:13", "names and sysctls");
+    assert!(String::from_utf8_lossy(&failed.stderr).contains(": permission denied"), "{failed:?}");
+    // What it leaves when it panics becomes a child of this process, and ends by itself.
+    while bed.traces()[3] > 1 {
+        if let Some(ended) = process::peek_any().unwrap() {
+            process::reap(ended.pid).unwrap();
+        }
+    }
+}
 
 fn bundle() -> Bundle {
     Bundle::new("sleep 1000")
@@ -45,7 +69,7 @@ fn container(bed: &Bed) {
         let sentence = bed.launch(compiled, report, output).failure();
         assert!(names(&sentence, &failing), "step {step}, {failing}: {sentence}");
         assert!(sentence.ends_with("exchange full"), "{sentence}");
-        assert_eq!(before, bed.traces(), "step {step}, {failing}: left behind");
+        bed.assert_no_trace(before, &format!("step {step}, {failing}"));
         // It can be removed at once only if no process is in it.
         bundle.cgroup.take().unwrap().remove(Duration::ZERO).unwrap();
         step += 1;
@@ -66,7 +90,7 @@ fn joining(bed: &Bed) {
         compiled.launch.plan.fail = Some(FailStep { step: step as u16, errno: Errno::XFULL.raw_os_error() });
         let sentence = bed.launch(compiled, report, output).failure();
         assert!(names(&sentence, &failing), "step {step}, {failing}: {sentence}");
-        assert_eq!(before, bed.traces(), "step {step}, {failing}: left behind");
+        bed.assert_no_trace(before, &format!("step {step}, {failing}"));
     }
     init.kill();
 }

@@ -109,7 +109,7 @@ fn dev_link(bed: &Bed) {
     let canary = Canary::new();
     for road in roads(&canary.path("dev")) {
         for mounted in [true, false] {
-            let bundle = Bundle::new("cat /dev/ptmx | head -c 6");
+            let bundle = Bundle::new("test -f /dev/ptmx && cat /dev/ptmx; echo end");
             let bundle = if mounted { bundle } else { bundle.without_mount("/dev") };
             link(&bundle, &road, "dev");
             let outcome = attempt(bed, &bundle);
@@ -237,11 +237,10 @@ fn working_directories(bed: &Bed) {
         }
     }
     init.kill();
-    // These are what they say: the root itself.
-    for directory in ["/proc/self/cwd", "/proc/self/root", "/../../.."] {
-        let outcome = attempt(bed, &Bundle::new("ls bin/sh").with("/process/cwd", json!(directory)));
-        assert_eq!(outcome, Ok("bin/sh\n".to_owned()), "{directory}");
+    for directory in ["/proc/self/cwd", "/proc/self/root"] {
+        assert!(attempt(bed, &Bundle::new("pwd").with("/process/cwd", json!(directory))).is_err(), "{directory}");
     }
+    assert_eq!(attempt(bed, &Bundle::new("pwd").with("/process/cwd", json!("/../../.."))), Ok("/\n".to_owned()));
 }
 
 fn programs(bed: &Bed) {

@@ -234,6 +234,6 @@ pub async fn delete_exec(container: &Container, process: &Process) -> Result<Del
 async fn drain(id: &str, process: &Process, bound: Duration) {
     let Some(io) = process.io() else { return };
     if let Drained::Truncated(lost) = io.drained(bound).await {
-        log::warn!("{id} {}: {lost} bytes of output were not read within {} s and are lost", process.exec_id, bound.as_secs());
+        log::warn!("{id} {}: {lost} bytes of output were not read until the deletion and are lost", process.exec_id);
     }
 }

@@ -20,6 +20,7 @@ use tokio::io::Interest;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::io::watched::{Edge, Watched};
+use crate::place;
 use crate::serve::Context;
 
 /// See the module.
@@ -181,7 +182,7 @@ impl Node {
     }
 
     async fn replace(&self, link: &mut Link) -> Result<()> {
-        *link = Link::new(Launcher::spawn()?)?;
+        *link = Link::new(place::with_given_descriptor_limit(Launcher::spawn)?)?;
         let watched: Vec<_> = lock(&self.watched).clone().into_iter().collect();
         for (id, cgroup) in watched {
             let message = Request::Watch(id, cgroup).encode()?;

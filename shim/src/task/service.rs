@@ -69,10 +69,13 @@ impl Service {
 
     async fn leave_when_idle(self) {
         let context = &self.node.context;
+        let mut clients = context.clients.watch();
         loop {
-            context.clients.absent_for(idle::limit()).await;
-            if self.table.is_empty() {
-                log::info!("shutting down: neither a container nor a client");
+            let limit = idle::limit(*clients.borrow_and_update());
+            let unchanged = tokio::time::timeout(limit, clients.changed()).await.is_err();
+            self.table.forget_abandoned();
+            if unchanged && self.table.empty_for() >= Some(limit) {
+                log::warn!("shutting down: nobody has asked for a container for {} s", limit.as_secs());
                 return context.shutdown.request();
             }
         }
@@ -367,7 +370,7 @@ impl Task for Service {
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
         inside(Rpc::Shutdown).await?;
-        if self.table.is_empty() {
+        if self.table.empty_for().is_some() {
             self.node.context.shutdown.request();
         }
         Ok(Empty::new())

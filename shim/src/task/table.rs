@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use runtime_core::{Error, ErrorKind, Result};
 use tokio::sync::watch;
@@ -9,6 +10,7 @@ use tokio::sync::watch;
 use super::container::Container;
 use super::exec::Pending;
 use super::node::{Child, lock};
+use super::state::State;
 
 /// See the module.
 #[derive(Default)]
@@ -16,12 +18,25 @@ pub struct Table {
     inner: Mutex<Inner>,
 }
 
-#[derive(Default)]
 struct Inner {
     containers: HashMap<String, Arc<Container>>,
     creating: HashMap<String, Arc<Creating>>,
     children: HashMap<String, Child>,
     pending: HashMap<(String, String), Pending>,
+    /// When the last container went.
+    left: Instant,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self {
+            containers: HashMap::new(),
+            creating: HashMap::new(),
+            children: HashMap::new(),
+            pending: HashMap::new(),
+            left: Instant::now(),
+        }
+    }
 }
 
 /// A container that is being made, as Delete sees it.
@@ -56,7 +71,10 @@ impl Reserved<'_> {
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        lock(&self.table.inner).creating.remove(&self.id);
+        let mut inner = lock(&self.table.inner);
+        inner.creating.remove(&self.id);
+        inner.left = Instant::now();
+        drop(inner);
         self.creating.over.send_replace(true);
     }
 }
@@ -118,11 +136,42 @@ impl Table {
         inner.containers.remove(id);
         inner.children.remove(id);
         inner.pending.retain(|(container, _), _| container != id);
+        inner.left = Instant::now();
     }
 
-    /// Whether there is no container, and none is being made.
-    pub fn is_empty(&self) -> bool {
+    /// Forgets the containers that have ended and whose bundles are gone: somebody else has cleaned up, and nobody will delete them here.
+    pub fn forget_abandoned(&self) {
+        let ended = |container: &Arc<Container>| container.init.state() == State::Stopped && !container.bundle.exists();
+        let abandoned: Vec<String> = lock(&self.inner).containers.values().filter(|it| ended(it)).map(|it| it.id.clone()).collect();
+        for id in abandoned {
+            log::warn!("{id}: has ended, and its bundle is gone: forgetting it");
+            self.remove(&id);
+        }
+    }
+
+    /// For how long there has been no container, and none been made; `None` if there is one.
+    pub fn empty_for(&self) -> Option<Duration> {
         let inner = lock(&self.inner);
-        inner.containers.is_empty() && inner.creating.is_empty()
+        (inner.containers.is_empty() && inner.creating.is_empty()).then(|| inner.left.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_is_being_made_is_taken_and_the_table_not_empty() {
+        let table = Table::default();
+        assert!(table.empty_for().is_some());
+        let reserved = table.reserve("a").unwrap();
+        assert_eq!(table.reserve("a").map(drop).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(table.empty_for(), None);
+        let hour = Duration::from_secs(3600);
+        let Some(earlier) = Instant::now().checked_sub(hour) else { return };
+        lock(&table.inner).left = earlier;
+        drop(reserved);
+        assert!(table.empty_for().unwrap() < hour, "the time starts anew");
+        assert_eq!(table.get("a").map(drop).unwrap_err().kind(), ErrorKind::NotFound);
     }
 }

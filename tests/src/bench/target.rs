@@ -32,7 +32,7 @@ fn fact(results: &Results, contender: &str, name: &str) -> Option<f64> {
     results.facts.get(&("shim", contender))?.get(name).copied()
 }
 
-/// All promises. Where both set-ups can be measured, the ratio is of the one that the peer runs in on this host with everything on.
+/// All promises.
 pub fn judge(results: &Results) -> Vec<Target> {
     let target = |what, limit, unit, value| Target { what, limit, unit, value };
     let megabytes = |value: f64| value / 1e6;
