@@ -5,9 +5,13 @@ use std::process::ExitCode;
 use containerd_shim::Flags;
 use runtime_core::error::{Error, Result};
 use runtime_core::sealed;
+use rustix::fs::Mode;
+use rustix::process::umask;
 use shim::{delete, info, start};
 
 fn main() -> ExitCode {
+    // Modes of files are what the code says, and not what a service manager's umask leaves of them.
+    umask(Mode::from_raw_mode(0o022));
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let outcome = containerd_shim::parse(&arguments).map_err(|error| Error::invalid(error.to_string())).and_then(|flags| run(&flags));
     match outcome {

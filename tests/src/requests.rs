@@ -1,8 +1,9 @@
 //! Cases by hand for both versions of the task service, and the requests that they need beyond those of [`crate::rpc`].
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use proto::api::{
@@ -17,7 +18,7 @@ use crate::bundle::Bundle;
 use crate::hand::Hand;
 use crate::rpc::{Answer, Shim};
 use crate::start::Protocol;
-use crate::{Context, Result, ensure_eq, fail, ledger, proc, suite};
+use crate::{Context, Result, command, ensure_eq, fail, ledger, proc, suite};
 
 /// A case of a suite by hand.
 pub type Entry = (&'static str, fn(&mut Hand) -> Result<()>);
@@ -87,6 +88,29 @@ pub fn running(hand: &mut Hand, args: &[&str]) -> Result<(Bundle, Shim)> {
     shim.create_quiet(&bundle)?;
     shim.start(&bundle.id, "")?;
     Ok((bundle, shim))
+}
+
+/// A shim whose `start` is another command around containerd's, or has more to it.
+pub fn shim_by(hand: &Hand, bundle: &Bundle, change: impl FnOnce(Command) -> Command) -> Result<Shim> {
+    hand.launch(|launch| {
+        let input = hand.dir().join("start");
+        fs::write(&input, launch.stdin(&bundle.id)?)?;
+        let mut command = change(launch.command(&bundle.dir, &bundle.id, &[], "start")?);
+        command::output(command.stdin(fs::File::open(input)?))?;
+        let address = fs::read_to_string(bundle.dir.join("address"))?;
+        Shim::connect(address.trim(), if launch.protocol == Protocol::V23 { 3 } else { 2 })
+    })
+}
+
+/// `program` with `arguments`, and with the whole of another command after them.
+pub fn around(program: &str, arguments: &[&str], inner: &Command) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).arg(inner.get_program()).args(inner.get_args()).process_group(0);
+    if let Some(directory) = inner.get_current_dir() {
+        command.current_dir(directory);
+    }
+    command.env_clear().envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    command
 }
 
 /// Kills a container, deletes it and asks the shim to go.

@@ -103,6 +103,7 @@ pub fn bad_frames(hand: &mut Hand) -> Result<()> {
     raw.0.write_all(&[0])?;
     let (stream, answer) = raw.response()?;
     ensure!(stream == 1 && answer.status.code.value() != 0, "an answer to an oversized frame: {stream} {answer:?}");
+    drop(raw);
     // A request that is none, a stream of the server's own, one of number 0, kinds that do not exist.
     for (stream, kind, payload) in
         [(1, REQUEST, &b"\xff\xff\xff\xff"[..]), (2, REQUEST, b""), (0, REQUEST, b""), (3, 9, b"x"), (5, 3, b"data"), (7, 2, b"response")]

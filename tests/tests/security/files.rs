@@ -3,31 +3,17 @@
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::json;
 use tests::bundle::Bundle;
 use tests::command;
 use tests::hand::Hand;
-use tests::requests::{finish, ran, running};
-use tests::rpc::{Shim, refused};
+use tests::requests::{around, finish, ran, running, shim_by};
+use tests::rpc::refused;
 use tests::{Context, Result, bundle, ensure, ensure_eq};
 use ttrpc::Code;
-
-/// A shim that was started under a umask.
-fn shim_under(hand: &Hand, bundle: &Bundle, umask: &str) -> Result<Shim> {
-    hand.launch(|launch| {
-        let start = launch.command(&bundle.dir, &bundle.id, &[], "start")?;
-        let mut command = Command::new("/bin/busybox");
-        command.args(["sh", "-c", &format!("umask {umask}; exec \"$0\" \"$@\"")]).arg(start.get_program()).args(start.get_args());
-        command.current_dir(&bundle.dir).env_clear().envs(start.get_envs().filter_map(|(key, value)| Some((key, value?))));
-        command::output(command.stdin(Stdio::null()).process_group(0))?;
-        let address = fs::read_to_string(bundle.dir.join("address"))?;
-        Shim::connect(address.trim(), if launch.protocol == tests::start::Protocol::V23 { 3 } else { 2 })
-    })
-}
 
 fn socket(bundle: &Bundle) -> Result<PathBuf> {
     Ok(PathBuf::from(fs::read_to_string(bundle.dir.join("address"))?.trim().trim_start_matches("unix://")))
@@ -43,7 +29,8 @@ pub fn modes_whatever_the_umask(hand: &mut Hand) -> Result<()> {
         let mut bundle = hand.bundle(&format!("u{umask}"), &["sh", "-c", "umask; echo >/made; ls -l /made | cut -c1-10"])?;
         let theirs: Vec<String> =
             fs::read_dir(&bundle.dir)?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-        let shim = shim_under(hand, &bundle, umask)?;
+        let script = format!("umask {umask}; exec \"$0\" \"$@\"");
+        let shim = shim_by(hand, &bundle, |start| around("/bin/busybox", &["sh", "-c", &script], &start))?;
         let seen = ran(hand, &shim, &bundle)?;
         ensure_eq!(seen.stdout, "0022\n-rw-r--r--\n", "umask inside, with {umask} outside");
         bundle.edit(|spec| spec["process"]["args"] = json!(["sleep", "1000"]))?;
@@ -59,7 +46,11 @@ pub fn modes_whatever_the_umask(hand: &mut Hand) -> Result<()> {
         ensure!(ours >= 3, "only {ours} files in the bundle");
         let socket = socket(&bundle)?;
         ensure_eq!(mode(&socket)?, 0o600, "mode of the socket with umask {umask}");
-        ensure_eq!(mode(socket.parent().context(|| "no directory".to_owned())?)?, 0o700, "mode of its directory with umask {umask}");
+        let directory = socket.parent().context(|| "no directory".to_owned())?;
+        // The common one may be of another containerd's making.
+        if directory.starts_with(hand.dir()) {
+            ensure_eq!(mode(directory)?, 0o700, "mode of its directory with umask {umask}");
+        }
         finish(&shim, &bundle)?;
     }
     Ok(())

@@ -1,26 +1,13 @@
 //! What a process finds around itself.
 
 use std::fs;
-use std::process::Stdio;
 
 use serde_json::{Value, json};
 use tests::bundle::{Bundle, process};
-use tests::command;
 use tests::hand::Hand;
-use tests::requests::{create_request, exec_ran, finish, ran, running, status_line};
+use tests::requests::{create_request, exec_ran, finish, ran, running, shim_by, status_line};
 use tests::rpc::Shim;
 use tests::{Context, Result, ensure, ensure_eq};
-
-/// A shim that was started with these variables as well.
-fn shim_with(hand: &Hand, bundle: &Bundle, variables: &[(&str, &str)]) -> Result<Shim> {
-    hand.launch(|launch| {
-        let mut command = launch.command(&bundle.dir, &bundle.id, &[], "start")?;
-        command.envs(variables.iter().copied()).stdin(Stdio::null());
-        command::output(&mut command)?;
-        let address = fs::read_to_string(bundle.dir.join("address"))?;
-        Shim::connect(address.trim(), if launch.protocol == tests::start::Protocol::V23 { 3 } else { 2 })
-    })
-}
 
 /// What an exec'd shell script wrote to `/out`.
 pub fn exec_output(shim: &Shim, bundle: &Bundle, spec: &Value) -> Result<String> {
@@ -33,7 +20,10 @@ pub fn environment_is_the_specs(hand: &mut Hand) -> Result<()> {
     let mut bundle = hand.bundle("a", &["cat", "/proc/self/environ"])?;
     bundle.edit(|spec| spec["process"]["env"] = json!(given))?;
     let foreign = [("SECRET", "1"), ("NOTIFY_SOCKET", "/run/x"), ("RUST_LOG", "trace"), ("LD_PRELOAD", "/no/x.so"), ("HOME", "/host/home")];
-    let shim = shim_with(hand, &bundle, &foreign)?;
+    let shim = shim_by(hand, &bundle, |mut start| {
+        start.envs(foreign);
+        start
+    })?;
     let mut expected: Vec<&str> = given.to_vec();
     expected.push("HOME=/root");
     let seen = ran(hand, &shim, &bundle)?;
@@ -42,19 +32,25 @@ pub fn environment_is_the_specs(hand: &mut Hand) -> Result<()> {
     bundle.edit(|spec| spec["process"]["args"] = json!(["sleep", "1000"]))?;
     shim.create_quiet(&bundle)?;
     shim.start(&bundle.id, "")?;
-    let mut spec = process(&["sh", "-c", "cat /proc/$$/environ >/out"]);
-    spec["env"] = json!(["PATH=/bin", "ONLY=this"]);
-    let text = exec_output(&shim, &bundle, &spec)?;
-    ensure_eq!(text, "PATH=/bin\0ONLY=this\0HOME=/root\0", "environment of an exec");
-    // A HOME of the spec's own is kept.
-    spec["env"] = json!(["PATH=/bin", "HOME=/x"]);
-    ensure_eq!(exec_output(&shim, &bundle, &spec)?, "PATH=/bin\0HOME=/x\0", "environment with HOME");
+    for (given, expected) in [
+        (json!(["PATH=/bin", "ONLY=this"]), "PATH=/bin\0ONLY=this\0HOME=/root\0"),
+        (json!(["PATH=/bin", "HOME=/x"]), "PATH=/bin\0HOME=/x\0"),
+    ] {
+        let mut spec = process(&["sleep", "1000"]);
+        spec["env"] = given;
+        shim.exec_spec(&bundle.id, "e", &spec)?;
+        let pid = shim.start(&bundle.id, "e")?;
+        ensure_eq!(fs::read_to_string(format!("/proc/{pid}/environ"))?, expected, "environment of an exec");
+        shim.kill(&bundle.id, "e", 9)?;
+        shim.wait(&bundle.id, "e")?;
+        shim.delete(&bundle.id, "e")?;
+    }
     finish(&shim, &bundle)
 }
 
 /// The numbers that `ls -l` of a directory of descriptors shows.
 fn numbers(listing: &str) -> Vec<u32> {
-    let mut numbers: Vec<u32> = listing.lines().filter_map(|line| line.split(" -> ").next()?.rsplit(' ').next()?.parse().ok()).collect();
+    let mut numbers: Vec<u32> = listing.lines().filter_map(|line| line.split_once(" -> ")?.0.rsplit(' ').next()?.parse().ok()).collect();
     numbers.sort_unstable();
     numbers
 }
@@ -99,7 +95,7 @@ pub fn working_directories(hand: &mut Hand) -> Result<()> {
         paths.extend(["", "/..", "/../../../.."].map(|tail| format!("/proc/self/fd/{number}{tail}")));
         paths.push(format!("/proc/1/fd/{number}"));
     }
-    for path in paths {
+    for (number, path) in paths.into_iter().enumerate() {
         bundle.edit(|spec| spec["process"]["cwd"] = json!(path))?;
         match shim.create(create_request(&bundle)?) {
             Err(_) => {}
@@ -109,13 +105,12 @@ pub fn working_directories(hand: &mut Hand) -> Result<()> {
                 ensure!(is_inside(&seen.stdout), "{path} leads to {}", seen.stdout);
             }
         }
-        let mut spec = process(&["sh", "-c", &format!("{{ {listing}; }} >/out")]);
+        let mut spec = process(&["sh", "-c", &format!("{{ {listing}; }} >/out{number}")]);
         spec["cwd"] = json!(path);
-        fs::remove_file(first.written("out")).ok();
         shim.exec_spec(&first.id, "e", &spec)?;
         if shim.start(&first.id, "e").is_ok() {
             shim.wait(&first.id, "e")?;
-            let seen = fs::read_to_string(first.written("out"))?;
+            let seen = fs::read_to_string(first.written(&format!("out{number}")))?;
             ensure!(is_inside(&seen), "{path} of an exec leads to {seen}");
         }
         shim.delete(&first.id, "e")?;

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         rootfs::devices_that_are_links,
         rootfs::traps_for_libraries,
         watch::nothing_of_ours_in_a_shared_pid_namespace,
-        watch::proc_self_exe_is_not_ours,
+        watch::proc_self_exe_cannot_be_written,
     ];
     requests::main("security", cases)
 }

@@ -130,8 +130,11 @@ pub fn working_directory(path: &CStr, later: bool, state: &mut State) -> Result<
 
 pub fn executable(path: &CStr) -> Result<(), Errno> {
     let found = rustix::fs::stat(path)?;
-    if rustix::fs::FileType::from_raw_mode(found.st_mode).is_dir() {
-        return Err(Errno::ISDIR);
+    match rustix::fs::FileType::from_raw_mode(found.st_mode) {
+        rustix::fs::FileType::RegularFile => {}
+        rustix::fs::FileType::Directory => return Err(Errno::ISDIR),
+        // As execve(2) would say it.
+        _ => return Err(Errno::ACCESS),
     }
     match rustix::fs::accessat(rustix::fs::CWD, path, rustix::fs::Access::EXEC_OK, AtFlags::EACCESS) {
         // faccessat2(2) may be younger than the seccomp profile; execve will tell.
