@@ -56,6 +56,7 @@ fn prepare(config: &Config) -> Result<()> {
 
 fn run(config: Config, bound: Bound, ready: &mut Ready, launcher: Launcher) -> Result<()> {
     keep_to_itself()?;
+    place::raise_descriptor_limit()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "make the async runtime")?;
     runtime.block_on(serve::serve(config, bound, ready, launcher))
 }

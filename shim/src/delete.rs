@@ -2,17 +2,22 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use containerd_shim::Flags;
 use proto::api::DeleteResponse;
 use proto::protobuf::{Message, MessageField};
+use runtime_core::container::record::Record;
 use runtime_core::error::{Context, Error, ErrorKind, Result};
 
 use crate::bootstrap::check_identifier;
 use crate::cleanup::{Exit, cleanup};
 use crate::clock::timestamp;
 use crate::start::address_file;
-use crate::{bundle, socket};
+use crate::{bundle, poststop, socket};
+
+/// What is left of the five seconds that containerd gives the verb.
+const POSTSTOP: Duration = Duration::from_secs(2);
 
 /// Runs `delete` with what the command line gave. May be called for a container that was never created, or twice.
 ///
@@ -22,7 +27,12 @@ pub fn delete(flags: &Flags) -> Result<()> {
     check_identifier("-id", &flags.id)?;
     check_identifier("-namespace", &flags.namespace)?;
     let bundle = bundle::dir(&flags.bundle)?;
+    let ran = Record::read(&bundle)?.is_some_and(|record| record.init.is_some());
     let exit = cleanup(&bundle)?;
+    if ran && let Err(error) = poststop::run(flags, &bundle, POSTSTOP) {
+        // What containerd finds on standard error becomes a warning of its own log.
+        eprintln!("containerd-shim-coracle-v2: delete: {error}, ignoring");
+    }
     remove_socket(&bundle)?;
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(&encode(exit)?).and_then(|()| stdout.flush()).context(|| "write the answer to standard output")

@@ -19,6 +19,7 @@ pub mod io;
 pub mod logger;
 pub mod options;
 pub mod place;
+pub mod poststop;
 pub mod ready;
 pub mod serve;
 pub mod socket;

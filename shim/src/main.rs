@@ -4,9 +4,14 @@ use std::process::ExitCode;
 
 use containerd_shim::Flags;
 use runtime_core::error::{Error, Result};
+use runtime_core::sealed;
+use rustix::fs::Mode;
+use rustix::process::umask;
 use shim::{delete, info, start};
 
 fn main() -> ExitCode {
+    // Modes of files are what the code says, and not what a service manager's umask leaves of them.
+    umask(Mode::from_raw_mode(0o022));
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let outcome = containerd_shim::parse(&arguments).map_err(|error| Error::invalid(error.to_string())).and_then(|flags| run(&flags));
     match outcome {
@@ -25,7 +30,8 @@ fn run(flags: &Flags) -> Result<()> {
             Ok(())
         }
         _ if flags.info => info::info().map_err(|error| error.context("info")),
-        "start" => start::start(flags).map_err(|error| error.context("start")),
+        // What it forks enters containers: nothing there may lead back to the file on disk.
+        "start" => sealed::ensure().and_then(|()| start::start(flags)).map_err(|error| error.context("start")),
         "delete" => delete::delete(flags).map_err(|error| error.context("delete")),
         "" => Err(Error::invalid("no action: want start, delete, -info or -v")),
         other => Err(Error::invalid(format!("unknown action {other:?}: want start, delete, -info or -v"))),

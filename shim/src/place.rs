@@ -1,10 +1,12 @@
-//! Where the kernel keeps the daemon: its cgroup and its place in the queue of the OOM killer.
+//! Where the kernel keeps the daemon: its cgroup, its place in the queue of the OOM killer, its limit of descriptors.
 
 use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 
 use cgroups_rs::fs::hierarchies::{is_cgroup2_unified_mode, mountinfo_self};
 use containerd_shim::cgroup::adjust_oom_score;
 use runtime_core::error::{Context, Error, ErrorKind, Result};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Where a cgroup v2 is mounted when it is the only hierarchy.
 const UNIFIED: &str = "/sys/fs/cgroup";
@@ -20,6 +22,36 @@ pub fn raise_oom_score() -> Result<()> {
         Err(error) => Err(Error::new(ErrorKind::Internal, format!("adjust the OOM score: {error}"))),
         Ok(()) => Ok(()),
     }
+}
+
+/// The limits that containerd gave us, before they were raised.
+static GIVEN: OnceLock<Rlimit> = OnceLock::new();
+
+/// Raises the soft limit of open descriptors to the hard one: a container holds a score of them here, and systemd's usual soft limit is 1024.
+/// Go's runtime does the same for containerd's own shims. To be called after the launcher was forked, so that containers do not inherit it.
+///
+/// # Errors
+/// Those of `setrlimit(2)`.
+pub fn raise_descriptor_limit() -> Result<()> {
+    let given = GIVEN.get_or_init(|| getrlimit(Resource::Nofile));
+    set_descriptor_limit(Rlimit { current: given.maximum, ..*given })
+}
+
+/// Runs `fork` under the limit that we were given ourselves, for what is forked is to inherit that.
+///
+/// # Errors
+/// Those of `setrlimit(2)`, or of `fork`.
+pub fn with_given_descriptor_limit<T>(fork: impl FnOnce() -> Result<T>) -> Result<T> {
+    if let Some(given) = GIVEN.get() {
+        set_descriptor_limit(*given)?;
+    }
+    let forked = fork();
+    raise_descriptor_limit()?;
+    forked
+}
+
+fn set_descriptor_limit(limit: Rlimit) -> Result<()> {
+    setrlimit(Resource::Nofile, limit).context(|| "set the limit of open descriptors")
 }
 
 /// Moves this process into the existing cgroup `path`, in each hierarchy that has it. cgroups-rs tells the hierarchies; its own way of

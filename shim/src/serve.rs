@@ -24,6 +24,10 @@ use crate::task::{self, node::Node};
 const TASK_V2: &str = "containerd.task.v2.Task";
 const TASK_V3: &str = "containerd.task.v3.Task";
 
+/// What containerd may ask for and this version has not: it takes UNIMPLEMENTED for an answer, and ttrpc's own answer to the name of a
+/// service that is not registered is INVALID_ARGUMENT.
+const ABSENT: [&str; 2] = ["containerd.runtime.sandbox.v1.Sandbox", "containerd.services.streaming.v1.Streaming"];
+
 /// How long containerd may take for the last events before the daemon exits.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -66,7 +70,11 @@ pub fn services(context: &Context, launcher: Launcher) -> Result<HashMap<String,
     let service: Arc<dyn Task + Send + Sync> = Arc::new(task::service::Service::new(Node::new(context.clone(), launcher)?));
     #[cfg(feature = "failpoints")]
     let service: Arc<dyn Task + Send + Sync> = Arc::new(crate::failpoint::Around(service));
-    Ok(named(&service))
+    let mut services = named(&service);
+    for name in ABSENT {
+        services.insert(name.to_owned(), Service { methods: HashMap::new(), streams: HashMap::new() });
+    }
+    Ok(services)
 }
 
 /// The Task service under both its names: versions 2 and 3 have the same methods and messages, only the package differs.

@@ -1,7 +1,7 @@
 //! Descriptors are counted for the whole process, so this test has a process of its own.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use shim::io::{Drained, Io, Origin, Request};
@@ -17,6 +17,9 @@ async fn a_thousand_lives_leave_no_descriptor() {
     };
     let (stdin, stdout, stderr) = (path("stdin"), path("stdout"), path("stderr"));
     let origin = Origin { id: "web-1", namespace: "default", spawner: None };
+    // Reads all output; its own write end keeps it from seeing an end. It goes with the process.
+    let mut reader = std::fs::OpenOptions::new().read(true).write(true).open(&stdout).unwrap();
+    std::thread::spawn(move || while reader.read(&mut [0; 64]).is_ok() {});
     let before = open_files();
     for round in 0..1000 {
         let terminal = round % 4 == 0;
@@ -41,6 +44,13 @@ async fn a_thousand_lives_leave_no_descriptor() {
         drop(writer);
         io.exited();
         assert_eq!(io.drained(Duration::from_secs(5)).await, Drained::Complete);
+    }
+    // An inotify descriptor is closed a moment later, since closing one blocks.
+    for _ in 0..50 {
+        if open_files() == before {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(open_files(), before);
 }

@@ -93,6 +93,11 @@ impl Record {
         self.lock().clone()
     }
 
+    /// How many there are of a kind.
+    pub fn count(&self, is_one: impl Fn(&Event) -> bool) -> usize {
+        self.lock().iter().filter(|event| is_one(event)).count()
+    }
+
     /// Waits for an event of a container's init, which may have come before.
     pub fn wait(&self, container: &str, kind: Kind, limit: Duration) -> Result<Event> {
         self.wait_exec(container, "", kind, limit)

@@ -67,6 +67,11 @@ impl Hand {
         Ok(bundle)
     }
 
+    /// A bundle for a shim that runs already, so without a log.
+    pub fn member(&self, name: &str, args: &[&str]) -> Result<Bundle> {
+        Bundle::new(&self.data, &format!("{}{name}", self.word), args)
+    }
+
     /// A name of this case's own, for a container or a group, whose socket the ledger watches.
     pub fn watch(&mut self, name: &str) -> String {
         let id = format!("{}{name}", self.word);

@@ -2,6 +2,7 @@
 //!
 //! *suite ⊃ case → containerd ⊃ ctr; bundle → shim ⊃ task client; event → order; ledger.*
 
+pub mod bench;
 pub mod bundle;
 pub mod case;
 pub mod command;
@@ -10,6 +11,7 @@ pub mod ctr;
 pub mod events;
 pub mod failpoint;
 pub mod failure;
+pub mod footprint;
 pub mod hand;
 pub mod image;
 pub mod ledger;
@@ -17,8 +19,10 @@ pub mod order;
 pub mod paths;
 pub mod proc;
 pub mod pty;
+pub mod requests;
 pub mod rpc;
 pub mod start;
+pub mod stream;
 pub mod suite;
 pub mod tar;
 pub mod victim;

@@ -24,6 +24,19 @@ pub struct Shim {
     pub limit: Duration,
 }
 
+/// The streams of a process, as Create and Exec name them.
+#[derive(Clone, Debug, Default)]
+pub struct Streams {
+    /// Whether it has a terminal.
+    pub terminal: bool,
+    /// Empty, or a fifo.
+    pub stdin: String,
+    /// Empty, a fifo or a URI.
+    pub stdout: String,
+    /// As `stdout`.
+    pub stderr: String,
+}
+
 /// What an RPC answers: a message, or the code and text of its status.
 pub type Answer<T> = std::result::Result<T, Status>;
 
@@ -141,11 +154,17 @@ impl Shim {
 
     /// Create with the bundle's overlay and no streams; answers the pid.
     pub fn create_quiet(&self, bundle: &Bundle) -> Result<u32> {
+        self.create_with(bundle, Streams::default())
+    }
+
+    /// Create with the bundle's overlay; answers the pid.
+    pub fn create_with(&self, bundle: &Bundle, streams: Streams) -> Result<u32> {
         let rootfs = bundle.overlay()?;
         let request = with(|r: &mut CreateTaskRequest| {
             r.id = bundle.id.clone();
             r.bundle = bundle.dir.display().to_string();
             r.rootfs = rootfs;
+            (r.terminal, r.stdin, r.stdout, r.stderr) = (streams.terminal, streams.stdin, streams.stdout, streams.stderr);
         });
         Ok(self.create(request)?.pid)
     }
@@ -162,11 +181,19 @@ impl Shim {
 
     /// Exec of a command without streams.
     pub fn exec(&self, id: &str, exec: &str, args: &[&str]) -> Answer<Empty> {
+        self.exec_with(id, exec, args, Streams::default())
+    }
+
+    /// Exec of a command.
+    pub fn exec_with(&self, id: &str, exec: &str, args: &[&str], streams: Streams) -> Answer<Empty> {
         let spec = with(|any: &mut Any| {
             any.type_url = "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned();
             any.value = process(args).to_string().into_bytes();
         });
-        self.exec_process(with(|r: &mut ExecProcessRequest| (r.id, r.exec_id, r.spec) = (id.into(), exec.into(), MessageField::some(spec))))
+        self.exec_process(with(|r: &mut ExecProcessRequest| {
+            (r.id, r.exec_id, r.spec) = (id.into(), exec.into(), MessageField::some(spec));
+            (r.terminal, r.stdin, r.stdout, r.stderr) = (streams.terminal, streams.stdin, streams.stdout, streams.stderr);
+        }))
     }
 
     /// Kill.

@@ -12,6 +12,7 @@ use proto::bootstrap_api::{BootstrapParams, BootstrapResult, Extension};
 use proto::protobuf::{Message, well_known_types::any::Any};
 
 use crate::command::{self, wait_for};
+use crate::containerd::Version;
 use crate::rpc::Shim;
 use crate::{Context, Result, ensure, ensure_eq, fail, paths};
 
@@ -35,6 +36,15 @@ impl Protocol {
     /// Those that the runtime under test can be asked by: Debian's shims end before 2.3.
     pub fn known() -> &'static [Protocol] {
         if paths::is_ours() { &Protocol::ALL } else { &Protocol::ALL[..3] }
+    }
+
+    /// What a containerd of this generation speaks.
+    pub fn of(version: Version) -> Protocol {
+        match version {
+            Version::V16 => Protocol::V16,
+            Version::V17 => Protocol::V17,
+            Version::V2 => Protocol::V20,
+        }
     }
 
     /// The release whose containerd, or whose shim when a peer is under test, speaks it.

@@ -217,6 +217,11 @@ pub fn versions() -> Vec<Version> {
     Version::ALL.into_iter().filter(|version| wanted.is_empty() || wanted.split([' ', ',']).any(|name| name == version.name())).collect()
 }
 
+/// Whether the full numbers are asked for (`make test-long`), and not those that fit into `make test`.
+pub fn is_long() -> bool {
+    std::env::var("CORACLE_LONG").is_ok_and(|value| value == "1")
+}
+
 /// Passed and failed.
 #[derive(Default)]
 pub struct Tally {

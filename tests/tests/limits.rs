@@ -71,10 +71,19 @@ fn spinner_is_held_to_its_quota(case: &Case<'_>) -> Result<()> {
     };
     // The first period's quota is spent before the measurement.
     wait::pause_for(Duration::from_millis(300));
-    let (began, before) = (Instant::now(), used()?);
-    wait::pause_for(Duration::from_secs(4));
-    let share = (used()? - before).as_secs_f64() / began.elapsed().as_secs_f64();
-    ensure!((0.45..=0.55).contains(&share), "the spinner got {share:.3} of a cpu instead of 0.5");
+    // It may never get more. It gets less while others keep the machine busy, so one quiet window out of ten must do.
+    let mut shares = Vec::new();
+    for _ in 0..10 {
+        let (began, before) = (Instant::now(), used()?);
+        wait::pause_for(Duration::from_secs(2));
+        let share = (used()? - before).as_secs_f64() / began.elapsed().as_secs_f64();
+        ensure!(share <= 0.55, "the spinner got {share:.3} of a cpu instead of 0.5");
+        if share >= 0.45 {
+            return Ok(());
+        }
+        shares.push(share);
+    }
+    ensure!(false, "the spinner got {shares:.3?} of a cpu instead of 0.5");
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 
 use super::{cstring, relative};
 use crate::error::{Error, Result};
-use crate::plan::{Builder, Slot, Step};
+use crate::plan::{Builder, Node, Slot, Step};
 use crate::spec::Spec;
 
 /// The devices that every container has (OCI config-linux.md, "Default Devices"): name, minor and major number.
@@ -40,11 +40,7 @@ pub fn make(plan: &mut Builder, spec: &Spec, root: Slot) -> Result<Slot> {
         plan.step(Step::Device {
             root,
             path: relative(&path)?,
-            kind: libc::S_IFCHR,
-            mode: MODE,
-            device: rustix::fs::makedev(major, minor),
-            uid: 0,
-            gid: 0,
+            node: Node { kind: libc::S_IFCHR, mode: MODE, device: rustix::fs::makedev(major, minor), uid: 0, gid: 0 },
         });
     }
     for device in given {
@@ -80,13 +76,12 @@ fn node(device: &LinuxDevice, root: Slot) -> Result<Step> {
     if clean.is_empty() || !path.starts_with('/') {
         return Err(wrong("not a path of a device"));
     }
-    Ok(Step::Device {
-        root,
-        path: clean,
+    let node = Node {
         kind,
         mode: device.file_mode().unwrap_or(MODE) & 0o7777,
         device: numbers,
         uid: device.uid().unwrap_or(0),
         gid: device.gid().unwrap_or(0),
-    })
+    };
+    Ok(Step::Device { root, path: clean, node })
 }

@@ -3,6 +3,8 @@
 //! Everything that can be decided is decided here, in the parent; what is emitted is run as it stands.
 
 mod devices;
+mod helper;
+mod joining;
 mod mounts;
 mod namespaces;
 pub mod options;
@@ -18,8 +20,10 @@ use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::plan::{Builder, Launch, Slot, Step};
 use crate::seccomp::Filter;
-use crate::spec::{Process, Spec};
+use crate::spec::Spec;
 
+pub use helper::{Helper, helper};
+pub use joining::{Joining, StartContainerHook, joining, start_container_hook};
 pub use namespaces::{Joined, ids as namespace_ids};
 pub use process::{capability_names, unknown_capabilities};
 pub use rootfs::RootMount;
@@ -102,28 +106,14 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let target = bundle.join("rootfs");
     let whole = [whole_root(spec, bundle)];
     let roots = if inputs.rootfs.is_empty() { &whole } else { inputs.rootfs };
-    let (layers, by_path) = rootfs::assemble(&mut plan, roots, &target, inputs.layers_one_by_one)?;
+    let place = rootfs::Place { target: &target, layers_one_by_one: inputs.layers_one_by_one };
+    let (layers, by_path) = rootfs::assemble(&mut plan, roots, place)?;
     let mounts = mounts::sources(&mut plan, spec, bundle, &inputs.cgroup.mounts)?;
     let masks = mounts::mask_sources(&mut plan, spec);
 
-    // A mount namespace of nothing but the root; a copy of the host's only where hooks must find their way from there.
     let hooks = has_early_hooks(spec);
-    if hooks || !by_path.is_empty() {
-        plan.step(Step::Unshare { flags: libc::CLONE_NEWNS });
-        plan.step(Step::Propagation { flags: libc::MS_SLAVE | libc::MS_REC });
-        by_path.emit(&mut plan);
-    }
-    let root_path = if hooks { cstring("bundle", &target.to_string_lossy())? } else { c"/r".to_owned() };
-    if !hooks {
-        plan.step(Step::EnterStub);
-    }
-    let root = plan.slot();
-    for layer in &layers {
-        match layer.target.is_empty() {
-            true => plan.step(Step::AttachRoot { mount: layer.mount, path: root_path.clone(), root }),
-            false => mounts::attach(&mut plan, layer.mount, root, &layer.target),
-        }
-    }
+    let root_path = leave_host(&mut plan, by_path, hooks.then_some(target.as_path()))?;
+    let root = rootfs::attach(&mut plan, &layers, &root_path);
     let sealed_later = mounts::attach_all(&mut plan, &mounts, root)?;
     let devices = devices::make(&mut plan, spec, root)?;
     plan.step(Step::Session);
@@ -136,121 +126,31 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     // From here on absolute paths are the container's own.
     sysctl::write(&mut plan, &spec.linux.sysctl, mounts.proc)?;
     process::names(&mut plan, spec)?;
+    process::make_working_directory(&mut plan, process)?;
     mounts::seal(&mut plan, spec, masks, &sealed_later)?;
     process::confine(&mut plan, process, inputs.filter, process::Until::Started)?;
 
     let (plan, descriptors) = plan.finish();
-    let launch = Launch {
-        plan,
-        program: process::program(process)?,
-        clone_flags: joined.clone_flags(),
-        cgroup,
-        pid_namespace: joined.pid(),
-        report,
-    };
+    let (clone_flags, pid_namespace) = (joined.clone_flags(), joined.pid());
+    let launch = Launch { plan, program: process::program(process)?, clone_flags, cgroup, pid_namespace, report };
     Ok(Compiled { launch, descriptors })
 }
 
-/// Everything a joining process's plan is compiled from.
-pub struct Joining<'a> {
-    /// The container's id.
-    pub id: &'a str,
-    /// The container's configuration.
-    pub namespaces: &'a Joined,
-    /// The process.
-    pub process: &'a Process,
-    /// The container's first process.
-    pub init: OwnedFd,
-    /// The container's cgroup.
-    pub cgroup: CgroupView,
-    /// The standard streams.
-    pub streams: Streams,
-    /// The container's filter.
-    pub filter: Option<&'a Filter>,
-    /// Where the child reports.
-    pub report: OwnedFd,
-    /// Leave the caller's session keyring in place.
-    pub no_new_keyring: bool,
-}
-
-/// A process that joins a running container.
-///
-/// # Errors
-/// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) by the field's name.
-pub fn joining(inputs: Joining<'_>) -> Result<Compiled> {
-    let process = inputs.process;
-    let mut plan = Builder::default();
-    let report = plan.give(inputs.report);
-    let streams = give_streams(&mut plan, inputs.streams);
-    let procs: Vec<Slot> = inputs.cgroup.procs.into_iter().map(|fd| plan.give(fd)).collect();
-    let cgroup = inputs.cgroup.directory.map(|fd| plan.give(fd));
-    let init = plan.give(inputs.init);
-
-    procs.iter().for_each(|&procs| plan.step(Step::JoinCgroup { procs }));
-    process::host_side(&mut plan, process, inputs.id, inputs.no_new_keyring)?;
-    plan.step(Step::Join { namespace: init, flags: inputs.namespaces.flags() });
-    plan.step(Step::Session);
-    process::joined_streams(&mut plan, &streams, process)?;
-    process::confine(&mut plan, process, inputs.filter, process::Until::Executed)?;
-
-    let (plan, descriptors) = plan.finish();
-    let pid_namespace = inputs.namespaces.has_pid().then_some(init);
-    let launch = Launch { plan, program: process::program(process)?, clone_flags: 0, cgroup, pid_namespace, report };
-    Ok(Compiled { launch, descriptors })
-}
-
-/// Everything a helper of the host's is compiled from: a hook or a logger.
-pub struct Helper<'a> {
-    /// Absolute path.
-    pub path: &'a Path,
-    /// With the program's name first.
-    pub arguments: &'a [String],
-    /// Exactly this.
-    pub environment: &'a [String],
-    /// Descriptors and the numbers that they get.
-    pub descriptors: Vec<(OwnedFd, i32)>,
-    /// Run in the namespaces of this process.
-    pub inside: Option<(OwnedFd, i32)>,
-    /// Where it starts.
-    pub directory: &'a Path,
-    /// Where the child reports.
-    pub report: OwnedFd,
-}
-
-/// A program of the host's, with nothing but what it is given.
-///
-/// # Errors
-/// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for strings with NUL or a relative path.
-pub fn helper(inputs: Helper<'_>) -> Result<Compiled> {
-    if !inputs.path.is_absolute() {
-        return Err(Error::invalid(format!("path {:?} is not absolute", inputs.path)));
+/// Enters a mount namespace of nothing but the root, and says where the root goes in it. A copy of the host's takes its place where hooks
+/// must find their way from there: they look for the root at `visible`.
+fn leave_host(plan: &mut Builder, by_path: rootfs::ByPath, visible: Option<&Path>) -> Result<CString> {
+    if visible.is_some() || !by_path.is_empty() {
+        plan.step(Step::Unshare { flags: libc::CLONE_NEWNS });
+        plan.step(Step::Propagation { flags: libc::MS_SLAVE | libc::MS_REC });
+        by_path.emit(plan);
     }
-    let mut plan = Builder::default();
-    let report = plan.give(inputs.report);
-    let streams: Vec<(Slot, i32)> = inputs.descriptors.into_iter().map(|(fd, number)| (plan.give(fd), number)).collect();
-    let inside = inputs.inside.map(|(fd, flags)| (plan.give(fd), flags));
-    let last = streams.iter().map(|(_, number)| *number).max().unwrap_or(2);
-    plan.step(Step::Relocate { above: last + 2 });
-    plan.step(Step::Session);
-    if let Some((namespace, flags)) = inside {
-        plan.step(Step::Join { namespace, flags });
+    match visible {
+        Some(path) => cstring("bundle", &path.to_string_lossy()),
+        None => {
+            plan.step(Step::EnterStub);
+            Ok(c"/r".to_owned())
+        }
     }
-    let directory = cstring("directory", &inputs.directory.to_string_lossy())?;
-    plan.step(Step::WorkingDirectory { path: directory, later: false });
-    plan.step(Step::FindProgram);
-    for (from, number) in streams {
-        plan.step(Step::Stream { number, from });
-    }
-    plan.step(Step::CloseOthers { first: last + 1 });
-    plan.step(Step::Exec);
-    let (plan, descriptors) = plan.finish();
-    let program = crate::plan::Program {
-        candidates: vec![cstring("path", &inputs.path.to_string_lossy())?],
-        arguments: cstrings("args", inputs.arguments)?,
-        environment: cstrings("env", inputs.environment)?,
-    };
-    let launch = Launch { plan, program, clone_flags: 0, cgroup: None, pid_namespace: None, report };
-    Ok(Compiled { launch, descriptors })
 }
 
 enum GivenStreams {

@@ -1,6 +1,6 @@
 //! `mounts`, masked and read-only paths, the propagation and attributes of the root.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount};
@@ -9,7 +9,7 @@ use super::options::Options;
 use super::{cstring, relative, rootfs};
 use crate::cgroup::{self, MountedHierarchy};
 use crate::error::{Context, Error, Result};
-use crate::plan::{Builder, Slot, Step, Target};
+use crate::plan::{Builder, Filesystem, Slot, Step, Target};
 use crate::spec::Spec;
 use crate::sys::mount::attr;
 
@@ -121,11 +121,6 @@ fn without_data(options: &Options) -> Options {
     Options { data: Vec::new(), superblock: Vec::new(), ..options.clone() }
 }
 
-/// Attaches one mount below the root, for instance a part of the root filesystem.
-pub fn attach(plan: &mut Builder, mount: Slot, root: Slot, target: &std::ffi::CStr) {
-    plan.step(Step::Attach { mount, root, target: target.to_owned(), rule: Target::Ordinary });
-}
-
 /// Emits the mounts in the spec's order.
 ///
 /// # Errors
@@ -151,9 +146,14 @@ pub fn attach_all(plan: &mut Builder, mounts: &Mounts<'_>, root: Slot) -> Result
     if let Some(slot) = mounts.proc
         && !mounts.entries.iter().any(|entry| entry.slot == slot)
     {
-        plan.step(Step::NewMount { fstype: c"proc".to_owned(), options: Vec::new(), attributes: 0, mount: slot });
+        new_mount(plan, c"proc", Vec::new(), 0, slot);
     }
     Ok(sealed_later)
+}
+
+/// Emits [`Step::NewMount`].
+pub fn new_mount(plan: &mut Builder, fstype: &CStr, options: Vec<(CString, Option<CString>)>, attributes: u64, mount: Slot) {
+    plan.step(Step::NewMount { filesystem: Filesystem { fstype: fstype.to_owned(), options, attributes }, mount });
 }
 
 /// Whether the mount becomes read-only later: mount points and nodes are still to be made in it.
@@ -166,7 +166,7 @@ fn filesystem(plan: &mut Builder, fstype: &str, source: &str, options: &Options,
     }
     let mut settings = rootfs::settings(&options.filesystem(own_superblock))?;
     settings.insert(0, (c"source".to_owned(), Some(cstring("source", source)?)));
-    plan.step(Step::NewMount { fstype: cstring("type", fstype)?, options: settings, attributes: options.set, mount: slot });
+    new_mount(plan, &cstring("type", fstype)?, settings, options.set, slot);
     let rest = Options { set: 0, clear: 0, ..options };
     rootfs::attributes(plan, &rest, slot);
     Ok(late)
@@ -183,7 +183,7 @@ fn cgroup_v1(
 ) -> Result<()> {
     let attributes = entry.options.set & !attr::RDONLY;
     let settings = rootfs::settings(&[("mode".to_owned(), Some("755".to_owned()))])?;
-    plan.step(Step::NewMount { fstype: c"tmpfs".to_owned(), options: settings, attributes, mount: entry.slot });
+    new_mount(plan, c"tmpfs", settings, attributes, entry.slot);
     plan.step(Step::Attach { mount: entry.slot, root, target: entry.target.clone(), rule });
     for (slot, hierarchy) in hierarchies {
         let name = cstring("cgroup", &hierarchy.name)?;
@@ -198,7 +198,7 @@ fn cgroup_v1(
                 })
                 .collect();
             let options = rootfs::settings(&options)?;
-            plan.step(Step::NewMount { fstype: c"cgroup".to_owned(), options, attributes: entry.options.set, mount: *slot });
+            new_mount(plan, c"cgroup", options, entry.options.set, *slot);
         }
         plan.step(Step::Attach { mount: *slot, root: entry.slot, target: name.clone(), rule: Target::Ordinary });
         for controller in hierarchy.name.split(',').filter(|controller| *controller != hierarchy.name) {
@@ -237,7 +237,7 @@ pub fn mask_sources(plan: &mut Builder, spec: &Spec) -> Option<Masks> {
     plan.step(Step::CloneTree { source: c"/dev/null".to_owned(), recursive: false, mount: masks.null });
     plan.step(Step::Attributes { mount: masks.null, recursive: false, set: 0, clear: 0, propagation: libc::MS_PRIVATE });
     let options = EMPTY.iter().filter_map(|(key, value)| Some((CString::new(*key).ok()?, CString::new(*value).ok()))).collect();
-    plan.step(Step::NewMount { fstype: c"tmpfs".to_owned(), options, attributes: attr::RDONLY, mount: masks.empty });
+    new_mount(plan, c"tmpfs", options, attr::RDONLY, masks.empty);
     Some(masks)
 }
 

@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Context, Error, Result};
 use crate::plan::{Builder, Slot, Step};
+use crate::spec::namespace_name;
 use crate::sys::namespace;
 
 const KINDS: [(LinuxNamespaceType, i32, &str); 6] = [
@@ -87,7 +88,7 @@ pub fn open(plan: &mut Builder, namespaces: &[LinuxNamespace]) -> Result<Namespa
                 return Err(Error::new(crate::ErrorKind::Unimplemented, "linux.namespaces: mount: joining one by path is not supported"));
             }
             Some(path) => {
-                let opened = open_one(path, flag).context(|| format!("linux.namespaces: {kind}"))?;
+                let opened = open_one(path, flag).context(|| format!("linux.namespaces: {}", namespace_name(kind)))?;
                 if is_own(&opened, name)? {
                     result.shared_with_host |= flag;
                 }

@@ -10,7 +10,8 @@ use crate::plan::{Builder, Program, Slot, Step};
 use crate::seccomp::Filter;
 use crate::spec::{Capabilities, Process, Spec};
 
-const UMASK: u32 = 0o022;
+/// What a spec means that names no mask.
+pub const UMASK: u32 = 0o022;
 /// Names by number, linux/capability.h.
 const CAPABILITIES: [&str; 41] = [
     "CHOWN",
@@ -122,47 +123,56 @@ pub enum Until {
     Executed,
 }
 
-/// From the runtime's rights to the user's.
+/// From the runtime's rights to the user's. Before the first path of the container's is used, every descriptor of the host's is closed
+/// (CVE-2024-21626), and after a limit is set nothing more is opened.
 ///
 /// seccomp(2): without no_new_privs, loading a filter needs CAP_SYS_ADMIN, so it comes before the capabilities go; with it, it is the very
 /// last thing, so that the profile need not allow what happens in between.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) by the field's name.
 pub fn confine(plan: &mut Builder, process: &Process, filter: Option<&Filter>, until: Until) -> Result<()> {
+    plan.step(Step::CloseOthers { first: 3 });
+    plan.step(Step::Umask { mask: process.user.umask.unwrap_or(UMASK) & 0o777 });
+    let directory = cstring("process.cwd", &process.cwd)?;
+    plan.step(Step::WorkingDirectory { path: directory.clone(), later: true });
     for limit in &process.rlimits {
         plan.step(Step::Rlimit { resource: resource(limit.typ()), soft: limit.soft(), hard: limit.hard() });
     }
-    plan.step(Step::Umask { mask: process.user.umask.unwrap_or(UMASK) & 0o777 });
-    let directory = cstring("process.cwd", &process.cwd)?;
-    if matches!(until, Until::Started) {
-        plan.step(Step::MakeWorkingDirectory { path: directory.clone() });
-    }
-    plan.step(Step::WorkingDirectory { path: directory.clone(), later: true });
+    // Without the field there are none: a full set is never a default.
+    let none = Capabilities::default();
+    let sets = process.capabilities.as_ref().unwrap_or(&none);
+    plan.step(Step::BoundingSet { keep: mask(&sets.bounding) });
     let load = filter.map(|filter| Step::Seccomp { program: filter.program.clone(), flags: filter.flags });
     let (early, late) = if process.no_new_privileges { (None, load) } else { (load, None) };
-    if let Some(capabilities) = &process.capabilities {
-        plan.step(Step::BoundingSet { keep: mask(&capabilities.bounding) });
-    }
     if process.no_new_privileges {
         plan.step(Step::NoNewPrivileges);
     }
     early.into_iter().for_each(|step| plan.step(step));
     let user = &process.user;
     plan.step(Step::Identity { uid: user.uid, gid: user.gid, groups: user.additional_gids.clone() });
-    if let Some(Capabilities { effective, permitted, inheritable, ambient, .. }) = &process.capabilities {
-        plan.step(Step::Capabilities {
-            effective: mask(effective),
-            permitted: mask(permitted),
-            inheritable: mask(inheritable),
-            ambient: mask(ambient),
-        });
-    }
+    plan.step(Step::Capabilities {
+        effective: mask(&sets.effective),
+        permitted: mask(&sets.permitted),
+        inheritable: mask(&sets.inheritable),
+        ambient: mask(&sets.ambient),
+    });
     plan.step(Step::WorkingDirectory { path: directory, later: false });
     plan.step(Step::FindProgram);
-    plan.step(Step::CloseOthers { first: 3 });
     if matches!(until, Until::Started) {
         plan.step(Step::Ready);
     }
     late.into_iter().for_each(|step| plan.step(step));
     plan.step(Step::Exec);
+    Ok(())
+}
+
+/// Makes the working directory while the root may still be written to.
+///
+/// # Errors
+/// A path with a NUL.
+pub fn make_working_directory(plan: &mut Builder, process: &Process) -> Result<()> {
+    plan.step(Step::MakeWorkingDirectory { path: cstring("process.cwd", &process.cwd)? });
     Ok(())
 }
 
@@ -233,5 +243,6 @@ pub fn program(process: &Process) -> Result<Program> {
         // runc looks the home directory up in the image's passwd; nothing of the image is read here.
         environment.push(if process.user.uid == 0 { "HOME=/root" } else { "HOME=/" }.to_owned());
     }
-    Ok(Program { candidates, arguments: cstrings("process.args", &process.args)?, environment: cstrings("process.env", &environment)? })
+    let (arguments, environment) = (cstrings("process.args", &process.args)?, cstrings("process.env", &environment)?);
+    Ok(Program { name: name.to_owned(), candidates, arguments, environment })
 }

@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use crate::error::{Error, ErrorKind};
 use crate::plan::child::{OUTSIDE, attach};
 use crate::plan::report::Failure;
-use crate::plan::{Launch, Step};
+use crate::plan::{Launch, Slot, Step};
 
 /// The failure of a child that ran `launch`.
 pub fn explain(launch: &Launch, failure: &Failure) -> Error {
@@ -19,9 +19,10 @@ pub fn explain(launch: &Launch, failure: &Failure) -> Error {
             Error::invalid(format!("process.cwd: {:?} is outside of the container's root", path.to_string_lossy()))
         }
         _ => {
+            let what = said(launch, step);
             let what = match part(step, failure.detail) {
-                Some(part) => format!("{step}: {part}"),
-                None => step.to_string(),
+                Some(part) => format!("{what}: {part}"),
+                None => what,
             };
             // The kernel's own words come as "e overlay: …".
             let text = failure.text.strip_prefix("e ").unwrap_or(&failure.text);
@@ -31,6 +32,71 @@ pub fn explain(launch: &Launch, failure: &Failure) -> Error {
     }
 }
 
+/// The step for people: a mount by where it comes from and where it goes, which the plan tells apart by numbers.
+fn said(launch: &Launch, step: &Step) -> String {
+    match step {
+        Step::CloneTree { mount, .. } | Step::NewMount { mount, .. } | Step::LoopMount { mount, .. } => {
+            format!("{}{}", source(step), target(launch, *mount))
+        }
+        Step::Attach { mount, .. } | Step::AttachRoot { mount, .. } => {
+            let made = launch.plan.steps.iter().find(|step| makes(step) == Some(*mount));
+            format!("attach {}{}", made.map_or_else(|| "mount".to_owned(), source), target(launch, *mount))
+        }
+        Step::Rlimit { resource, soft, hard } => {
+            let name = usize::try_from(*resource).ok().and_then(|index| RLIMITS.get(index)).copied().unwrap_or("unknown");
+            format!("set rlimit RLIMIT_{name} to {soft}:{hard}")
+        }
+        _ => step.to_string(),
+    }
+}
+
+/// Names by number (include/uapi/asm-generic/resource.h).
+const RLIMITS: [&str; 16] = [
+    "CPU",
+    "FSIZE",
+    "DATA",
+    "STACK",
+    "CORE",
+    "RSS",
+    "NPROC",
+    "NOFILE",
+    "MEMLOCK",
+    "AS",
+    "LOCKS",
+    "SIGPENDING",
+    "MSGQUEUE",
+    "NICE",
+    "RTPRIO",
+    "RTTIME",
+];
+
+fn makes(step: &Step) -> Option<Slot> {
+    match step {
+        Step::CloneTree { mount, .. } | Step::NewMount { mount, .. } | Step::LoopMount { mount, .. } => Some(*mount),
+        _ => None,
+    }
+}
+
+fn source(step: &Step) -> String {
+    match step {
+        Step::CloneTree { source, .. } => format!("bind {:?}", source.to_string_lossy()),
+        Step::NewMount { filesystem, .. } => format!("mount {}", filesystem.fstype.to_string_lossy()),
+        Step::LoopMount { source, filesystem, .. } => {
+            format!("loop mount {:?} as {}", source.to_string_lossy(), filesystem.fstype.to_string_lossy())
+        }
+        _ => String::new(),
+    }
+}
+
+fn target(launch: &Launch, made: Slot) -> String {
+    let attached = launch.plan.steps.iter().find_map(|step| match step {
+        Step::AttachRoot { mount, .. } if *mount == made => Some(" as the root".to_owned()),
+        Step::Attach { mount, target, .. } if *mount == made => Some(format!(" at {:?}", format!("/{}", target.to_string_lossy()))),
+        _ => None,
+    });
+    attached.unwrap_or_default()
+}
+
 fn part(step: &Step, detail: u16) -> Option<String> {
     let name = |text: &str| Some(text.to_owned());
     match (step, detail) {
@@ -38,8 +104,8 @@ fn part(step: &Step, detail: u16) -> Option<String> {
         (Step::Attach { .. }, attach::HOSTILE) => name("the mount point is not what it should be"),
         (Step::Attach { .. }, attach::MOVE) => name("move the mount there"),
         (Step::NewMount { .. } | Step::LoopMount { .. }, 1) => name("create"),
-        (Step::NewMount { options, .. } | Step::LoopMount { options, .. }, detail) if detail >= 2 => {
-            let (key, _) = options.get(usize::from(detail) - 2)?;
+        (Step::NewMount { filesystem, .. } | Step::LoopMount { filesystem, .. }, detail) if detail >= 2 => {
+            let (key, _) = filesystem.options.get(usize::from(detail) - 2)?;
             Some(format!("option {:?}", key.to_string_lossy()))
         }
         (Step::Pivot { .. }, 1) => name("pivot_root"),
@@ -61,7 +127,7 @@ fn part(step: &Step, detail: u16) -> Option<String> {
 
 /// The words that ctr, Docker and kubelet users know from runc, and that Docker derives exit codes 126 and 127 from.
 fn no_program(launch: &Launch, errno: i32) -> Error {
-    let name = launch.program.arguments.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = &launch.program.name;
     let found_nothing = errno == Errno::NOENT.raw_os_error();
     if !name.contains('/') && found_nothing {
         return Error::new(ErrorKind::NotFound, format!("exec: {name:?}: executable file not found in $PATH"));
@@ -71,7 +137,7 @@ fn no_program(launch: &Launch, errno: i32) -> Error {
 }
 
 fn exec_failed(launch: &Launch, errno: i32) -> Error {
-    let name = launch.program.arguments.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = &launch.program.name;
     program_error(format!("exec {name}"), errno)
 }
 

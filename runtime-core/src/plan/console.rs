@@ -9,7 +9,8 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::pty::OpenptFlags;
 
 use super::child::{Failed, part};
-use super::root::{self, Links};
+use super::decimal::decimal;
+use super::root::{self, Links, Name};
 use crate::sys::{process, tty};
 
 /// `DEVPTS_SUPER_MAGIC` of linux/magic.h.
@@ -63,8 +64,8 @@ fn is_multiplexer(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 impl Console {
     /// Puts the peer at `/dev/console`: the mount is cloned from the devpts that the peer came from, and compared with it.
     pub fn cover(&self, devpts: BorrowedFd<'_>, devices: BorrowedFd<'_>) -> Result<(), Failed> {
-        let mut name = [0u8; 12];
-        let name = decimal(tty::peer_number(self.master.as_fd())?, &mut name)?;
+        let (mut digits, mut name) = ([0; 10], Name::default());
+        let name = name.set(decimal(tty::peer_number(self.master.as_fd())?, &mut digits))?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
         let tree = open_tree(devpts, name, flags).map_err(part(4))?;
         if rustix::fs::fstat(&tree)?.st_rdev != rustix::fs::fstat(&self.peer)?.st_rdev {
@@ -92,17 +93,4 @@ impl Console {
         }
         Ok(())
     }
-}
-
-fn decimal(number: u32, buffer: &mut [u8; 12]) -> Result<&CStr, Errno> {
-    let (mut rest, mut at) = (number, buffer.len() - 1);
-    loop {
-        at -= 1;
-        buffer[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    CStr::from_bytes_with_nul(&buffer[at..]).map_err(|_| Errno::INVAL)
 }

@@ -177,6 +177,9 @@ fn serve(control: OwnedFd) -> Result<()> {
     let control = keep_only(control)?;
     // Children inherit this: none can be looked at in the moment before it says so itself.
     process::forbid_dump().context(|| "launcher: prctl")?;
+    // One that replaces another is forked by the daemon as it is by then: its signal handlers and its wish for small pages pass to children.
+    process::reset_signals();
+    process::allow_huge_pages().context(|| "launcher: prctl")?;
     let _ = rustix::thread::set_name(c"coracle-launch");
     let own_pid_namespace = open_namespace(c"/proc/self/ns/pid")?;
     let mut server = Server { stub: make_stub()?, control, own_pid_namespace, watched: HashMap::new() };

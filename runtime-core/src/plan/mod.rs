@@ -7,6 +7,7 @@
 
 pub mod child;
 mod console;
+mod decimal;
 pub mod launcher;
 mod print;
 pub mod report;
@@ -29,14 +30,18 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// How many places the table has.
     pub slots: u16,
+    /// A step that is to fail.
+    #[cfg(feature = "failpoints")]
+    pub fail: Option<crate::failpoints::FailStep>,
 }
 
 /// One thing that a new process does. Each is a few system calls; none has conditions that the parent could have decided.
+#[allow(missing_docs, reason = "each variant says what it does; its fields are named as in the man page that it names")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
     /// Enters a cgroup by writing to its `cgroup.procs`.
     JoinCgroup { procs: Slot },
-    /// Writes `/proc/self/oom_score_adj`; refused lowering is accepted if `tolerant`.
+    /// Writes `/proc/self/oom_score_adj`.
     OomScoreAdj { score: i32 },
     /// A new session keyring (keyrings(7)); a kernel without keyrings has none to protect.
     NewKeyring { name: CString },
@@ -49,12 +54,14 @@ pub enum Step {
     /// A new session (setsid(2)).
     Session,
 
+    /// Enters a directory of the host, so that paths in the following steps may be relative to it.
+    SourceDirectory { path: CString },
     /// Clones the mount at a path of the host into a detached one (open_tree(2)).
     CloneTree { source: CString, recursive: bool, mount: Slot },
     /// Makes a filesystem and a detached mount of it (fsopen(2), fsconfig(2), fsmount(2)).
-    NewMount { fstype: CString, options: Vec<(CString, Option<CString>)>, attributes: u64, mount: Slot },
+    NewMount { filesystem: Filesystem, mount: Slot },
     /// Puts a file behind a loop device and makes a detached mount of it.
-    LoopMount { source: CString, direct_io: bool, fstype: CString, options: Vec<(CString, Option<CString>)>, attributes: u64, mount: Slot },
+    LoopMount { source: CString, direct_io: bool, filesystem: Filesystem, mount: Slot },
     /// Changes attributes and propagation of a detached mount.
     Attributes { mount: Slot, recursive: bool, set: u64, clear: u64, propagation: u64 },
     /// Overlay by mount(2) with paths relative to `base`, for kernels without `lowerdir+`; needs a private mount namespace.
@@ -73,7 +80,7 @@ pub enum Step {
     /// Makes a directory below an opened one, if missing.
     MakeDirectory { directory: Slot, name: CString, mode: u32 },
     /// Makes a device node below the root, if missing.
-    Device { root: Slot, path: CString, kind: u32, mode: u32, device: u64, uid: u32, gid: u32 },
+    Device { root: Slot, path: CString, node: Node },
     /// Makes a symbolic link in an opened directory, replacing what is no directory.
     Symlink { directory: Slot, name: CString, target: CString },
     /// A pseudoterminal from the container's own devpts: the master goes to the parent, the peer becomes the console.
@@ -135,6 +142,32 @@ pub enum Step {
     Exec,
 }
 
+/// What fsopen(2), fsconfig(2) and fsmount(2) are told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filesystem {
+    /// A name in `/proc/filesystems`.
+    pub fstype: CString,
+    /// In order; without a value it is a flag.
+    pub options: Vec<(CString, Option<CString>)>,
+    /// `MOUNT_ATTR_*`.
+    pub attributes: u64,
+}
+
+/// What mknod(2) makes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// `S_IFCHR`, `S_IFBLK` or `S_IFIFO`.
+    pub kind: u32,
+    /// Permissions, exactly.
+    pub mode: u32,
+    /// makedev(3).
+    pub device: u64,
+    /// The owner.
+    pub uid: u32,
+    /// The owner's group.
+    pub gid: u32,
+}
+
 /// What may lie under a mount point (contract of the OCI spec, and of the published attacks on `/proc`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Target {
@@ -151,6 +184,8 @@ pub enum Target {
 /// What is executed at the end of a plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
+    /// What was asked for, as messages quote it: a path, or a name that was searched for.
+    pub name: String,
     /// Paths to try, in order.
     pub candidates: Vec<CString>,
     /// The arguments, the program's name first.
@@ -205,6 +240,12 @@ impl Builder {
 
     /// The plan, and the descriptors of its first slots.
     pub fn finish(self) -> (Plan, Vec<std::os::fd::OwnedFd>) {
-        (Plan { steps: self.steps, slots: self.slots }, self.given)
+        let plan = Plan {
+            steps: self.steps,
+            slots: self.slots,
+            #[cfg(feature = "failpoints")]
+            fail: crate::failpoints::FailStep::from_environment(),
+        };
+        (plan, self.given)
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::fmt;
 
-use super::{Plan, Slot, Step, Target};
+use super::{Filesystem, Node, Plan, Slot, Step, Target};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -84,6 +84,24 @@ fn depth(recursive: bool) -> &'static str {
     if recursive { " with all below" } else { "" }
 }
 
+impl fmt::Display for Filesystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} [{}] {}", text(&self.fstype), options(&self.options), attributes(self.attributes))
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            libc::S_IFBLK => "block",
+            libc::S_IFIFO => "fifo",
+            _ => "character",
+        };
+        let (major, minor) = (rustix::fs::major(self.device), rustix::fs::minor(self.device));
+        write!(f, "{kind} {major}:{minor}, mode {:o}, owner {}:{}", self.mode, self.uid, self.gid)
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -95,12 +113,9 @@ impl fmt::Display for Step {
             Self::Loopback => write!(f, "set loopback up"),
             Self::Session => write!(f, "new session"),
             Self::CloneTree { source, recursive, mount } => write!(f, "{mount} = bind {:?}{}", text(source), depth(*recursive)),
-            Self::NewMount { fstype, options: o, attributes: a, mount } => {
-                write!(f, "{mount} = mount {} [{}] {}", text(fstype), options(o), attributes(*a))
-            }
-            Self::LoopMount { source, fstype, options: o, attributes: a, mount, .. } => {
-                write!(f, "{mount} = loop mount {:?} {} [{}] {}", text(source), text(fstype), options(o), attributes(*a))
-            }
+            Self::SourceDirectory { path } => write!(f, "enter {:?} of the host", text(path)),
+            Self::NewMount { filesystem, mount } => write!(f, "{mount} = mount {filesystem}"),
+            Self::LoopMount { source, filesystem, mount, .. } => write!(f, "{mount} = loop mount {:?} {filesystem}", text(source)),
             Self::Attributes { mount, recursive, set, clear, propagation: p } => {
                 let all = depth(*recursive);
                 write!(
@@ -126,15 +141,7 @@ impl fmt::Display for Step {
             }
             Self::OpenDirectory { path, directory, .. } => write!(f, "{directory} = open directory \"/{}\"", text(path)),
             Self::MakeDirectory { directory, name, mode } => write!(f, "make directory {:?} in {directory}, mode {mode:o}", text(name)),
-            Self::Device { path, kind, mode, device, uid, gid, .. } => {
-                let kind = match *kind {
-                    libc::S_IFBLK => "block",
-                    libc::S_IFIFO => "fifo",
-                    _ => "character",
-                };
-                let (major, minor) = (rustix::fs::major(*device), rustix::fs::minor(*device));
-                write!(f, "make {kind} device \"/{}\" {major}:{minor}, mode {mode:o}, owner {uid}:{gid}", text(path))
-            }
+            Self::Device { path, node, .. } => write!(f, "make device \"/{}\": {node}", text(path)),
             Self::Symlink { name, target, directory } => write!(f, "make link {:?} -> {:?} in {directory}", text(name), text(target)),
             Self::Console { uid, size, .. } => write!(f, "make console for user {uid}, size {size:?}"),
             Self::JoinedConsole { uid, size } => write!(f, "make terminal for user {uid}, size {size:?}"),

@@ -13,8 +13,8 @@ use oci_spec::runtime::{Hooks, LinuxDevice, LinuxNamespace, LinuxSeccomp, Mount,
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::error::{Context, Error, Result};
-pub use refuse::check;
+use crate::error::{Context, Error, ErrorKind, Result};
+pub use refuse::{check, namespace_name};
 pub use resources::Resources;
 
 /// A container's configuration (OCI runtime-spec 1.3, config.md and config-linux.md).
@@ -49,7 +49,7 @@ pub struct Spec {
 }
 
 /// A process of a container: its first one, or one that joins (config.md, "Process").
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Process {
     /// Whether it gets a pseudoterminal.
@@ -208,7 +208,9 @@ impl Spec {
     /// The file cannot be read; it is no JSON of a spec; a field is refused, by name.
     pub fn load(bundle: &Path) -> Result<Self> {
         let path = bundle.join("config.json");
-        let bytes = std::fs::read(&path).context(|| format!("read {path:?}"))?;
+        // A bundle without one is the caller's mistake.
+        let bytes =
+            std::fs::read(&path).context(|| format!("read {path:?}")).map_err(|error| error.with_kind(ErrorKind::InvalidArgument))?;
         let spec = Self::parse(&bytes).context(|| format!("{path:?}"))?;
         check(&spec)?;
         Ok(spec)

@@ -84,28 +84,37 @@ pub fn check_process(process: &Process) -> Result<()> {
     }
     for (index, limit) in process.rlimits.iter().enumerate() {
         if process.rlimits[..index].iter().any(|earlier| earlier.typ() == limit.typ()) {
-            return Err(Error::invalid(format!("process.rlimits: {:?} is given twice", limit.typ())));
+            return Err(Error::invalid(format!("process.rlimits: {} is given twice", limit.typ())));
         }
         if limit.soft() > limit.hard() {
-            return Err(Error::invalid(format!(
-                "process.rlimits: {:?}: soft {} is above hard {}",
-                limit.typ(),
-                limit.soft(),
-                limit.hard()
-            )));
+            return Err(Error::invalid(format!("process.rlimits: {}: soft {} is above hard {}", limit.typ(), limit.soft(), limit.hard())));
         }
     }
     Ok(())
 }
 
+/// A kind of namespace as config.json writes it; the type's own text is the name in `/proc/<pid>/ns`.
+pub fn namespace_name(kind: LinuxNamespaceType) -> &'static str {
+    match kind {
+        LinuxNamespaceType::Mount => "mount",
+        LinuxNamespaceType::Cgroup => "cgroup",
+        LinuxNamespaceType::Uts => "uts",
+        LinuxNamespaceType::Ipc => "ipc",
+        LinuxNamespaceType::User => "user",
+        LinuxNamespaceType::Pid => "pid",
+        LinuxNamespaceType::Network => "network",
+        LinuxNamespaceType::Time => "time",
+    }
+}
+
 fn namespaces(spec: &Spec) -> Result<()> {
     let mut seen = HashSet::new();
     for namespace in &spec.linux.namespaces {
-        let kind = namespace.typ();
-        if !seen.insert(kind) {
+        let (typ, kind) = (namespace.typ(), namespace_name(namespace.typ()));
+        if !seen.insert(typ) {
             return Err(Error::invalid(format!("linux.namespaces: {kind} is given twice")));
         }
-        if matches!(kind, LinuxNamespaceType::User | LinuxNamespaceType::Time) {
+        if matches!(typ, LinuxNamespaceType::User | LinuxNamespaceType::Time) {
             return Err(unimplemented(&format!("linux.namespaces: {kind}"), "this kind of namespace"));
         }
         if let Some(path) = namespace.path()
@@ -118,7 +127,8 @@ fn namespaces(spec: &Spec) -> Result<()> {
         return Err(Error::invalid("linux.namespaces: a container needs a mount namespace of its own"));
     }
     let uts = seen.contains(&LinuxNamespaceType::Uts);
-    if !uts && !(spec.hostname.is_empty() && spec.domainname.is_empty()) {
+    let named = !spec.hostname.is_empty() || !spec.domainname.is_empty();
+    if named && !uts {
         return Err(Error::invalid("hostname/domainname: cannot be set without a UTS namespace"));
     }
     Ok(())

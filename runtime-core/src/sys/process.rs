@@ -73,6 +73,14 @@ pub fn execve(path: &CStr, argv: &StringArray, envp: &StringArray) -> Errno {
     super::last_errno()
 }
 
+/// execveat(2) of the open file `program` itself (`AT_EMPTY_PATH`): returns only on failure.
+pub fn execve_file(program: BorrowedFd<'_>, argv: &StringArray, envp: &StringArray) -> Errno {
+    let (arguments, environment) = (argv.pointers.as_ptr(), envp.pointers.as_ptr());
+    // SAFETY: the path is a NUL-terminated literal; both arrays end in NULL and point into strings that they own.
+    unsafe { libc::syscall(libc::SYS_execveat, program.as_raw_fd(), c"".as_ptr(), arguments, environment, libc::AT_EMPTY_PATH) };
+    super::last_errno()
+}
+
 /// setns(2) of the calling thread. `target` is a namespace descriptor, or a pidfd, of which `flags` says which namespaces to join.
 ///
 /// # Errors
@@ -205,12 +213,12 @@ pub fn set_subreaper() -> Result<(), Errno> {
     prctl(libc::PR_SET_CHILD_SUBREAPER, 1)
 }
 
-/// `PR_SET_THP_DISABLE`: no huge pages, which would only fatten a small process.
+/// Undoes `PR_SET_THP_DISABLE`, which children and what they execute would inherit.
 ///
 /// # Errors
 /// None known.
-pub fn disable_huge_pages() -> Result<(), Errno> {
-    prctl(libc::PR_SET_THP_DISABLE, 1)
+pub fn allow_huge_pages() -> Result<(), Errno> {
+    prctl(libc::PR_SET_THP_DISABLE, 0)
 }
 
 /// `PR_SCHED_CORE_CREATE` for the caller's process group: its own core-scheduling cookie.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use runtime_core::error::{Context, Result};
 use rustix::event::PollFlags;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::{Mode, OFlags};
 use tokio::io::Interest;
 use tokio::sync::watch;
 
@@ -15,28 +16,80 @@ use super::watched::Watched;
 
 /// Well above the grace period of a busy machine.
 const GRACE: Duration = Duration::from_millis(200);
+/// How long a deletion waits for a client that is about to open or to read: on a busy machine it may take tens of milliseconds until a
+/// thread runs that the kernel has woken.
+pub(super) const LATE: Duration = Duration::from_millis(250);
 
-/// Closes a fifo whose output is complete, once that loses nothing.
+/// Closes a fifo whose output is complete, once that loses nothing. Answers how many bytes are lost.
 ///
 /// A client waits for the end of the output before it asks for the deletion, so the write end must not stay open; but what lies in
 /// a fifo is gone when its last descriptor is closed. So with bytes in it and nobody there to read them, it is kept until
 /// someone has opened it, or until the deletion.
-pub(super) async fn linger(write: Watched, hold: OwnedFd, phase: &mut watch::Receiver<Phase>) {
+///
+/// containerd's client gives up a fifo at the answer to the deletion, even one that it has opened and not come to read (`Cancel` in
+/// its `pkg/cio`, `OpenFifo` in containerd/fifo): so the deletion waits a moment for what lies there to be taken.
+pub(super) async fn linger(write: Watched, hold: OwnedFd, phase: &mut watch::Receiver<Phase>) -> u64 {
     drop(hold);
-    let deleted = *phase.borrow() >= Phase::Draining;
-    if deleted || rustix::io::ioctl_fionread(&write).unwrap_or(0) == 0 || has_reader(&write) {
-        return;
+    if unread(&write) == 0 {
+        return 0;
     }
+    if !has_reader(&write) && !opened(&write, phase).await {
+        return unread(&write);
+    }
+    // Our own reader, from here on only to see what lies there.
+    let Ok(look) = reopen(&write) else { return 0 };
+    drop(write);
+    until(phase, Phase::Draining).await;
+    if unread(&look) > 0 {
+        taken(&look, phase).await;
+    }
+    0
+}
+
+fn unread(fifo: impl AsFd) -> u64 {
+    rustix::io::ioctl_fionread(fifo).unwrap_or(0)
+}
+
+/// Waits until someone has opened the fifo for reading; false if nobody has, [`LATE`] after the deletion began.
+async fn opened(write: &Watched, phase: &mut watch::Receiver<Phase>) -> bool {
     // Without inotify the bytes are lost, as they are with containerd's own shim.
-    let Ok(opens) = Opens::of(&write) else { return };
-    while !has_reader(&write) {
+    let Ok(opens) = Changes::of(write, WatchFlags::OPEN) else { return false };
+    let mut stopped = phase.clone();
+    let gone = async {
+        until(phase, Phase::Draining).await;
         tokio::select! {
             biased;
-            () = until(phase, Phase::Draining) => break,
-            () = opens.next() => {}
+            () = until(&mut stopped, Phase::Stopped) => {}
+            () = tokio::time::sleep(LATE) => {}
         }
+    };
+    tokio::select! {
+        biased;
+        () = opens.wait(|| has_reader(write)) => {}
+        () = gone => {}
     }
     opens.close();
+    has_reader(write)
+}
+
+/// Waits until nothing lies in the fifo any more, [`LATE`] at most.
+async fn taken(look: &OwnedFd, phase: &mut watch::Receiver<Phase>) {
+    let Ok(reads) = Changes::of(look, WatchFlags::ACCESS) else { return };
+    tokio::select! {
+        biased;
+        () = until(phase, Phase::Stopped) => {}
+        () = reads.wait(|| unread(look) == 0) => {}
+        () = tokio::time::sleep(LATE) => {}
+    }
+    reads.close();
+}
+
+fn reopen(fifo: &Watched) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(link(fifo), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn link(fifo: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", fifo.as_fd().as_raw_fd())
 }
 
 /// The write end of a pipe reports an error for as long as there is no reader, see `pipe_poll` in the kernel's fs/pipe.c.
@@ -44,18 +97,24 @@ fn has_reader(write: &Watched) -> bool {
     !poll_now(write, PollFlags::OUT).contains(PollFlags::ERR)
 }
 
-/// Reports each open of a fifo.
-struct Opens {
+/// Reports what others do with a fifo.
+struct Changes {
     inotify: Watched,
     watch: i32,
 }
 
-impl Opens {
-    fn of(fifo: &Watched) -> Result<Self> {
+impl Changes {
+    fn of(fifo: impl AsFd, what: WatchFlags) -> Result<Self> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).context(|| "create an inotify instance")?;
-        let link = format!("/proc/self/fd/{}", fifo.as_fd().as_raw_fd());
-        let watch = inotify::add_watch(&inotify, link, WatchFlags::OPEN).context(|| "watch a fifo")?;
+        let watch = inotify::add_watch(&inotify, link(fifo), what).context(|| "watch a fifo")?;
         Ok(Self { inotify: Watched::new(inotify, Interest::READABLE)?, watch })
+    }
+
+    /// Waits until something holds, asked first and after each change.
+    async fn wait(&self, holds: impl Fn() -> bool) {
+        while !holds() {
+            self.next().await;
+        }
     }
 
     async fn next(&self) {

@@ -148,10 +148,11 @@ impl Pump {
                 return End::Cut(self.left());
             }
         }
-        if let Sink::Fifo(write, hold) = self.sink {
-            linger(write, hold, &mut phase).await;
-        }
-        End::Complete
+        let lost = match self.sink {
+            Sink::Fifo(write, hold) => linger(write, hold, &mut phase).await,
+            _ => 0,
+        };
+        if lost > 0 { End::Cut(lost) } else { End::Complete }
     }
 
     /// Whether a step that could do nothing will never do more.

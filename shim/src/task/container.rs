@@ -58,15 +58,25 @@ pub struct Container {
 
 /// What a container is made of.
 pub struct Parts {
+    /// [`Container::id`].
     pub id: String,
+    /// [`Container::bundle`].
     pub bundle: PathBuf,
+    /// [`Container::cgroup`].
     pub cgroup: Cgroup,
+    /// [`Container::namespaces`].
     pub namespaces: Joined,
+    /// [`Container::filter`].
     pub filter: Option<Arc<Filter>>,
+    /// [`Container::no_new_keyring`].
     pub no_new_keyring: bool,
+    /// [`Container::owner`].
     pub owner: Option<Owner>,
+    /// [`Container::hooks`].
     pub hooks: Hooks,
+    /// [`Container::init`].
     pub init: Arc<Process>,
+    /// What is on disk.
     pub record: Record,
 }
 

@@ -15,9 +15,10 @@ use runtime_core::plan::report;
 use runtime_core::seccomp::Filter;
 use runtime_core::spec::Spec;
 use runtime_core::sys::process::send_signal;
+use tokio::sync::watch;
 
 use super::container::{Container, Parts};
-use super::hooks::Hooks;
+use super::hooks::{Hooks, given_up, nobody_wants_it};
 use super::node::{Child, Node, Progress};
 use super::process::Process;
 use super::spawner::Loggers;
@@ -31,7 +32,9 @@ const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
 
 /// A container whose first process waits for its start.
 pub struct Created {
+    /// The container.
     pub container: Arc<Container>,
+    /// Its first process, which waits.
     pub child: Child,
 }
 
@@ -81,19 +84,19 @@ pub async fn remove(cgroup: &Cgroup, bound: Duration) -> Result<()> {
     }
 }
 
-/// Creates a container.
+/// Creates a container, unless it is given up meanwhile.
 ///
 /// # Errors
 /// The step that failed.
-pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest) -> Result<Created> {
+pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: watch::Receiver<bool>) -> Result<Created> {
     if !request.checkpoint.is_empty() {
         return Err(Error::new(ErrorKind::Unimplemented, "checkpoint: this version cannot restore containers"));
     }
     let bundle = absolute(&request.bundle)?;
     let options = options(node, request)?;
     let spec = Spec::load(&bundle)?;
-    warn(node, &request.id, &spec);
     let filter = node.filter(spec.linux.seccomp.as_ref())?;
+    warn(node, &request.id, &spec, filter.as_deref());
     let path = CgroupPath::new(&node.host, spec.linux.cgroups_path.as_deref(), &request.id)?;
     let init = Arc::new(Process::new("", stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));
     let owner = owner(&options);
@@ -108,7 +111,16 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest) -> Result<Cre
     // The first mark on disk: from here on another process can clean up after us.
     record.write(&bundle)?;
     let mut undo = Undo { node: Arc::clone(node), id: request.id.clone(), bundle: bundle.clone(), cgroup: None, child: None };
-    let making = Making { node, request, bundle: &bundle, options: &options, spec: &spec, filter: filter.as_deref(), owner };
+    let making = Making {
+        node,
+        request,
+        bundle: &bundle,
+        options: &options,
+        spec: &spec,
+        filter: filter.as_deref(),
+        owner,
+        given_up: given_up.clone(),
+    };
     match making.make(&mut undo, &path, &init, record).await {
         Ok((child, record)) => {
             let Some(cgroup) = undo.cgroup.take() else { return Err(Error::new(ErrorKind::Internal, "cgroup: lost")) };
@@ -129,7 +141,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest) -> Result<Cre
         }
         Err(error) => {
             undo.run().await;
-            Err(error)
+            Err(if *given_up.borrow() { nobody_wants_it() } else { error })
         }
     }
 }
@@ -142,6 +154,7 @@ struct Making<'a> {
     spec: &'a Spec,
     filter: Option<&'a Filter>,
     owner: Option<Owner>,
+    given_up: watch::Receiver<bool>,
 }
 
 impl Making<'_> {
@@ -185,11 +198,15 @@ impl Making<'_> {
     /// Until the child waits for its start.
     async fn accompany(&self, child: &Child, io: &Io) -> Result<()> {
         loop {
-            match child.progress().await? {
+            let progress = tokio::select! {
+                () = given_up(&self.given_up) => return Err(nobody_wants_it()),
+                progress = child.progress() => progress?,
+            };
+            match progress {
                 Progress::Ready => return Ok(()),
                 Progress::Console(master) => io.attach_console(master)?,
                 Progress::Hooks => {
-                    let hooks = Hooks::of(self.spec, &self.request.id, self.bundle);
+                    let hooks = Hooks::of(self.spec, &self.request.id, self.bundle).until(self.given_up.clone());
                     let flags = Joined::of(&self.spec.linux.namespaces).flags();
                     hooks.run(self.node, Point::Prestart, child.pid, None).await?;
                     hooks.run(self.node, Point::CreateRuntime, child.pid, None).await?;
@@ -226,9 +243,12 @@ fn owner(options: &Options) -> Option<Owner> {
 }
 
 /// What is passed over, once per container.
-fn warn(node: &Node, id: &str, spec: &Spec) {
+fn warn(node: &Node, id: &str, spec: &Spec, filter: Option<&Filter>) {
     for field in node.host.ignored(&spec.linux.resources) {
         log::warn!("{id}: linux.resources.{field} has no effect on this host, ignoring");
+    }
+    for name in filter.iter().flat_map(|filter| &filter.skipped) {
+        log::warn!("{id}: linux.seccomp: system call {name:?} is unknown, ignoring");
     }
     for name in spec.process.iter().flat_map(unknown_capabilities) {
         log::warn!("{id}: capability {name:?} is unknown, ignoring");

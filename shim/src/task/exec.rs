@@ -15,6 +15,7 @@ use super::node::{Child, Node, Progress};
 use super::process::{Exit, Process};
 use super::spawner::Loggers;
 use super::state::{Action, State};
+use crate::bootstrap::check_identifier;
 use crate::io::{Io, Origin};
 
 /// Exit statuses that shells and runc's users know.
@@ -24,7 +25,9 @@ const FAILED: u32 = 255;
 
 /// An exec'd process that waits for its start.
 pub struct Pending {
+    /// What the world sees of it.
     pub process: Arc<Process>,
+    /// What it will run.
     pub spec: Spec,
 }
 
@@ -33,6 +36,7 @@ pub struct Pending {
 /// # Errors
 /// [`ErrorKind::AlreadyExists`], [`ErrorKind::FailedPrecondition`], or what is wrong with the spec.
 pub fn add(node: &Node, container: &Container, request: &ExecProcessRequest) -> Result<Pending> {
+    check_identifier("exec_id", &request.exec_id)?;
     container.init.state().allow(Action::Exec)?;
     let mut spec = Spec::parse(&request.spec.value)?;
     // The request says what its client is prepared for.

@@ -3,25 +3,31 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oci_spec::runtime::Hook;
-use runtime_core::compile::{self, Helper};
+use runtime_core::compile::{self, Compiled, Helper, StartContainerHook};
 use runtime_core::container::hooks::{Point, state};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
-use runtime_core::spec::Spec;
+use runtime_core::spec::{Process, Spec};
 use runtime_core::sys::process::send_signal;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::Interest;
+use tokio::sync::watch;
 
-use super::node::{Node, Progress};
+use super::container::Container;
+use super::create::view;
+use super::node::{Child, Node, Progress, lock};
 use crate::io::watched::{Edge, Watched};
 
 /// What is kept of a hook's complaints.
 const STDERR_MAX: usize = 1024;
+
+/// How long after a hook's end its complaints may still arrive.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// The hooks of a container, and what they are told.
 pub struct Hooks {
@@ -30,13 +36,30 @@ pub struct Hooks {
     annotations: HashMap<String, String>,
     id: String,
     bundle: PathBuf,
+    /// Whose rights a startContainer hook gets.
+    process: Option<Process>,
+    given_up: Option<watch::Receiver<bool>>,
 }
 
 impl Hooks {
     /// Those of a spec.
     pub fn of(spec: &Spec, id: &str, bundle: &Path) -> Self {
         let annotations = if spec.hooks.is_some() { spec.annotations.clone() } else { HashMap::new() };
-        Self { hooks: spec.hooks.clone(), version: spec.oci_version.clone(), annotations, id: id.to_owned(), bundle: bundle.to_owned() }
+        let process = if Point::StartContainer.of(spec.hooks.as_ref()).is_empty() { None } else { spec.process.clone() };
+        Self {
+            hooks: spec.hooks.clone(),
+            version: spec.oci_version.clone(),
+            annotations,
+            id: id.to_owned(),
+            bundle: bundle.to_owned(),
+            process,
+            given_up: None,
+        }
+    }
+
+    /// The same, killed when this becomes true.
+    pub fn until(self, given_up: watch::Receiver<bool>) -> Self {
+        Self { given_up: Some(given_up), ..self }
     }
 
     /// Whether there are any at this point.
@@ -57,54 +80,140 @@ impl Hooks {
     }
 
     async fn run_one(&self, node: &Arc<Node>, hook: &Hook, state: Vec<u8>, inside: Option<(&OwnedFd, i32)>) -> Result<()> {
-        let timeout = match hook.timeout() {
-            Some(seconds) => Duration::from_secs(u64::try_from(seconds).map_err(|_| Error::invalid("timeout: not above zero"))?),
-            None => Duration::MAX,
-        };
         let arguments = match hook.args() {
             Some(arguments) if !arguments.is_empty() => arguments.clone(),
             _ => vec![hook.path().to_string_lossy().into_owned()],
+        };
+        let inside = inside.map(|(fd, flags)| Ok::<_, Error>((fd.try_clone().context(|| "dup")?, flags))).transpose()?;
+        let directory = if inside.is_some() { Path::new("/") } else { self.bundle.as_path() };
+        let compile = |streams: [OwnedFd; 3], report| {
+            compile::helper(Helper {
+                path: hook.path(),
+                arguments: &arguments,
+                environment: hook.env().as_deref().unwrap_or_default(),
+                descriptors: streams.into_iter().zip(0..).collect(),
+                inside,
+                directory,
+                report,
+            })
+        };
+        self.live(node, hook, state, compile).await
+    }
+
+    /// Runs the startContainer hooks: in the container, with the rights of its first process, which is about to execute its program.
+    ///
+    /// # Errors
+    /// As [`Hooks::run`].
+    pub async fn run_in_container(&self, node: &Arc<Node>, container: &Container, init: &Arc<OwnedFd>, pid: i32) -> Result<()> {
+        let point = Point::StartContainer;
+        let Some(process) = &self.process else { return Ok(()) };
+        for hook in point.of(self.hooks.as_ref()) {
+            let state = state(point, &self.id, pid, &self.bundle, &self.version, &self.annotations)?;
+            let init = init.try_clone().context(|| "dup")?;
+            let cgroup = view(&container.cgroup)?;
+            let compile = |streams, report| {
+                compile::start_container_hook(StartContainerHook {
+                    id: &self.id,
+                    hook,
+                    process,
+                    namespaces: &container.namespaces,
+                    init,
+                    cgroup,
+                    streams,
+                    filter: container.filter.as_deref(),
+                    report,
+                    no_new_keyring: container.no_new_keyring,
+                })
+            };
+            self.live(node, hook, state, compile).await.context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
+        }
+        Ok(())
+    }
+
+    /// The life of one hook, bounded by its timeout.
+    async fn live(
+        &self,
+        node: &Arc<Node>,
+        hook: &Hook,
+        state: Vec<u8>,
+        compile: impl FnOnce([OwnedFd; 3], OwnedFd) -> Result<Compiled>,
+    ) -> Result<()> {
+        let timeout = match hook.timeout() {
+            Some(seconds @ 1..) => Duration::from_secs(seconds.unsigned_abs()),
+            Some(seconds) => return Err(Error::invalid(format!("timeout: {seconds} is not above zero"))),
+            None => Duration::MAX,
         };
         let (stdin, state_end) = pipe()?;
         let (stderr_end, stderr) = pipe()?;
         let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null")?;
         let (report, child_report) = report::pair().context(|| "socketpair")?;
-        let inside = inside.map(|(fd, flags)| Ok::<_, Error>((fd.try_clone().context(|| "dup")?, flags))).transpose()?;
-        let directory = if inside.is_some() { Path::new("/") } else { self.bundle.as_path() };
-        let compiled = compile::helper(Helper {
-            path: hook.path(),
-            arguments: &arguments,
-            environment: hook.env().as_deref().unwrap_or_default(),
-            descriptors: vec![(stdin, 0), (null, 1), (stderr, 2)],
-            inside,
-            directory,
-            report: child_report,
-        })?;
+        let compiled = compile([stdin, null, stderr], child_report)?;
         let child = node.launch(compiled, report).await?;
         let life = async {
             if let Err(error) = run_to_exec(&child).await {
                 node.wait(child.pid, &child.pidfd).await;
                 return Err(error);
             }
-            let feed = feed(state_end, state);
-            let (said, ()) = tokio::join!(gather(stderr_end), feed);
-            Ok((node.wait(child.pid, &child.pidfd).await, said))
+            let said = Mutex::default();
+            let talk = async { tokio::join!(gather(stderr_end, &said), feed(state_end, state)) };
+            let ended = node.wait(child.pid, &child.pidfd);
+            tokio::pin!(talk, ended);
+            let status = tokio::select! {
+                _ = &mut talk => ended.await,
+                status = &mut ended => {
+                    // What a hook leaves in the background may hold its standard error for ever.
+                    let _ = tokio::time::timeout(LAST_WORDS, talk).await;
+                    status
+                }
+            };
+            Ok((status, String::from_utf8_lossy(&lock(&said)).into_owned()))
         };
-        match tokio::time::timeout(timeout, life).await {
+        let given_up = async {
+            match &self.given_up {
+                Some(wanted) => given_up(wanted).await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(timeout, life) => Some(ended),
+            () = given_up => None,
+        };
+        let Some(ended) = ended else {
+            kill(node, &child).await;
+            return Err(Error::new(ErrorKind::Internal, "killed, since nobody waits for it any more"));
+        };
+        match ended {
             Ok(Ok((0, _))) => Ok(()),
             Ok(Ok((status, said))) => Err(Error::new(ErrorKind::Internal, format!("exit status {status}: {}", said.trim()))),
             Ok(Err(error)) => Err(error),
             Err(_) => {
-                let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
-                node.wait(child.pid, &child.pidfd).await;
+                kill(node, &child).await;
                 Err(Error::new(ErrorKind::Internal, format!("killed after its timeout of {} s", timeout.as_secs())))
             }
         }
     }
 }
 
+async fn kill(node: &Node, child: &Child) {
+    let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+    node.wait(child.pid, &child.pidfd).await;
+}
+
+/// Waits until nobody wants what is being made.
+pub async fn given_up(wanted: &watch::Receiver<bool>) {
+    if wanted.clone().wait_for(|given_up| *given_up).await.is_err() {
+        // Nobody is left who could give it up.
+        std::future::pending().await
+    }
+}
+
+/// The failure of what was given up.
+pub fn nobody_wants_it() -> Error {
+    Error::new(ErrorKind::Internal, "the container was deleted while it was being created")
+}
+
 /// Until the program runs; it says nothing else before.
-pub async fn run_to_exec(child: &super::node::Child) -> Result<()> {
+pub async fn run_to_exec(child: &Child) -> Result<()> {
     match child.progress().await? {
         Progress::Executed => Ok(()),
         _ => Err(Error::new(ErrorKind::Internal, "an unexpected report of a helper")),
@@ -132,13 +241,14 @@ async fn feed(to: OwnedFd, state: Vec<u8>) {
 }
 
 /// Reads to the end and keeps the beginning.
-async fn gather(from: OwnedFd) -> String {
-    let Ok(from) = Watched::new(from, Interest::READABLE) else { return String::new() };
-    let (mut said, mut buffer, mut hung_up) = (Vec::new(), [0u8; 512], false);
+async fn gather(from: OwnedFd, said: &Mutex<Vec<u8>>) {
+    let Ok(from) = Watched::new(from, Interest::READABLE) else { return };
+    let (mut buffer, mut hung_up) = ([0u8; 512], false);
     loop {
         match rustix::io::read(&from, &mut buffer) {
             Ok(0) => break,
             Ok(length) => {
+                let mut said = lock(said);
                 let room = STDERR_MAX - said.len();
                 said.extend_from_slice(&buffer[..length.min(room)]);
             }
@@ -148,5 +258,4 @@ async fn gather(from: OwnedFd) -> String {
             Err(_) => break,
         }
     }
-    String::from_utf8_lossy(&said).into_owned()
 }

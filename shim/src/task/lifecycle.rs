@@ -40,6 +40,12 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, child: Option<C
     let init = &container.init;
     init.state().allow(Action::Start)?;
     let child = child.ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, "process was started already"))?;
+    if let Err(error) = container.hooks.run_in_container(node, container, &child.pidfd, child.pid).await {
+        // runtime.md, "Lifecycle": a hook that fails stops the container.
+        let _ = init.signal(libc::SIGKILL);
+        init.wait_told().await;
+        return Err(error);
+    }
     let telling = init.telling.lock().await;
     failpoint::inside(Rpc::Start).await?;
     let started = release(&child).await;
@@ -162,7 +168,9 @@ fn kill_all(container: &Container, signal: i32) -> Result<()> {
 
 /// What is told of a deleted process.
 pub struct Deleted {
+    /// Its process id.
     pub pid: i32,
+    /// How it ended.
     pub exit: Exit,
 }
 
@@ -226,6 +234,6 @@ pub async fn delete_exec(container: &Container, process: &Process) -> Result<Del
 async fn drain(id: &str, process: &Process, bound: Duration) {
     let Some(io) = process.io() else { return };
     if let Drained::Truncated(lost) = io.drained(bound).await {
-        log::warn!("{id} {}: {lost} bytes of output were not read within {} s and are lost", process.exec_id, bound.as_secs());
+        log::warn!("{id} {}: {lost} bytes of output were not read until the deletion and are lost", process.exec_id);
     }
 }

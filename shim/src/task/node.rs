@@ -9,6 +9,7 @@ use runtime_core::cgroup::{CgroupPath, Host};
 use runtime_core::compile::Compiled;
 use runtime_core::container::failure;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::kernel::Features;
 use runtime_core::plan::Launch;
 use runtime_core::plan::launcher::{Launched, Launcher, Request};
 use runtime_core::plan::report::{self, GO, Message};
@@ -19,6 +20,7 @@ use tokio::io::Interest;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::io::watched::{Edge, Watched};
+use crate::place;
 use crate::serve::Context;
 
 /// See the module.
@@ -109,7 +111,7 @@ impl Node {
         let node = Arc::new(Self {
             context,
             host: Host::detect()?,
-            layers_one_by_one: true,
+            layers_one_by_one: Features::get().layers_one_by_one,
             launcher: tokio::sync::Mutex::new(Link::new(launcher)?),
             watched: Mutex::default(),
             children: Mutex::default(),
@@ -180,7 +182,7 @@ impl Node {
     }
 
     async fn replace(&self, link: &mut Link) -> Result<()> {
-        *link = Link::new(Launcher::spawn()?)?;
+        *link = Link::new(place::with_given_descriptor_limit(Launcher::spawn)?)?;
         let watched: Vec<_> = lock(&self.watched).clone().into_iter().collect();
         for (id, cgroup) in watched {
             let message = Request::Watch(id, cgroup).encode()?;

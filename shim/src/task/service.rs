@@ -26,6 +26,7 @@ use super::node::Node;
 use super::state::{Action, State};
 use super::table::Table;
 use super::{create, exec, lifecycle, stats};
+use crate::bootstrap::check_identifier;
 use crate::clock::timestamp;
 use crate::failpoint::{self, Rpc};
 use crate::idle;
@@ -93,8 +94,9 @@ impl Service {
     }
 
     async fn create_container(self, request: CreateTaskRequest) -> Result<u32> {
+        check_identifier("id", &request.id)?;
         let reserved = self.table.reserve(&request.id)?;
-        let created = create::create(&self.node, &request).await?;
+        let created = create::create(&self.node, &request, reserved.given_up()).await?;
         let container = created.container;
         let pid = container.init.pid() as u32;
         let io = TaskIO {
@@ -140,7 +142,13 @@ impl Service {
     }
 
     async fn delete_process(self, request: DeleteRequest) -> Result<lifecycle::Deleted> {
-        let container = self.table.get_made(&request.id).await?;
+        if request.exec_id.is_empty()
+            && let Some(creating) = self.table.creating(&request.id)
+        {
+            // containerd has given up a Create that took too long, and removes the bundle next.
+            creating.give_up().await;
+        }
+        let container = self.table.get(&request.id)?;
         if !request.exec_id.is_empty() {
             let process = container.process(&request.exec_id)?;
             let deleted = lifecycle::delete_exec(&container, &process).await?;

@@ -1,11 +1,11 @@
 //! The containers of a daemon, and what waits for a start.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use runtime_core::{Error, ErrorKind, Result};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use super::container::Container;
 use super::exec::Pending;
@@ -16,13 +16,11 @@ use super::state::State;
 #[derive(Default)]
 pub struct Table {
     inner: Mutex<Inner>,
-    /// Some id is not being made any more.
-    made: Notify,
 }
 
 struct Inner {
     containers: HashMap<String, Arc<Container>>,
-    creating: HashSet<String>,
+    creating: HashMap<String, Arc<Creating>>,
     children: HashMap<String, Child>,
     pending: HashMap<(String, String), Pending>,
     /// When the last container went.
@@ -33,7 +31,7 @@ impl Default for Inner {
     fn default() -> Self {
         Self {
             containers: HashMap::new(),
-            creating: HashSet::new(),
+            creating: HashMap::new(),
             children: HashMap::new(),
             pending: HashMap::new(),
             left: Instant::now(),
@@ -41,10 +39,34 @@ impl Default for Inner {
     }
 }
 
+/// A container that is being made, as Delete sees it.
+#[derive(Default)]
+pub struct Creating {
+    given_up: watch::Sender<bool>,
+    over: watch::Sender<bool>,
+}
+
+impl Creating {
+    /// Asks for the end of the making and waits for it: the container is there then, or nothing of it.
+    pub async fn give_up(&self) {
+        self.given_up.send_replace(true);
+        // The sender lives as long as `self`.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
+    }
+}
+
 /// An id that nobody else can take while this lives.
 pub struct Reserved<'a> {
     table: &'a Table,
     id: String,
+    creating: Arc<Creating>,
+}
+
+impl Reserved<'_> {
+    /// Becomes true when nobody wants the container any more.
+    pub fn given_up(&self) -> watch::Receiver<bool> {
+        self.creating.given_up.subscribe()
+    }
 }
 
 impl Drop for Reserved<'_> {
@@ -52,7 +74,8 @@ impl Drop for Reserved<'_> {
         let mut inner = lock(&self.table.inner);
         inner.creating.remove(&self.id);
         inner.left = Instant::now();
-        self.table.made.notify_waiters();
+        drop(inner);
+        self.creating.over.send_replace(true);
     }
 }
 
@@ -63,10 +86,17 @@ impl Table {
     /// [`ErrorKind::AlreadyExists`].
     pub fn reserve(&self, id: &str) -> Result<Reserved<'_>> {
         let mut inner = lock(&self.inner);
-        if inner.containers.contains_key(id) || !inner.creating.insert(id.to_owned()) {
+        if inner.containers.contains_key(id) || inner.creating.contains_key(id) {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("container {id:?} already exists")));
         }
-        Ok(Reserved { table: self, id: id.to_owned() })
+        let creating = Arc::<Creating>::default();
+        inner.creating.insert(id.to_owned(), Arc::clone(&creating));
+        Ok(Reserved { table: self, id: id.to_owned(), creating })
+    }
+
+    /// The making of a container, while it goes on.
+    pub fn creating(&self, id: &str) -> Option<Arc<Creating>> {
+        lock(&self.inner).creating.get(id).cloned()
     }
 
     /// Adds a container and its first process's child.
@@ -83,20 +113,6 @@ impl Table {
     pub fn get(&self, id: &str) -> Result<Arc<Container>> {
         let missing = || Error::new(ErrorKind::NotFound, format!("container {id:?} does not exist"));
         lock(&self.inner).containers.get(id).cloned().ok_or_else(missing)
-    }
-
-    /// The same, after the end of a Create that is under way: containerd was killed in it, comes back and cleans up.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`].
-    pub async fn get_made(&self, id: &str) -> Result<Arc<Container>> {
-        loop {
-            let made = self.made.notified();
-            if !lock(&self.inner).creating.contains(id) {
-                return self.get(id);
-            }
-            made.await;
-        }
     }
 
     /// The first process's child, once.
@@ -151,9 +167,11 @@ mod tests {
         let reserved = table.reserve("a").unwrap();
         assert_eq!(table.reserve("a").map(drop).unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert_eq!(table.empty_for(), None);
-        std::thread::sleep(Duration::from_millis(20));
+        let hour = Duration::from_secs(3600);
+        let Some(earlier) = Instant::now().checked_sub(hour) else { return };
+        lock(&table.inner).left = earlier;
         drop(reserved);
-        assert!(table.empty_for().unwrap() < Duration::from_millis(20), "the time starts anew");
+        assert!(table.empty_for().unwrap() < hour, "the time starts anew");
         assert_eq!(table.get("a").map(drop).unwrap_err().kind(), ErrorKind::NotFound);
     }
 }

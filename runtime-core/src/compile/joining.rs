@@ -1,0 +1,121 @@
+//! Processes that join a running container.
+
+use std::os::fd::OwnedFd;
+
+use oci_spec::runtime::Hook;
+
+use super::{CgroupView, Compiled, Joined, Streams, cstring, cstrings, give_streams, process};
+use crate::error::{Error, Result};
+use crate::plan::{Builder, Launch, Program, Slot, Step};
+use crate::seccomp::Filter;
+use crate::spec::Process;
+
+/// Everything a joining process's plan is compiled from.
+pub struct Joining<'a> {
+    /// The container's id.
+    pub id: &'a str,
+    /// The container's namespaces.
+    pub namespaces: &'a Joined,
+    /// The process.
+    pub process: &'a Process,
+    /// The container's first process.
+    pub init: OwnedFd,
+    /// The container's cgroup.
+    pub cgroup: CgroupView,
+    /// The standard streams.
+    pub streams: Streams,
+    /// The container's filter.
+    pub filter: Option<&'a Filter>,
+    /// Where the child reports.
+    pub report: OwnedFd,
+    /// Leave the caller's session keyring in place.
+    pub no_new_keyring: bool,
+}
+
+/// A process that joins a running container.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) by the field's name.
+pub fn joining(inputs: Joining<'_>) -> Result<Compiled> {
+    let program = process::program(inputs.process)?;
+    join(inputs, program)
+}
+
+/// A `startContainer` hook: the program is the hook's, everything else is as for the container's first process, which is ready and waits.
+pub struct StartContainerHook<'a> {
+    /// The container's id.
+    pub id: &'a str,
+    /// The container's namespaces.
+    pub namespaces: &'a Joined,
+    /// The container's first process, as the spec has it.
+    pub process: &'a Process,
+    /// The hook. Its path is one of the container's, its environment is exactly the hook's own.
+    pub hook: &'a Hook,
+    /// The container's first process, running.
+    pub init: OwnedFd,
+    /// The container's cgroup.
+    pub cgroup: CgroupView,
+    /// The state as JSON, and where the output goes.
+    pub streams: [OwnedFd; 3],
+    /// The container's filter.
+    pub filter: Option<&'a Filter>,
+    /// Where the child reports.
+    pub report: OwnedFd,
+    /// Leave the caller's session keyring in place.
+    pub no_new_keyring: bool,
+}
+
+/// A `startContainer` hook (OCI config.md, "startContainer Hooks"): it runs inside, as the user, with the program's limits, capabilities,
+/// filter and working directory, before the program itself is executed.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a relative path or strings with NUL.
+pub fn start_container_hook(inputs: StartContainerHook<'_>) -> Result<Compiled> {
+    let StartContainerHook { hook, .. } = inputs;
+    let path = hook.path().to_string_lossy();
+    if !path.starts_with('/') {
+        return Err(Error::invalid(format!("hooks.startContainer: {path:?} is not absolute")));
+    }
+    let own_name = [path.clone().into_owned()];
+    let arguments = hook.args().as_deref().filter(|arguments| !arguments.is_empty()).unwrap_or(&own_name);
+    let program = Program {
+        name: path.clone().into_owned(),
+        candidates: vec![cstring("hooks.startContainer", &path)?],
+        arguments: cstrings("hooks.startContainer", arguments)?,
+        environment: cstrings("hooks.startContainer", hook.env().as_deref().unwrap_or_default())?,
+    };
+    let joining = Joining {
+        id: inputs.id,
+        namespaces: inputs.namespaces,
+        process: inputs.process,
+        init: inputs.init,
+        cgroup: inputs.cgroup,
+        streams: Streams::Given(inputs.streams),
+        filter: inputs.filter,
+        report: inputs.report,
+        no_new_keyring: inputs.no_new_keyring,
+    };
+    join(joining, program)
+}
+
+fn join(inputs: Joining<'_>, program: Program) -> Result<Compiled> {
+    let process = inputs.process;
+    let mut plan = Builder::default();
+    let report = plan.give(inputs.report);
+    let streams = give_streams(&mut plan, inputs.streams);
+    let procs: Vec<Slot> = inputs.cgroup.procs.into_iter().map(|fd| plan.give(fd)).collect();
+    let cgroup = inputs.cgroup.directory.map(|fd| plan.give(fd));
+    let init = plan.give(inputs.init);
+
+    procs.iter().for_each(|&procs| plan.step(Step::JoinCgroup { procs }));
+    process::host_side(&mut plan, process, inputs.id, inputs.no_new_keyring)?;
+    plan.step(Step::Join { namespace: init, flags: inputs.namespaces.flags() });
+    plan.step(Step::Session);
+    process::joined_streams(&mut plan, &streams, process)?;
+    process::confine(&mut plan, process, inputs.filter, process::Until::Executed)?;
+
+    let (plan, descriptors) = plan.finish();
+    let pid_namespace = inputs.namespaces.has_pid().then_some(init);
+    let launch = Launch { plan, program, clone_flags: 0, cgroup, pid_namespace, report };
+    Ok(Compiled { launch, descriptors })
+}

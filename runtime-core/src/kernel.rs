@@ -1,0 +1,51 @@
+//! What the running kernel can do beyond the floor, Linux 5.14: asked once.
+
+use std::os::fd::AsFd;
+use std::sync::OnceLock;
+
+use rustix::mount::{FsOpenFlags, fsconfig_set_string, fsopen};
+
+/// Newer calls, each of which has a plain path with the same result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Features {
+    /// Overlay takes its layers one by one, as `lowerdir+` and `datadir+` (Linux 6.5, Documentation/filesystems/overlayfs.rst).
+    pub layers_one_by_one: bool,
+}
+
+impl Features {
+    /// The running kernel's, asked at the first call.
+    pub fn get() -> Self {
+        static FEATURES: OnceLock<Features> = OnceLock::new();
+        *FEATURES.get_or_init(Self::probe)
+    }
+
+    fn probe() -> Self {
+        #[cfg(feature = "failpoints")]
+        if crate::failpoints::old_overlay() {
+            return Self { layers_one_by_one: false };
+        }
+        Self { layers_one_by_one: overlay_takes(c"lowerdir+") }
+    }
+}
+
+/// fsconfig(2) refuses an option that the filesystem does not know; nothing is mounted by asking.
+fn overlay_takes(option: &std::ffi::CStr) -> bool {
+    let Ok(context) = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC) else { return false };
+    fsconfig_set_string(context.as_fd(), option, c"/").is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_that_overlay_lacks_is_told_from_one_that_it_has() {
+        assert!(!overlay_takes(c"nosuchdir+"));
+        // Both the running kernel and the check must know it.
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse::<u32>().ok());
+        let version = (numbers.next().unwrap(), numbers.next().unwrap());
+        assert_eq!(overlay_takes(c"lowerdir+"), version >= (6, 5), "{release}");
+    }
+}

@@ -1,0 +1,228 @@
+//! Runs a plan in the new process.
+//!
+//! The process is a copy of the launcher. Nothing here allocates, locks, logs or panics; strings and arrays were made before the clone.
+//! Until execve it is not dumpable: what it can see of the host, no process of the container may look at.
+
+mod mounts;
+mod process;
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, mount_change};
+
+use super::report::{self, TEXT_MAX};
+use super::root;
+use super::{Launch, Slot, Step, console};
+use crate::sys::process::{self as calls, StringArray};
+use crate::sys::{mount, security};
+
+/// Which part of a step failed, beside the errno.
+pub(super) struct Failed {
+    pub(super) detail: u16,
+    pub(super) errno: Errno,
+}
+
+impl From<Errno> for Failed {
+    fn from(errno: Errno) -> Self {
+        Self { detail: 0, errno }
+    }
+}
+
+/// Names the part of a step that an errno belongs to.
+pub(super) fn part(detail: u16) -> impl FnOnce(Errno) -> Failed {
+    move |errno| Failed { detail, errno }
+}
+
+/// Details of [`Step::Attach`].
+pub(crate) mod attach {
+    /// The mount point could not be found or made.
+    pub const LOOKUP: u16 = 1;
+    /// The mount point is on procfs, or is reached through a link.
+    pub const HOSTILE: u16 = 2;
+    /// The mount could not be moved there.
+    pub const MOVE: u16 = 3;
+}
+
+/// Details of [`Step::WorkingDirectory`].
+pub(crate) const OUTSIDE: u16 = 1;
+
+/// Everything the new process has, made before the clone.
+pub struct Child<'a> {
+    /// What to do.
+    pub launch: &'a Launch,
+    /// The program's arguments.
+    pub arguments: &'a StringArray,
+    /// The program's environment.
+    pub environment: &'a StringArray,
+    /// The table of descriptors.
+    pub slots: &'a mut [Option<OwnedFd>],
+    /// The launcher's nearly empty mount namespace.
+    pub stub: BorrowedFd<'a>,
+}
+
+/// Runs the plan. Ends in execve or `_exit`; never returns.
+pub fn run(mut child: Child<'_>) -> ! {
+    let _ = calls::forbid_dump();
+    calls::reset_signals();
+    // Modes of what is made in the root are the spec's; the program's mask is a step of its own.
+    rustix::process::umask(Mode::empty());
+    let mut state = State { program: None, entered: false, report: None, text: [0; TEXT_MAX], text_length: 0 };
+    for (index, step) in child.launch.plan.steps.iter().enumerate() {
+        if let Err(failed) = child.attempt(index, step, &mut state) {
+            if let Ok(report) = child.report(&state) {
+                report::child::failed(report, index as u16, failed.detail, failed.errno, &state.text[..state.text_length]);
+            }
+            calls::exit(1);
+        }
+    }
+    calls::exit(1)
+}
+
+/// The little that later steps take from earlier ones.
+struct State {
+    program: Option<usize>,
+    entered: bool,
+    report: Option<i32>,
+    text: [u8; TEXT_MAX],
+    text_length: usize,
+}
+
+impl Child<'_> {
+    fn fd(&self, slot: Slot) -> Result<BorrowedFd<'_>, Errno> {
+        self.slots.get(usize::from(slot.0)).and_then(Option::as_ref).map(AsFd::as_fd).ok_or(Errno::BADF)
+    }
+
+    fn fill(&mut self, slot: Slot, fd: OwnedFd) -> Result<(), Failed> {
+        *self.slots.get_mut(usize::from(slot.0)).ok_or(Errno::BADF)? = Some(fd);
+        Ok(())
+    }
+
+    fn report(&self, state: &State) -> Result<BorrowedFd<'_>, Errno> {
+        match state.report {
+            Some(number) => Ok(calls::borrow_number(number)),
+            None => self.fd(self.launch.report),
+        }
+    }
+
+    #[cfg(not(feature = "failpoints"))]
+    fn attempt(&mut self, _: usize, step: &Step, state: &mut State) -> Result<(), Failed> {
+        self.perform(step, state)
+    }
+
+    #[cfg(feature = "failpoints")]
+    fn attempt(&mut self, index: usize, step: &Step, state: &mut State) -> Result<(), Failed> {
+        match self.launch.plan.fail {
+            Some(fail) if usize::from(fail.step) == index => Err(Errno::from_raw_os_error(fail.errno).into()),
+            _ => self.perform(step, state),
+        }
+    }
+
+    fn perform(&mut self, step: &Step, state: &mut State) -> Result<(), Failed> {
+        match step {
+            Step::JoinCgroup { procs } => Ok(rustix::io::write(self.fd(*procs)?, b"0").map(drop)?),
+            Step::OomScoreAdj { score } => process::oom_score_adj(*score),
+            Step::NewKeyring { name } => process::new_keyring(name),
+            Step::Join { namespace, flags } => Ok(calls::setns(self.fd(*namespace)?, *flags)?),
+            Step::Unshare { flags } => Ok(calls::unshare(*flags)?),
+            Step::Loopback => process::loopback(),
+            Step::Session => Ok(rustix::process::setsid().map(drop)?),
+
+            Step::SourceDirectory { path } => Ok(rustix::process::chdir(path)?),
+            Step::CloneTree { source, recursive, mount } => self.clone_tree(source, *recursive, *mount),
+            Step::NewMount { filesystem, mount } => self.new_mount(None, filesystem, *mount, state),
+            Step::LoopMount { source, direct_io, filesystem, mount } => self.loop_mount(source, *direct_io, filesystem, *mount, state),
+            Step::Attributes { mount, recursive, set, clear, propagation } => {
+                Ok(mount::set_attributes(self.fd(*mount)?, c"", *recursive, *set, *clear, *propagation)?)
+            }
+            Step::OverlayByPath { base, target, flags, data, mount } => self.overlay_by_path(base, target, *flags, data, *mount),
+
+            Step::EnterStub => self.enter_stub(),
+            Step::Propagation { flags } => Ok(mount_change(c"/", MountPropagationFlags::from_bits_retain(*flags as u32))?),
+            Step::AttachRoot { mount, path, root } => self.attach_root(*mount, path, *root),
+            Step::Attach { mount, root, target, rule } => self.attach(*mount, *root, target, *rule),
+            Step::OpenDirectory { root, path, directory } => self.open_directory(*root, path, *directory),
+            Step::MakeDirectory { directory, name, mode } => Ok(root::make_directory(self.fd(*directory)?, name, *mode)?),
+            Step::Device { root, path, node } => self.device(*root, path, node),
+            Step::Symlink { directory, name, target } => self.symlink(*directory, name, target),
+            Step::Console { devpts, devices, uid, size } => self.console(*devpts, *devices, *uid, *size, state),
+            Step::JoinedConsole { uid, size } => {
+                let console = console::open_joined(*uid, *size)?;
+                report::child::console(self.report(state)?, console.master.as_fd())?;
+                console.control()
+            }
+
+            Step::PauseForHooks => Ok(report::child::hooks(self.report(state)?)?),
+            Step::Pivot { root } => self.pivot(*root),
+            Step::MoveRoot { root } => self.move_root(*root),
+            Step::RootAttributes { recursive, set, propagation } => mounts::root_attributes(*recursive, *set, *propagation),
+            Step::ReadOnly { path } => mounts::read_only(path),
+            Step::Mask { path, null, empty } => self.mask(path, *null, *empty),
+
+            Step::HostName { name } => Ok(rustix::system::sethostname(name.to_bytes())?),
+            Step::DomainName { name } => Ok(security::set_domain_name(name.to_bytes())?),
+            Step::Sysctl { proc, path, value } => self.sysctl(*proc, path, value),
+
+            Step::Stream { number, from } => Ok(calls::duplicate_onto(self.fd(*from)?, *number, false)?),
+            Step::OwnStreams { uid } => process::own_streams(*uid),
+            Step::Rlimit { resource, soft, hard } => Ok(security::set_rlimit(*resource, *soft, *hard)?),
+            Step::Umask { mask } => process::umask(*mask),
+            Step::MakeWorkingDirectory { path } => process::make_working_directory(path),
+            Step::BoundingSet { keep } => process::bounding_set(*keep),
+            Step::Seccomp { program, flags } => Ok(security::load_filter(program, *flags)?),
+            Step::NoNewPrivileges => Ok(security::no_new_privileges()?),
+            Step::Identity { uid, gid, groups } => process::identity(*uid, *gid, groups),
+            Step::Capabilities { effective, permitted, inheritable, ambient } => {
+                process::capabilities(*effective, *permitted, *inheritable, *ambient)
+            }
+            Step::WorkingDirectory { path, later } => process::working_directory(path, *later, state),
+            Step::FindProgram => self.find_program(state),
+            Step::Relocate { above } => self.relocate(*above),
+            Step::CloseOthers { first } => self.close_others(*first, state),
+            Step::Ready => Ok(report::child::ready(self.report(state)?)?),
+            Step::Exec => self.exec(state),
+        }
+    }
+
+    fn find_program(&mut self, state: &mut State) -> Result<(), Failed> {
+        let mut best = Errno::NOENT;
+        for (index, path) in self.launch.program.candidates.iter().enumerate() {
+            match process::executable(path) {
+                Ok(()) => {
+                    state.program = Some(index);
+                    return Ok(());
+                }
+                Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(errno) => best = errno,
+            }
+        }
+        Err(best.into())
+    }
+
+    fn relocate(&mut self, above: i32) -> Result<(), Failed> {
+        for slot in self.slots.iter_mut().flatten() {
+            if slot.as_raw_fd() < above {
+                *slot = rustix::io::fcntl_dupfd_cloexec(&*slot, above)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn close_others(&mut self, first: i32, state: &mut State) -> Result<(), Failed> {
+        let report = usize::from(self.launch.report.0);
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if index != report {
+                *slot = None;
+            }
+        }
+        calls::duplicate_onto(self.fd(self.launch.report)?, first, true)?;
+        state.report = Some(first);
+        Ok(calls::close_from(first as u32 + 1)?)
+    }
+
+    fn exec(&mut self, state: &State) -> Result<(), Failed> {
+        let path = state.program.and_then(|index| self.launch.program.candidates.get(index)).ok_or(Errno::NOENT)?;
+        Err(calls::execve(path, self.arguments, self.environment).into())
+    }
+}

@@ -1,0 +1,243 @@
+//! Steps that make mounts, attach them and fill the root.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, mount_move, move_mount, open_tree, unmount,
+};
+
+use super::{Child, Failed, State, attach, part};
+use crate::plan::decimal::decimal;
+use crate::plan::root::{self, Links, Make, Name, on_procfs};
+use crate::plan::{Filesystem, Node, Slot, Target, console, report};
+use crate::sys::{mount, process};
+
+/// How often another process may take the loop device that was just found free.
+const LOOP_TRIES: u32 = 64;
+
+impl Child<'_> {
+    pub(super) fn clone_tree(&mut self, source: &CStr, recursive: bool, mount: Slot) -> Result<(), Failed> {
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        if recursive {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        let tree = open_tree(rustix::fs::CWD, source, flags)?;
+        self.fill(mount, tree)
+    }
+
+    /// `source` is what a loop device was made for; otherwise the options say it.
+    pub(super) fn new_mount(
+        &mut self,
+        source: Option<&CStr>,
+        filesystem: &Filesystem,
+        mount: Slot,
+        state: &mut State,
+    ) -> Result<(), Failed> {
+        let context = fsopen(filesystem.fstype.as_c_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let detached = configure(context.as_fd(), source, filesystem);
+        if detached.is_err() {
+            // fsopen(2): the context keeps what the filesystem had to say, one "e text" per read.
+            state.text_length = rustix::io::read(&context, &mut state.text).unwrap_or(0);
+        }
+        self.fill(mount, detached?)
+    }
+
+    pub(super) fn loop_mount(
+        &mut self,
+        source: &CStr,
+        direct_io: bool,
+        filesystem: &Filesystem,
+        mount: Slot,
+        state: &mut State,
+    ) -> Result<(), Failed> {
+        let read_only = filesystem.attributes & mount::attr::RDONLY != 0;
+        let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        let file = rustix::fs::open(source, access | OFlags::CLOEXEC, Mode::empty())?;
+        let control = rustix::fs::open(c"/dev/loop-control", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let mut name = Name::default();
+        // Between the question for a free device and its use somebody else may take it.
+        for _ in 0..LOOP_TRIES {
+            let number = mount::free_loop_device(control.as_fd())?;
+            let path = loop_path(number, &mut name)?;
+            let device = rustix::fs::open(path, access | OFlags::CLOEXEC, Mode::empty())?;
+            match mount::configure_loop_device(device.as_fd(), file.as_fd(), read_only, direct_io) {
+                Err(Errno::BUSY) => {}
+                Err(errno) => return Err(errno.into()),
+                Ok(()) => return self.new_mount(Some(path), filesystem, mount, state),
+            }
+        }
+        Err(Errno::BUSY.into())
+    }
+
+    pub(super) fn overlay_by_path(&mut self, base: &CStr, target: &CStr, flags: u64, data: &CStr, mount: Slot) -> Result<(), Failed> {
+        rustix::process::chdir(base).map_err(part(1))?;
+        mount::mount_with_data(c"overlay", target, c"overlay", flags, data)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = open_tree(rustix::fs::CWD, target, flags).map_err(part(2))?;
+        unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(part(2))?;
+        rustix::process::chdir(c"/").map_err(part(1))?;
+        self.fill(mount, tree)
+    }
+
+    pub(super) fn attach_root(&mut self, mount: Slot, path: &CStr, root: Slot) -> Result<(), Failed> {
+        move_mount(self.fd(mount)?, c"", rustix::fs::CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(part(1))?;
+        self.fill(root, opened)
+    }
+
+    pub(super) fn attach(&mut self, mount: Slot, root: Slot, target: &CStr, rule: Target) -> Result<(), Failed> {
+        let mount = self.fd(mount)?;
+        let links = if matches!(rule, Target::PlainDirectory | Target::Proc) { Links::Refuse } else { Links::Follow };
+        let kind = if is_directory(mount)? { Make::Directory } else { Make::File };
+        let target = root::ensure(self.fd(root)?, target, kind, links).map_err(part(attach::LOOKUP))?;
+        let allowed = match rule {
+            Target::Ordinary | Target::PlainDirectory => !on_procfs(target.as_fd())?,
+            Target::Proc => on_procfs(mount)?,
+            Target::ProcFile => true,
+        };
+        if !allowed {
+            return Err(Failed { detail: attach::HOSTILE, errno: Errno::PERM });
+        }
+        attach_to(mount, target.as_fd()).map_err(part(attach::MOVE))
+    }
+
+    pub(super) fn open_directory(&mut self, root: Slot, path: &CStr, directory: Slot) -> Result<(), Failed> {
+        let opened = root::ensure(self.fd(root)?, path, Make::Directory, Links::Follow)?;
+        self.fill(directory, opened)
+    }
+
+    pub(super) fn symlink(&self, directory: Slot, name: &CStr, target: &CStr) -> Result<(), Failed> {
+        let directory = self.fd(directory)?;
+        root::remove(directory, name)?;
+        Ok(rustix::fs::symlinkat(target, directory, name)?)
+    }
+
+    pub(super) fn device(&mut self, root: Slot, path: &CStr, node: &Node) -> Result<(), Failed> {
+        let mut name = Name::default();
+        let name = name.set(root::last_component(path.to_bytes()))?;
+        let parent = root::parents(self.fd(root)?, path.to_bytes(), Links::Follow).map_err(part(1))?;
+        let kind = rustix::fs::FileType::from_raw_mode(node.kind);
+        match rustix::fs::mknodat(&parent, name, kind, Mode::from_raw_mode(node.mode), node.device) {
+            Ok(()) => {}
+            // The image or a mount may hold the very device already; anything else under that name is not ours to trust.
+            Err(Errno::EXIST) => {
+                let found = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                let same = rustix::fs::FileType::from_raw_mode(found.st_mode) == kind && found.st_rdev == node.device;
+                return if same { Ok(()) } else { Err(Failed { detail: 2, errno: Errno::EXIST }) };
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+        let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
+        rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(part(3))
+    }
+
+    pub(super) fn console(&self, devpts: Slot, devices: Slot, uid: u32, size: Option<(u16, u16)>, state: &State) -> Result<(), Failed> {
+        let console = console::open(self.fd(devpts)?, c"ptmx", uid, size)?;
+        report::child::console(self.report(state)?, console.master.as_fd())?;
+        console.cover(self.fd(devpts)?, self.fd(devices)?)?;
+        console.control()
+    }
+
+    pub(super) fn enter_stub(&self) -> Result<(), Failed> {
+        process::setns(self.stub, libc::CLONE_NEWNS)?;
+        Ok(process::unshare(libc::CLONE_NEWNS)?)
+    }
+
+    pub(super) fn pivot(&mut self, root: Slot) -> Result<(), Failed> {
+        rustix::process::fchdir(self.fd(root)?)?;
+        rustix::process::pivot_root(c".", c".").map_err(part(1))?;
+        unmount(c".", UnmountFlags::DETACH).map_err(part(2))?;
+        Ok(rustix::process::chdir(c"/")?)
+    }
+
+    pub(super) fn move_root(&mut self, root: Slot) -> Result<(), Failed> {
+        rustix::process::fchdir(self.fd(root)?)?;
+        mount_move(c".", c"/").map_err(part(1))?;
+        rustix::process::chroot(c".").map_err(part(2))?;
+        Ok(rustix::process::chdir(c"/")?)
+    }
+
+    pub(super) fn mask(&mut self, path: &CStr, null: Slot, empty: Slot) -> Result<(), Failed> {
+        let target = match root::lookup(slash()?.as_fd(), path, Links::Follow, OFlags::empty()) {
+            Err(Errno::NOENT) => return Ok(()),
+            result => result?,
+        };
+        let cover = if is_directory(target.as_fd())? { self.fd(empty)? } else { self.fd(null)? };
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        match open_tree(cover, c"", flags) {
+            Ok(copy) => Ok(attach_to(copy.as_fd(), target.as_fd()).map_err(part(1))?),
+            // Only an attached mount can be cloned on most kernels: the first path gets the mount itself.
+            Err(Errno::INVAL) => Ok(attach_to(cover, target.as_fd()).map_err(part(1))?),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    pub(super) fn sysctl(&mut self, proc: Slot, path: &CStr, value: &CStr) -> Result<(), Failed> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let proc = self.fd(proc)?;
+        if !on_procfs(proc)? {
+            return Err(Errno::PERM.into());
+        }
+        let file = rustix::fs::openat2(proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+        rustix::io::write(file, value.to_bytes()).map(drop).map_err(part(1))
+    }
+}
+
+fn configure(context: BorrowedFd<'_>, source: Option<&CStr>, filesystem: &Filesystem) -> Result<OwnedFd, Failed> {
+    if let Some(source) = source {
+        fsconfig_set_string(context, c"source", source).map_err(part(1))?;
+    }
+    for (index, (key, value)) in filesystem.options.iter().enumerate() {
+        let number = 2 + index as u16;
+        match value {
+            Some(value) => fsconfig_set_string(context, key.as_c_str(), value.as_c_str()).map_err(part(number))?,
+            None => fsconfig_set_flag(context, key.as_c_str()).map_err(part(number))?,
+        }
+    }
+    fsconfig_create(context).map_err(part(1))?;
+    let attributes = MountAttrFlags::from_bits_retain(filesystem.attributes as u32);
+    fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(part(1))
+}
+
+fn loop_path(number: u32, name: &mut Name) -> Result<&CStr, Errno> {
+    let mut text = *b"/dev/loop0000000000";
+    let mut digits = [0; 10];
+    let digits = decimal(number, &mut digits);
+    text[9..9 + digits.len()].copy_from_slice(digits);
+    name.set(&text[..9 + digits.len()])
+}
+
+fn attach_to(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, c"", target, c"", flags)
+}
+
+fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode).is_dir())
+}
+
+pub fn slash() -> Result<OwnedFd, Errno> {
+    rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Changes the mount at `/`.
+pub fn root_attributes(recursive: bool, set: u64, propagation: u64) -> Result<(), Failed> {
+    Ok(mount::set_attributes(slash()?.as_fd(), c"", recursive, set, 0, propagation)?)
+}
+
+pub fn read_only(path: &CStr) -> Result<(), Failed> {
+    let target = match root::lookup(slash()?.as_fd(), path, Links::Follow, OFlags::empty()) {
+        Err(Errno::NOENT) => return Ok(()),
+        result => result?,
+    };
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE;
+    let copy = open_tree(&target, c"", flags)?;
+    mount::set_attributes(copy.as_fd(), c"", true, mount::attr::RDONLY, 0, 0).map_err(part(1))?;
+    attach_to(copy.as_fd(), target.as_fd()).map_err(part(2))
+}

@@ -1,0 +1,149 @@
+//! Steps that change the process itself.
+
+use std::ffi::CStr;
+use std::os::fd::AsFd;
+
+use rustix::fs::{AtFlags, Mode, OFlags, Uid};
+use rustix::io::Errno;
+
+use super::mounts::slash;
+use super::{Failed, OUTSIDE, State, part};
+use crate::plan::decimal::decimal;
+use crate::plan::root::{self, Links, Make, Name};
+use crate::sys::{process, security, tty};
+
+const HIGHEST_CAPABILITY: u32 = 63;
+
+pub fn oom_score_adj(score: i32) -> Result<(), Failed> {
+    let mut text = [b'-'; 11];
+    let mut digits = [0; 10];
+    let digits = decimal(score.unsigned_abs(), &mut digits);
+    text[1..=digits.len()].copy_from_slice(digits);
+    let text = if score < 0 { &text[..=digits.len()] } else { digits };
+    let file = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(rustix::io::write(file, text).map(drop)?)
+}
+
+pub fn new_keyring(name: &CStr) -> Result<(), Failed> {
+    match security::new_session_keyring(name) {
+        Ok(()) | Err(Errno::NOSYS) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Router advertisements could re-route a container that has its own addresses (CVE-2020-10749).
+pub fn loopback() -> Result<(), Failed> {
+    for path in [c"/proc/sys/net/ipv6/conf/all/accept_ra", c"/proc/sys/net/ipv6/conf/default/accept_ra"] {
+        match rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(file) => drop(rustix::io::write(file, b"0").map_err(part(1))?),
+            // A kernel without IPv6.
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(Failed { detail: 1, errno }),
+        }
+    }
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    Ok(tty::set_loopback_up(socket.as_fd())?)
+}
+
+pub fn own_streams(uid: u32) -> Result<(), Failed> {
+    let null = rustix::fs::makedev(1, 3);
+    for number in 0..3 {
+        let stream = process::borrow_number(number);
+        let found = rustix::fs::fstat(stream)?;
+        let is_null = rustix::fs::FileType::from_raw_mode(found.st_mode).is_char_device() && found.st_rdev == null;
+        if is_null || found.st_uid == uid {
+            continue;
+        }
+        match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None) {
+            // A file of a read-only or foreign filesystem stays whose it is.
+            Ok(()) | Err(Errno::ROFS | Errno::PERM | Errno::INVAL) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+pub fn make_working_directory(path: &CStr) -> Result<(), Failed> {
+    let slash = slash()?;
+    let path = path.to_bytes();
+    let mut name = Name::default();
+    let relative = name.set(path.strip_prefix(b"/").unwrap_or(path))?;
+    match root::ensure(slash.as_fd(), relative, Make::Directory, Links::Follow) {
+        // A read-only image without the directory: entering it will say so.
+        Ok(_) | Err(Errno::ROFS) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+pub fn bounding_set(keep: u64) -> Result<(), Failed> {
+    for capability in 0..=HIGHEST_CAPABILITY {
+        if keep & (1 << capability) != 0 {
+            continue;
+        }
+        match security::drop_bounding(capability) {
+            Ok(()) => {}
+            // Past the last one that this kernel knows.
+            Err(Errno::INVAL) => break,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+pub fn identity(uid: u32, gid: u32, groups: &[u32]) -> Result<(), Failed> {
+    security::keep_capabilities(true)?;
+    security::set_groups(groups).map_err(part(1))?;
+    security::set_gid(gid).map_err(part(2))?;
+    security::set_uid(uid).map_err(part(3))?;
+    // A change of user makes a process undumpable anyway, but not from root to root.
+    Ok(process::forbid_dump()?)
+}
+
+pub fn capabilities(effective: u64, permitted: u64, inheritable: u64, ambient: u64) -> Result<(), Failed> {
+    security::clear_ambient()?;
+    security::set_capabilities(effective, permitted, inheritable)?;
+    for capability in 0..=HIGHEST_CAPABILITY {
+        if ambient & (1 << capability) != 0 {
+            security::raise_ambient(capability).map_err(part(1))?;
+        }
+    }
+    Ok(security::keep_capabilities(false)?)
+}
+
+/// As runc: root tries first, since the directory may be closed to the user; then the user, whose network filesystem may be closed to root.
+pub fn working_directory(path: &CStr, later: bool, state: &mut State) -> Result<(), Failed> {
+    if !state.entered {
+        match rustix::process::chdir(path) {
+            Ok(()) => state.entered = true,
+            Err(Errno::ACCESS | Errno::PERM) if later => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    // A path through a descriptor of the host would leave the process outside its root (CVE-2024-21626).
+    if process::working_directory_is_reachable()? { Ok(()) } else { Err(Failed { detail: OUTSIDE, errno: Errno::NOENT }) }
+}
+
+pub fn executable(path: &CStr) -> Result<(), Errno> {
+    let found = rustix::fs::stat(path)?;
+    match rustix::fs::FileType::from_raw_mode(found.st_mode) {
+        rustix::fs::FileType::RegularFile => {}
+        rustix::fs::FileType::Directory => return Err(Errno::ISDIR),
+        // As execve(2) would say it.
+        _ => return Err(Errno::ACCESS),
+    }
+    match rustix::fs::accessat(rustix::fs::CWD, path, rustix::fs::Access::EXEC_OK, AtFlags::EACCESS) {
+        // faccessat2(2) may be younger than the seccomp profile; execve will tell.
+        Err(Errno::NOSYS | Errno::PERM) if found.st_mode & 0o111 != 0 => Ok(()),
+        result => result,
+    }
+}
+
+pub fn umask(mask: u32) -> Result<(), Failed> {
+    rustix::process::umask(Mode::from_raw_mode(mask));
+    Ok(())
+}

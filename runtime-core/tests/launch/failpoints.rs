@@ -1,0 +1,96 @@
+//! Every step of a start fails once.
+
+use runtime_core::cgroup::{Cgroup, CgroupPath, Host};
+use runtime_core::failpoints::{FailStep, STRINGS};
+use runtime_core::plan::Step;
+use runtime_core::spec::Resources;
+use runtime_core::sys::process;
+use rustix::io::Errno;
+use serde_json::json;
+use std::process::Command;
+use std::time::Duration;
+
+use super::bed::{Bed, Bundle, Running, Test};
+use super::process::default_profile;
+
+pub const TESTS: &[Test] = &[
+    ("each step of a start fails once and leaves nothing", container),
+    ("each step of a join fails once", joining),
+    ("faults are asked for in the environment", environment),
+];
+
+/// The argument that makes this program say what the kernel can do.
+pub const FEATURES: &str = "print-features";
+
+fn environment(bed: &Bed) {
+    let output = |name: &str, value: &str, argument: &str| {
+        Command::new(std::env::current_exe().unwrap()).env(name, value).arg(argument).output().unwrap()
+    };
+    let old = output(STRINGS[1], "1", FEATURES);
+    assert!(String::from_utf8_lossy(&old.stdout).contains("layers_one_by_one: false"), "{old:?}");
+    let failed = output(STRINGS[0], "1:13", "names and sysctls");
+    assert!(String::from_utf8_lossy(&failed.stderr).contains(": permission denied"), "{failed:?}");
+    // What it leaves when it panics becomes a child of this process, and ends by itself.
+    while bed.traces()[3] > 1 {
+        if let Some(ended) = process::peek_any().unwrap() {
+            process::reap(ended.pid).unwrap();
+        }
+    }
+}
+
+fn bundle() -> Bundle {
+    Bundle::new("sleep 1000")
+        .with("/linux/seccomp", default_profile())
+        .with("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}))
+        .with("/process/noNewPrivileges", json!(false))
+        .with("/process/rlimits", json!([{"type": "RLIMIT_NOFILE", "soft": 99, "hard": 99}]))
+        .with("/root/readonly", json!(true))
+}
+
+/// Errors in which the kernel or the spec has the word name the program; all others name the step.
+fn names(sentence: &str, step: &Step) -> bool {
+    match step {
+        Step::FindProgram | Step::Exec => sentence.starts_with("exec"),
+        _ => sentence.starts_with(&step.to_string()),
+    }
+}
+
+fn container(bed: &Bed) {
+    let host = Host::detect().unwrap();
+    let path = CgroupPath::new(&host, Some(&format!("/coracle-fail-{}", std::process::id())), "t").unwrap();
+    let mut bundle = bundle();
+    let mut step = 0;
+    loop {
+        bundle.cgroup = Some(Cgroup::create(&host, &path, &Resources::default()).unwrap());
+        let before = bed.traces();
+        let (mut compiled, report, output) = bundle.compile().unwrap();
+        let Some(failing) = compiled.launch.plan.steps.get(usize::from(step)).cloned() else { break };
+        compiled.launch.plan.fail = Some(FailStep { step, errno: Errno::XFULL.raw_os_error() });
+        let sentence = bed.launch(compiled, report, output).failure();
+        assert!(names(&sentence, &failing), "step {step}, {failing}: {sentence}");
+        assert!(sentence.ends_with("exchange full"), "{sentence}");
+        bed.assert_no_trace(before, &format!("step {step}, {failing}"));
+        // It can be removed at once only if no process is in it.
+        bundle.cgroup.take().unwrap().remove(Duration::ZERO).unwrap();
+        step += 1;
+    }
+    bundle.cgroup.take().unwrap().remove(Duration::ZERO).unwrap();
+    assert!(step > 50, "{step} steps");
+}
+
+fn joining(bed: &Bed) {
+    let bundle = bundle();
+    let mut init: Running = bundle.start(bed);
+    init.ready();
+    init.go();
+    for step in 0.. {
+        let before = bed.traces();
+        let (mut compiled, report, output) = bundle.compile_joining(&init, json!({}), false).unwrap();
+        let Some(failing) = compiled.launch.plan.steps.get(step).cloned() else { break };
+        compiled.launch.plan.fail = Some(FailStep { step: step as u16, errno: Errno::XFULL.raw_os_error() });
+        let sentence = bed.launch(compiled, report, output).failure();
+        assert!(names(&sentence, &failing), "step {step}, {failing}: {sentence}");
+        bed.assert_no_trace(before, &format!("step {step}, {failing}"));
+    }
+    init.kill();
+}

@@ -1,0 +1,197 @@
+//! Mounts, devices and paths, as the container sees them.
+
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use serde_json::json;
+
+use super::bed::{Bed, Bundle, Test};
+
+pub const TESTS: &[Test] = &[
+    ("a read-only root", read_only_root),
+    ("masked and read-only paths", masked),
+    ("devices have the spec's modes, whatever the mask", devices),
+    ("a bound /dev is left alone", bound_dev),
+    ("a read-only tmpfs gets its mount points first", read_only_tmpfs),
+    ("binds: ro is for one mount, rro for all below", recursive_read_only),
+    ("binds of files, options in order", bind_options),
+    ("propagation of binds", propagation),
+    ("propagation of the root", root_propagation),
+    ("mount points beneath links", links),
+];
+
+fn read_only_root(bed: &Bed) {
+    let bundle = Bundle::new("touch /x 2>&1; touch /run/x /dev/shm/x && echo rest").with("/root/readonly", json!(true));
+    assert_eq!(bundle.output(bed), "touch: /x: Read-only file system\nrest\n");
+}
+
+fn masked(bed: &Bed) {
+    let script = "stat -c %t:%T /proc/keys /file; ls -A /directory | grep -c .; touch /directory/x /proc/sys/x /ro/x 2>&1; cat /ro/y; \
+                  grep -c ' /directory ro' /proc/self/mountinfo";
+    let bundle = Bundle::new(script)
+        .with("/linux/maskedPaths", json!(["/proc/keys", "/file", "/directory", "/other", "/nosuch/x"]))
+        .with("/linux/readonlyPaths", json!(["/proc/sys", "/ro"]));
+    for directory in ["directory", "other", "ro"] {
+        std::fs::create_dir(bundle.root().join(directory)).unwrap();
+        std::fs::write(bundle.root().join(directory).join("y"), "secret\n").unwrap();
+    }
+    std::fs::write(bundle.root().join("file"), "secret").unwrap();
+    let mut running = bundle.start(bed);
+    running.ready();
+    running.go();
+    let (_, output) = running.end();
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(&lines[..3], ["1:3", "1:3", "0"], "{output}");
+    assert!(lines[3].contains("/directory/x: Read-only file system"), "{output}");
+    assert!(lines[4].contains("/proc/sys/x: ") && lines[5].contains("/ro/x: Read-only"), "{output}");
+    assert_eq!(&lines[6..], ["secret", "1"], "{output}");
+}
+
+fn devices(bed: &Bed) {
+    let script = "stat -c '%n %F %a %u:%g %t:%T' /dev/null /dev/full /dev/fuse /dev/deep/block /dev/fifo; readlink /dev/fd; readlink /dev/stdout; readlink /dev/ptmx; \
+                  echo x > /dev/null && echo written; head -c 2 /dev/zero | wc -c; dd if=/dev/deep/block count=1 2>&1 | tail -1";
+    let given = json!([
+        {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 438, "uid": 3, "gid": 4},
+        {"path": "/dev/deep/block", "type": "b", "major": 7, "minor": 200, "fileMode": 384},
+        {"path": "/dev/fifo", "type": "p", "major": 0, "minor": 0}
+    ]);
+    let bundle = Bundle::new(script).with("/linux/devices", given);
+    std::os::unix::fs::symlink("busybox", bundle.root().join("bin/wc")).unwrap();
+    std::os::unix::fs::symlink("busybox", bundle.root().join("bin/tail")).unwrap();
+    let output = bundle.output(bed);
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines[0], "/dev/null character special file 666 0:0 1:3", "{output}");
+    assert_eq!(lines[1], "/dev/full character special file 666 0:0 1:7", "{output}");
+    assert_eq!(lines[2], "/dev/fuse character special file 666 3:4 a:e5", "{output}");
+    assert_eq!(lines[3], "/dev/deep/block block special file 600 0:0 7:c8", "{output}");
+    assert_eq!(lines[4], "/dev/fifo fifo 666 0:0 0:0", "{output}");
+    assert_eq!(&lines[5..10], ["/proc/self/fd", "/proc/self/fd/1", "pts/ptmx", "written", "2"], "{output}");
+}
+
+fn bound_dev(bed: &Bed) {
+    let dev = tempfile::tempdir().unwrap();
+    std::fs::write(dev.path().join("only"), "").unwrap();
+    let source = dev.path().display().to_string();
+    let bundle = Bundle::new("echo /dev/*").without_mount("/dev").mount("/dev", "bind", &source, &["rbind", "rw"]);
+    assert_eq!(bundle.output(bed), "/dev/only\n");
+    assert_eq!(std::fs::read_dir(dev.path()).unwrap().count(), 1);
+}
+
+fn read_only_tmpfs(bed: &Bed) {
+    let bundle = Bundle::new("touch /t/x 2>&1 || true; touch /t/inner/x && echo inner")
+        .mount("/t", "tmpfs", "tmpfs", &["ro", "size=1m"])
+        .mount("/t/inner", "tmpfs", "tmpfs", &[]);
+    assert_eq!(bundle.output(bed), "touch: /t/x: Read-only file system\ninner\n");
+}
+
+/// A tmpfs with another one below it, in the tests' own mount namespace.
+struct Nested(tempfile::TempDir);
+
+impl Nested {
+    fn new(propagation: MountPropagationFlags) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().join("below");
+        mount("tmpfs", directory.path(), "tmpfs", MountFlags::empty(), None).unwrap();
+        mount_change(directory.path(), propagation).unwrap();
+        std::fs::create_dir(&below).unwrap();
+        mount("tmpfs", &below, "tmpfs", MountFlags::empty(), None).unwrap();
+        Self(directory)
+    }
+
+    fn source(&self) -> String {
+        self.0.path().display().to_string()
+    }
+}
+
+impl Drop for Nested {
+    fn drop(&mut self) {
+        unmount(self.0.path(), UnmountFlags::DETACH).unwrap();
+    }
+}
+
+fn recursive_read_only(bed: &Bed) {
+    let nested = Nested::new(MountPropagationFlags::PRIVATE);
+    let script = "touch /b/x 2>&1; touch /b/below/x 2>&1; echo end";
+    let run = |options: &[&str]| Bundle::new(script).mount("/b", "bind", &nested.source(), options).output(bed);
+    assert_eq!(run(&["rbind", "ro"]), "touch: /b/x: Read-only file system\nend\n");
+    assert_eq!(run(&["rbind", "rro"]), "touch: /b/x: Read-only file system\ntouch: /b/below/x: Read-only file system\nend\n");
+    let shallow = Bundle::new("echo /b/*; ls /b/below").mount("/b", "bind", &nested.source(), &["bind"]).output(bed);
+    assert_eq!(shallow, "/b/below\n");
+}
+
+fn bind_options(bed: &Bed) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "content\n").unwrap();
+    let source = file.display().to_string();
+    let script = "cat /etc/a /etc/b; grep ' /etc/' /proc/self/mountinfo";
+    let bundle = Bundle::new(script)
+        .mount("/etc/a", "bind", &source, &["rbind", "rprivate", "ro", "nosuid", "nodev", "noexec", "noatime"])
+        .mount("/etc/b", "", &source, &["bind", "ro", "rw"]);
+    let output = bundle.output(bed);
+    assert!(output.starts_with("content\ncontent\n"), "{output}");
+    let options = |point: &str| output.lines().find(|line| line.contains(point)).unwrap().split(' ').nth(5).unwrap().to_owned();
+    assert_eq!(options(" /etc/a "), "ro,nosuid,nodev,noexec,noatime");
+    assert_eq!(options(" /etc/b "), "rw,relatime");
+}
+
+fn propagation(bed: &Bed) {
+    let nested = Nested::new(MountPropagationFlags::SHARED);
+    let all = json!(["CAP_SYS_ADMIN"]);
+    for (option, down, up) in [("rprivate", false, false), ("rslave", true, false), ("rshared", true, true)] {
+        for name in ["from-host", "from-inside"] {
+            let _ = std::fs::create_dir(nested.0.path().join(name));
+        }
+        for name in ["first", "second"] {
+            let fifo = nested.0.path().join(name);
+            let _ = rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0);
+        }
+        let script = "cat /b/first; mount -t tmpfs inside /b/from-inside; grep -c /b/from-host /proc/self/mountinfo; cat /b/second";
+        let bundle = Bundle::new(script)
+            .mount("/b", "bind", &nested.source(), &["rbind", option])
+            .with("/process/capabilities", json!({"bounding": all, "effective": all, "permitted": all}));
+        let mut running = bundle.start(bed);
+        running.ready();
+        running.go();
+        mount("tmpfs", nested.0.path().join("from-host"), "tmpfs", MountFlags::empty(), None).unwrap();
+        // It opens the second fifo once its own mount is made.
+        for name in ["first", "second"] {
+            drop(std::fs::OpenOptions::new().write(true).open(nested.0.path().join(name)).unwrap());
+        }
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert_eq!(table.contains(" inside "), up, "{option}\n{table}");
+        let (_, output) = running.end();
+        assert_eq!(output, if down { "1\n" } else { "0\n" }, "{option}");
+        unmount(nested.0.path().join("from-host"), UnmountFlags::DETACH).unwrap();
+        if up {
+            unmount(nested.0.path().join("from-inside"), UnmountFlags::DETACH).unwrap();
+        }
+    }
+}
+
+fn root_propagation(bed: &Bed) {
+    for (name, field) in [("private", ""), ("rslave", ""), ("shared", "shared:"), ("unbindable", "unbindable")] {
+        let bundle = Bundle::new("grep ' / / \\|rootfs / ' /proc/self/mountinfo").with("/linux/rootfsPropagation", json!(name));
+        let output = bundle.output(bed);
+        assert!(output.contains(field) && (!field.is_empty() || !output.contains("shared:")), "{name}: {output}");
+    }
+    let error = Bundle::new("").with("/linux/rootfsPropagation", json!("sideways")).failure(bed);
+    assert!(error.contains("linux.rootfsPropagation"), "{error}");
+}
+
+fn links(bed: &Bed) {
+    let source = tempfile::tempdir().unwrap();
+    std::fs::write(source.path().join("token"), "t\n").unwrap();
+    let bundle = Bundle::new("cat /run/secrets/token /etc/resolv.conf").without_mount("/run");
+    std::fs::create_dir_all(bundle.root().join("var")).unwrap();
+    std::fs::create_dir_all(bundle.root().join("etc")).unwrap();
+    std::os::unix::fs::symlink("/run", bundle.root().join("var/run")).unwrap();
+    std::os::unix::fs::symlink("../run/systemd/resolv.conf", bundle.root().join("etc/resolv.conf")).unwrap();
+    let bundle = bundle.mount("/var/run/secrets", "bind", &source.path().display().to_string(), &["rbind", "ro"]).mount(
+        "/etc/resolv.conf",
+        "bind",
+        &source.path().join("token").display().to_string(),
+        &["rbind", "ro"],
+    );
+    assert_eq!(bundle.output(bed), "t\nt\n");
+    let made = std::fs::metadata(bundle.root().join("run/systemd/resolv.conf")).unwrap();
+    assert!(made.is_file() && made.len() == 0);
+}

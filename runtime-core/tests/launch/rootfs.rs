@@ -1,0 +1,147 @@
+//! Root filesystems from a snapshotter's mounts.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use runtime_core::compile::RootMount;
+use serde_json::json;
+
+use super::bed::{Bed, Bundle, Test, fill};
+
+pub const TESTS: &[Test] = &[
+    ("overlay, layer by layer", overlay_new),
+    ("overlay by mount(2)", overlay_old),
+    ("120 layers with long paths, both ways", long_paths),
+    ("300 layers", many_layers),
+    ("data-only layers", data_only),
+    ("a read-only overlay of two layers", read_only_overlay),
+    ("an ext4 image behind a loop device", loop_device),
+    ("a bind of a directory, read-only", bind),
+];
+
+/// Layers whose top one has a shell and each of the others a file of its own.
+fn layers(directory: &Path, count: usize, name: impl Fn(usize) -> String) -> Vec<PathBuf> {
+    let make = |index| {
+        let layer = directory.join(name(index));
+        std::fs::create_dir_all(&layer).unwrap();
+        if index == 0 {
+            fill(&layer);
+        }
+        std::fs::write(layer.join(format!("f{index}")), "").unwrap();
+        layer
+    };
+    (0..count).map(make).collect()
+}
+
+fn overlay(bundle: &mut Bundle, lower: &[PathBuf], extra: &[&str]) {
+    let below = lower[0].parent().unwrap();
+    let (upper, work) = (below.join("upper"), below.join("work"));
+    std::fs::create_dir_all(&upper).unwrap();
+    std::fs::create_dir_all(&work).unwrap();
+    let lower: Vec<String> = lower.iter().map(|path| path.display().to_string()).collect();
+    let mut options =
+        vec![format!("workdir={}", work.display()), format!("upperdir={}", upper.display()), format!("lowerdir={}", lower.join(":"))];
+    options.extend(extra.iter().map(|option| (*option).to_owned()));
+    bundle.rootfs = vec![RootMount { fstype: "overlay".into(), source: "overlay".into(), target: String::new(), options }];
+}
+
+fn writes_go_up(bed: &Bed, one_by_one: bool) {
+    let snapshots = tempfile::tempdir().unwrap();
+    let mut bundle = Bundle::new("echo /f*; echo hello > /new; stat -f -c %t /");
+    let lower = layers(snapshots.path(), 3, |index| index.to_string());
+    overlay(&mut bundle, &lower, &["index=off"]);
+    bundle.layers_one_by_one = one_by_one;
+    assert_eq!(bundle.output(bed), "/f0 /f1 /f2\n794c7630\n");
+    assert_eq!(std::fs::read_to_string(snapshots.path().join("upper/new")).unwrap(), "hello\n");
+    assert!(!lower[0].join("new").exists());
+}
+
+fn overlay_new(bed: &Bed) {
+    writes_go_up(bed, true);
+}
+
+fn overlay_old(bed: &Bed) {
+    writes_go_up(bed, false);
+}
+
+fn long_paths(bed: &Bed) {
+    let snapshots = tempfile::tempdir().unwrap();
+    let deep = snapshots.path().join("a".repeat(200)).join("b".repeat(100));
+    let lower = layers(&deep, 120, |index| format!("{index}-{}", "c".repeat(20)));
+    assert!(lower[0].as_os_str().len() > 255 && lower.len() * 255 > 4096);
+    for one_by_one in [true, false] {
+        let mut bundle = Bundle::new("ls / | grep -c ^f");
+        overlay(&mut bundle, &lower, &[]);
+        bundle.layers_one_by_one = one_by_one;
+        assert_eq!(bundle.output(bed), "120\n", "one by one: {one_by_one}");
+    }
+}
+
+fn many_layers(bed: &Bed) {
+    let snapshots = tempfile::tempdir().unwrap();
+    let mut bundle = Bundle::new("ls / | grep -c ^f");
+    overlay(&mut bundle, &layers(snapshots.path(), 300, |index| format!("layer-number-{index}")), &[]);
+    bundle.layers_one_by_one = true;
+    assert_eq!(bundle.output(bed), "300\n");
+    // What does not fit a page is refused before anything is done, in words.
+    bundle.layers_one_by_one = false;
+    assert!(bundle.failure(bed).contains("300 layers need"), "{}", bundle.failure(bed));
+}
+
+fn data_only(bed: &Bed) {
+    let snapshots = tempfile::tempdir().unwrap();
+    let lower = layers(snapshots.path(), 3, |index| index.to_string());
+    let mut bundle = Bundle::new("echo /f*");
+    overlay(&mut bundle, &lower[..1], &["metacopy=on", "redirect_dir=on"]);
+    let list = format!("lowerdir={}::{}::{}", lower[0].display(), lower[1].display(), lower[2].display());
+    bundle.rootfs[0].options[2] = list;
+    bundle.layers_one_by_one = true;
+    // The contents of data-only layers are reached through other layers alone.
+    assert_eq!(bundle.output(bed), "/f0\n");
+    bundle.layers_one_by_one = false;
+    assert!(bundle.failure(bed).contains("data-only layers need"), "{}", bundle.failure(bed));
+}
+
+fn read_only_overlay(bed: &Bed) {
+    let snapshots = tempfile::tempdir().unwrap();
+    let lower = layers(snapshots.path(), 2, |index| index.to_string());
+    for directory in ["proc", "sys", "dev", "run"] {
+        std::fs::create_dir(lower[0].join(directory)).unwrap();
+    }
+    for one_by_one in [true, false] {
+        let mut bundle = Bundle::new("echo /f*; touch /x 2>&1 || true");
+        overlay(&mut bundle, &lower, &[]);
+        let options = vec![format!("lowerdir={}:{}", lower[0].display(), lower[1].display())];
+        bundle.rootfs[0].options = options;
+        bundle.layers_one_by_one = one_by_one;
+        assert!(bundle.output(bed).contains("Read-only file system"));
+    }
+}
+
+fn loop_device(bed: &Bed) {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    std::fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    let tree = directory.path().join("tree");
+    fill(&tree);
+    let made = Command::new("mkfs.ext4").args(["-q", "-d"]).arg(&tree).arg(&image).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let mut bundle = Bundle::new("stat -f -c %t /; touch /x && echo written");
+    let source = image.display().to_string();
+    bundle.rootfs = vec![RootMount { fstype: "ext4".into(), source, target: String::new(), options: vec!["loop".into()] }];
+    assert_eq!(bundle.output(bed), "ef53\nwritten\n");
+}
+
+fn bind(bed: &Bed) {
+    let mut bundle = Bundle::new("touch /x 2>&1 || true").without_mount("/").with("/linux/maskedPaths", json!([]));
+    bundle.spec["linux"]["readonlyPaths"] = json!([]);
+    std::fs::create_dir(bundle.root().join("dev")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    fill(&directory.path().join("fs"));
+    let source = directory.path().join("fs").display().to_string();
+    let options = vec!["rbind".into(), "ro".into()];
+    bundle.rootfs = vec![RootMount { fstype: "bind".into(), source, target: String::new(), options }];
+    std::fs::create_dir(directory.path().join("fs/dev")).unwrap();
+    let failure = bundle.failure(bed);
+    assert!(failure.starts_with("make device \"/dev/null\"") && failure.ends_with("read-only file system"), "{failure}");
+}

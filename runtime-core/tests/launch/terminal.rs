@@ -1,0 +1,45 @@
+//! Terminals, of a first process and of one that joins.
+
+use serde_json::json;
+
+use super::bed::{Bed, Bundle, Test};
+
+pub const TESTS: &[Test] = &[
+    ("a first process has a console of its own devpts", console),
+    ("a process that joins has a terminal", joined),
+    ("a terminal without devpts is refused by name", without_devpts),
+];
+
+const SCRIPT: &str = "tty; stty size; stat -c '%F %u %a %t:%T' /dev/console; stat -L -c %u:%t /proc/self/fd/0; echo x > /dev/tty; \
+                      grep -c ' /dev/console ' /proc/self/mountinfo";
+
+fn console(bed: &Bed) {
+    let mut bundle = Bundle::new(SCRIPT)
+        .with("/process/terminal", json!(true))
+        .with("/process/consoleSize", json!({"width": 100, "height": 33}))
+        .with("/process/user", json!({"uid": 12, "gid": 12}));
+    bundle.terminal = true;
+    let output = bundle.output(bed);
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines, ["/dev/pts/0", "33 100", "character special file 12 620 88:0", "12:88", "x", "1"], "{output}");
+}
+
+fn joined(bed: &Bed) {
+    let bundle = Bundle::new("cat /run/fifo");
+    let mut init = bundle.start(bed);
+    init.ready();
+    let changes = json!({"args": ["sh", "-c", "tty; stty size; stat -L -c %u:%t /proc/self/fd/0; echo x > /dev/tty; kill -9 $$"],
+        "terminal": true, "consoleSize": {"width": 80, "height": 24}, "user": {"uid": 12, "gid": 12}});
+    let mut joined = bundle.join(bed, &init, changes, true).unwrap();
+    joined.console();
+    joined.executed();
+    let (status, output) = joined.end();
+    assert_eq!((status, &*output), (137, "/dev/pts/0\n24 80\n12:88\nx\n"));
+    init.kill();
+}
+
+fn without_devpts(bed: &Bed) {
+    let mut bundle = Bundle::new("").without_mount("/dev/pts").with("/process/terminal", json!(true));
+    bundle.terminal = true;
+    assert!(bundle.failure(bed).starts_with("process.terminal: no devpts"), "{}", bundle.failure(bed));
+}

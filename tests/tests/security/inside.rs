@@ -1,0 +1,293 @@
+//! What a process finds around itself.
+
+use std::fs;
+
+use serde_json::{Value, json};
+use tests::bundle::{Bundle, process};
+use tests::hand::Hand;
+use tests::requests::{create_request, exec_ran, finish, ran, running, shim_by, status_line};
+use tests::rpc::Shim;
+use tests::{Context, Result, ensure, ensure_eq};
+
+/// What an exec'd shell script wrote to `/out`.
+pub fn exec_output(shim: &Shim, bundle: &Bundle, spec: &Value) -> Result<String> {
+    exec_ran(shim, bundle, "o", spec)?;
+    Ok(fs::read_to_string(bundle.written("out")).unwrap_or_default())
+}
+
+pub fn environment_is_the_specs(hand: &mut Hand) -> Result<()> {
+    let given = ["PATH=/bin", "A=b=c", "EMPTY=", "LINES=one\ntwo", "A=again", "QUOTE=\"'\\"];
+    let mut bundle = hand.bundle("a", &["cat", "/proc/self/environ"])?;
+    bundle.edit(|spec| spec["process"]["env"] = json!(given))?;
+    let foreign = [("SECRET", "1"), ("NOTIFY_SOCKET", "/run/x"), ("RUST_LOG", "trace"), ("LD_PRELOAD", "/no/x.so"), ("HOME", "/host/home")];
+    let shim = shim_by(hand, &bundle, |mut start| {
+        start.envs(foreign);
+        start
+    })?;
+    let mut expected: Vec<&str> = given.to_vec();
+    expected.push("HOME=/root");
+    let seen = ran(hand, &shim, &bundle)?;
+    let variables: Vec<&str> = seen.stdout.split_terminator('\0').collect();
+    ensure_eq!(variables, expected, "environment of the init");
+    bundle.edit(|spec| spec["process"]["args"] = json!(["sleep", "1000"]))?;
+    shim.create_quiet(&bundle)?;
+    shim.start(&bundle.id, "")?;
+    for (given, expected) in [
+        (json!(["PATH=/bin", "ONLY=this"]), "PATH=/bin\0ONLY=this\0HOME=/root\0"),
+        (json!(["PATH=/bin", "HOME=/x"]), "PATH=/bin\0HOME=/x\0"),
+    ] {
+        let mut spec = process(&["sleep", "1000"]);
+        spec["env"] = given;
+        shim.exec_spec(&bundle.id, "e", &spec)?;
+        let pid = shim.start(&bundle.id, "e")?;
+        ensure_eq!(fs::read_to_string(format!("/proc/{pid}/environ"))?, expected, "environment of an exec");
+        shim.kill(&bundle.id, "e", 9)?;
+        shim.wait(&bundle.id, "e")?;
+        shim.delete(&bundle.id, "e")?;
+    }
+    finish(&shim, &bundle)
+}
+
+/// The numbers that `ls -l` of a directory of descriptors shows.
+fn numbers(listing: &str) -> Vec<u32> {
+    let mut numbers: Vec<u32> = listing.lines().filter_map(|line| line.split_once(" -> ")?.0.rsplit(' ').next()?.parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+pub fn three_descriptors(hand: &mut Hand) -> Result<()> {
+    // A shell opens none itself as long as it only waits.
+    let (bundle, shim) = running(hand, &["sleep", "1000"])?;
+    let init = shim.state(&bundle.id, "")?.pid;
+    shim.exec(&bundle.id, "e", &["sleep", "1000"])?;
+    let exec = shim.start(&bundle.id, "e")?;
+    for (what, pid) in [("init", init), ("exec", exec)] {
+        let entries = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+        let mut found: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        found.sort();
+        ensure_eq!(found, ["0", "1", "2"], "descriptors of the {what}");
+        for number in 0..3 {
+            let target = fs::read_link(format!("/proc/{pid}/fd/{number}"))?;
+            ensure_eq!(target, std::path::Path::new("/dev/null"), "descriptor {number} of the {what}");
+        }
+    }
+    let listing = exec_output(&shim, &bundle, &process(&["sh", "-c", "ls -l /proc/1/fd >/out"]))?;
+    ensure_eq!(numbers(&listing), [0, 1, 2], "descriptors seen from inside: {listing}");
+    finish(&shim, &bundle)
+}
+
+/// CVE-2024-21626: a working directory behind a descriptor of the runtime's would be on the host.
+pub fn working_directories(hand: &mut Hand) -> Result<()> {
+    let first = hand.bundle("first", &["sleep", "1000"])?;
+    let shim = hand.shim(&first)?;
+    shim.create_quiet(&first)?;
+    shim.start(&first.id, "")?;
+    let listing = "pwd; ls -a . | tr '\\n' ' '";
+    let mut bundle = hand.bundle("a", &["sh", "-c", listing])?;
+    bundle.edit(|spec| {
+        spec["process"]["env"] = json!(["PATH=/bin"]);
+    })?;
+    let link = bundle.written("w");
+    let _ = fs::remove_file(&link);
+    std::os::unix::fs::symlink("/proc/self/fd/9", &link)?;
+    let mut paths = vec!["/w".to_owned(), "/proc/self/cwd".to_owned(), "/proc/1/cwd".to_owned(), "/proc/self/root/../..".to_owned()];
+    for number in 3..24 {
+        paths.extend(["", "/..", "/../../../.."].map(|tail| format!("/proc/self/fd/{number}{tail}")));
+        paths.push(format!("/proc/1/fd/{number}"));
+    }
+    for (number, path) in paths.into_iter().enumerate() {
+        bundle.edit(|spec| spec["process"]["cwd"] = json!(path))?;
+        match shim.create(create_request(&bundle)?) {
+            Err(_) => {}
+            Ok(_) => {
+                shim.delete(&bundle.id, "")?;
+                let seen = ran(hand, &shim, &bundle)?;
+                ensure!(is_inside(&seen.stdout), "{path} leads to {}", seen.stdout);
+            }
+        }
+        let mut spec = process(&["sh", "-c", &format!("{{ {listing}; }} >/out{number}")]);
+        spec["cwd"] = json!(path);
+        shim.exec_spec(&first.id, "e", &spec)?;
+        if shim.start(&first.id, "e").is_ok() {
+            shim.wait(&first.id, "e")?;
+            let seen = fs::read_to_string(first.written(&format!("out{number}")))?;
+            ensure!(is_inside(&seen), "{path} of an exec leads to {seen}");
+        }
+        shim.delete(&first.id, "e")?;
+    }
+    finish(&shim, &first)
+}
+
+/// A working directory of the container's own root, which has neither the host's `boot` nor an unreachable path.
+fn is_inside(seen: &str) -> bool {
+    seen.starts_with('/')
+        && !seen.contains("unreachable")
+        && !["boot", "lost+found", "sys-host", "cgroup.procs"].iter().any(|name| seen.contains(name))
+}
+
+pub fn programs_behind_descriptors(hand: &mut Hand) -> Result<()> {
+    let mut bundle = hand.bundle("a", &["true"])?;
+    let shim = hand.shim(&bundle)?;
+    for number in 3..24 {
+        for tail in ["/bin/busybox", "/../../../bin/busybox", "/../../../../../../bin/busybox", ""] {
+            let program = format!("/proc/self/fd/{number}{tail}");
+            bundle.edit(|spec| spec["process"]["args"] = json!([program, "true"]))?;
+            ensure!(shim.create(create_request(&bundle)?).is_err(), "{program} was found");
+        }
+    }
+    shim.shutdown(&bundle.id)
+}
+
+/// mkdir answers EPERM by the profile, and to no one else.
+fn profile() -> Value {
+    json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]})
+}
+
+pub fn no_new_privileges_and_seccomp(hand: &mut Hand) -> Result<()> {
+    for forbidden in [true, false] {
+        let mut bundle = hand.bundle(&format!("n{forbidden}"), &["sleep", "1000"])?;
+        bundle.edit(|spec| {
+            spec["process"]["noNewPrivileges"] = json!(forbidden);
+            spec["linux"]["seccomp"] = profile();
+        })?;
+        let shim = hand.shim(&bundle)?;
+        let init = shim.create_quiet(&bundle)?;
+        shim.start(&bundle.id, "")?;
+        let mut spec = process(&["sh", "-c", "mkdir /d 2>/out; cat /proc/self/status >/status; exec sleep 1000"]);
+        spec["noNewPrivileges"] = json!(forbidden);
+        shim.exec_spec(&bundle.id, "e", &spec)?;
+        let exec = shim.start(&bundle.id, "e")?;
+        for (what, pid) in [("init", init), ("exec", exec)] {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+            ensure_eq!(status_line(&status, "NoNewPrivs")?, if forbidden { "1" } else { "0" }, "NoNewPrivs of the {what}");
+            ensure_eq!((status_line(&status, "Seccomp")?, status_line(&status, "Seccomp_filters")?), ("2", "1"), "Seccomp of the {what}");
+        }
+        tests::containerd::eventually("mkdir was refused", crate::SOON, || {
+            fs::read_to_string(bundle.written("out")).is_ok_and(|text| text.contains("not supported"))
+        })?;
+        finish(&shim, &bundle)?;
+    }
+    Ok(())
+}
+
+pub fn masked_and_readonly_paths(hand: &mut Hand) -> Result<()> {
+    let (bundle, shim) = running(hand, &["sleep", "1000"])?;
+    let strings = |key: &str| {
+        bundle.spec["linux"][key].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let masked = strings("maskedPaths").into_iter().filter(|path| fs::metadata(path).is_ok()).collect::<Vec<_>>();
+    ensure!(masked.len() > 2, "this host has only {masked:?} of the masked paths");
+    let mut script = "exec >/out 2>&1\n".to_owned();
+    for path in &masked {
+        script += &format!("if [ -d {path} ]; then ls -A {path}; touch {path}/x 2>/dev/null && echo wrote {path}; else cat {path}; fi\n");
+    }
+    for path in strings("readonlyPaths") {
+        script += &format!(
+            "[ -d {path} ] && for f in $(find {path} -type f -maxdepth 3 | head -20); do (: >>$f) 2>/dev/null && echo opened $f; done\n"
+        );
+    }
+    script += "(echo 1 >/proc/sysrq-trigger) 2>/dev/null && echo triggered; mount -o remount,rw /proc/sys 2>/dev/null && echo remounted; mount -t proc none /tmp 2>/dev/null && echo mounted; echo end\n";
+    let everything = json!(["CAP_DAC_OVERRIDE"]);
+    let mut spec = process(&["sh", "-c", &script]);
+    for set in ["bounding", "effective", "permitted"] {
+        spec["capabilities"][set] = everything.clone();
+    }
+    ensure_eq!(exec_output(&shim, &bundle, &spec)?, "end\n", "what an exec could read or write");
+    finish(&shim, &bundle)
+}
+
+pub fn devices(hand: &mut Hand) -> Result<()> {
+    let (bundle, shim) = running(hand, &["sleep", "1000"])?;
+    let script = "exec >/out 2>&1; for d in 'b 8 0' 'c 1 1' 'c 1 11' 'c 10 200' 'c 10 229' 'b 7 0'; do set -- $d; mknod /n $1 $2 $3 && \
+        (head -c 0 /n) 2>/dev/null && echo opened $d; rm -f /n; done; \
+        for n in null zero full random urandom tty; do [ -c /dev/$n ] || echo no $n; done; head -c 4 /dev/urandom | wc -c; ls /dev | tr '\\n' ' '";
+    let text = exec_output(&shim, &bundle, &process(&["sh", "-c", script]))?;
+    ensure_eq!(text.trim(), "4\nfd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero", "devices");
+    finish(&shim, &bundle)
+}
+
+pub fn sysctls_stay_inside(hand: &mut Hand) -> Result<()> {
+    let keys = [
+        ("net.ipv4.ip_unprivileged_port_start", "123"),
+        ("kernel.shmmni", "1234"),
+        ("net.ipv4.ip_forward", "1"),
+        ("fs.mqueue.msg_max", "12"),
+    ];
+    let path = |key: &str| format!("/proc/sys/{}", key.replace('.', "/"));
+    let host = || keys.map(|(key, _)| fs::read_to_string(path(key)).unwrap_or_default());
+    let before = host();
+    let script = keys.map(|(key, _)| format!("cat {}", path(key))).join("; ");
+    let mut bundle = hand.bundle("a", &["sh", "-c", &script])?;
+    bundle.edit(|spec| spec["linux"]["sysctl"] = keys.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect())?;
+    let shim = hand.shim(&bundle)?;
+    let seen = ran(hand, &shim, &bundle)?;
+    ensure_eq!(seen.stdout, "123\n1234\n1\n12\n", "values inside, stderr {:?}", seen.stderr);
+    ensure_eq!(host(), before, "values of the host");
+    shim.shutdown(&bundle.id)
+}
+
+/// CVE-2016-10124: no session and no terminal of who started it.
+pub fn no_controlling_terminal(hand: &mut Hand) -> Result<()> {
+    let (bundle, shim) = running(hand, &["sleep", "1000"])?;
+    let init = shim.state(&bundle.id, "")?.pid;
+    shim.exec(&bundle.id, "e", &["sleep", "1000"])?;
+    let exec = shim.start(&bundle.id, "e")?;
+    for (what, pid) in [("init", init), ("exec", exec)] {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let fields: Vec<&str> = stat.rsplit_once(") ").context(|| "no name".to_owned())?.1.split(' ').collect();
+        // state, ppid, pgrp, session, tty
+        ensure_eq!(
+            (fields[2], fields[3], fields[4]),
+            (pid.to_string().as_str(), pid.to_string().as_str(), "0"),
+            "group, session and terminal of the {what}"
+        );
+    }
+    ensure_eq!(
+        exec_output(&shim, &bundle, &process(&["sh", "-c", "(: </dev/tty) 2>/out || echo none >>/out"]))?.lines().last(),
+        Some("none"),
+        "/dev/tty"
+    );
+    finish(&shim, &bundle)
+}
+
+/// Keys that other runtimes take orders from: none changes what the process may do.
+pub fn annotations_change_nothing(hand: &mut Hand) -> Result<()> {
+    let script = "grep -E '^(Cap|Seccomp|NoNew|Uid|Gid|Groups)' /proc/self/status; cut -d' ' -f4- /proc/self/mountinfo | sed 's/,[a-z]*dir=[^ ,]*//g; s/cor[^ ]*//g'; ulimit -a";
+    let mut bundle = hand.bundle("a", &["sh", "-c", script])?;
+    let shim = hand.shim(&bundle)?;
+    let plain = ran(hand, &shim, &bundle)?;
+    let keys = [
+        "io.kubernetes.cri-o.UnifiedCgroup",
+        "io.kubernetes.cri-o.userns-mode",
+        "io.kubernetes.cri-o.seccompNotifierAction",
+        "io.kubernetes.cri-o.Devices",
+        "org.systemd.property.MemoryMax",
+        "run.oci.systemd.subgroup",
+        "run.oci.keep_original_groups",
+        "run.oci.mount_context_type",
+        "run.oci.hooks.stdout",
+        "run.oci.delegate-cgroup",
+        "run.oci.seccomp_fail_unknown_syscall",
+        "run.oci.handler",
+        "run.oci.timens_offset",
+        "run.oci.pidfd_receiver",
+        "run.oci.devices",
+        "io.kubernetes.cri.container-type",
+        "io.containerd.runc.v2.group",
+        "io.katacontainers.config.hypervisor.path",
+        "org.criu.config",
+        "dev.coracle.privileged",
+        "privileged",
+        "io.podman.annotations.privileged",
+        "io.podman.annotations.seccomp",
+        "cgroup.memory.max",
+        "seccomp.security.alpha.kubernetes.io/pod",
+    ];
+    for value in ["true", "1", "/../../x", "unconfined", "memory.max=1", "\u{1b}[31m\nlevel=fatal"] {
+        bundle.edit(|spec| spec["annotations"] = keys.iter().map(|key| ((*key).to_owned(), json!(value))).collect())?;
+        let with = ran(hand, &shim, &bundle)?;
+        ensure_eq!((with.status, &with.stdout, &with.stderr), (plain.status, &plain.stdout, &plain.stderr), "with annotations {value:?}");
+    }
+    shim.shutdown(&bundle.id)
+}

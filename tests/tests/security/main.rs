@@ -1,0 +1,47 @@
+//! What a container must not be given, see or reach: looked at from inside it, and at what it could have left outside.
+
+mod files;
+mod identity;
+mod inside;
+mod rootfs;
+mod watch;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tests::{hand_cases, requests};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    let cases = hand_cases![
+        inside::environment_is_the_specs,
+        inside::three_descriptors,
+        inside::working_directories,
+        inside::programs_behind_descriptors,
+        inside::no_new_privileges_and_seccomp,
+        inside::masked_and_readonly_paths,
+        inside::devices,
+        inside::sysctls_stay_inside,
+        inside::no_controlling_terminal,
+        inside::annotations_change_nothing,
+        identity::capabilities,
+        identity::ambient_and_inheritable,
+        identity::another_user_has_no_capabilities,
+        identity::groups_are_exact,
+        identity::ids_at_the_edge,
+        identity::passwd_is_not_read,
+        files::modes_whatever_the_umask,
+        files::socket_is_for_one_user,
+        files::log_lines_cannot_be_forged,
+        files::no_abstract_sockets,
+        rootfs::links_in_place_of_system_directories,
+        rootfs::links_in_the_way_of_mounts,
+        rootfs::a_console_that_is_a_link,
+        rootfs::devices_that_are_links,
+        rootfs::traps_for_libraries,
+        watch::nothing_of_ours_in_a_shared_pid_namespace,
+        watch::proc_self_exe_cannot_be_written,
+    ];
+    requests::main("security", cases)
+}
