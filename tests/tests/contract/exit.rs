@@ -10,7 +10,6 @@ use tests::events::Kind;
 use tests::hand::Hand;
 use tests::requests::{self, STOPPED, end, exec_request, expect_dead, finish, running, timed_out};
 use tests::rpc::{Shim, refused};
-use tests::start::Protocol;
 use tests::{Context, Result, bundle, ensure, ensure_eq, proc};
 use ttrpc::Code;
 
@@ -209,10 +208,6 @@ pub fn delete_while_waited_for(hand: &mut Hand) -> Result<()> {
 
 /// The pipe of an exec'd process stays open in its grandchild: the process has ended all the same, and Delete ends within its bound.
 pub fn delete_while_a_grandchild_holds_the_output(hand: &mut Hand) -> Result<()> {
-    if hand.protocol == Protocol::V17 {
-        // Ten seconds are enough: both versions of the service are one implementation.
-        return Ok(());
-    }
     let (bundle, shim) = running(hand, &["sleep", "1000"])?;
     let fifo = hand.dir().join("out");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
