@@ -30,10 +30,13 @@ macro_rules! hand_cases {
 }
 
 /// The whole `main` of a suite that runs every case on version 2 of the task service, as 1.7 asks for it, and on version 3, as 2.3 does.
-pub fn main(name: &'static str, entries: Vec<Entry>) -> ExitCode {
+///
+/// What takes long and does not depend on the version, `once`, is run on 3 only.
+pub fn main(name: &'static str, entries: Vec<Entry>, once: Vec<Entry>) -> ExitCode {
     let mut cases: Vec<suite::Named> = Vec::new();
     for protocol in Protocol::known().iter().filter(|protocol| matches!(protocol, Protocol::V17 | Protocol::V23)) {
-        for (case, run) in entries.clone() {
+        let more = if *protocol == Protocol::V17 { &[][..] } else { &once };
+        for &(case, run) in entries.iter().chain(more) {
             let case = case.replace(" ", "");
             cases.push((format!("{name}::{protocol:?}::{case}"), Box::new(move || Hand::run(*protocol, run))));
         }

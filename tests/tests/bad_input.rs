@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         unknown_capability_only_warns,
         the_shim_goes_on,
     ];
-    requests::main("bad_input", cases)
+    requests::main("bad_input", cases, Vec::new())
 }
 
 /// One refusal: what is changed, the code, and the words that the message must have.

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         one_that_does_not_read,
         poststop_after_a_dead_daemon,
     ];
-    requests::main("hooks", cases)
+    requests::main("hooks", cases, Vec::new())
 }
 
 const SOON: Duration = Duration::from_secs(10);
@@ -129,7 +129,9 @@ fn nothing_but_what_the_spec_gives(hand: &mut Hand) -> Result<()> {
         ensure!(numbers.iter().all(|number| ["0", "1", "2"].contains(number)), "descriptors of {kind}: {descriptors}");
         let directory = read(".cwd")?.trim().to_owned();
         let expected = match kind {
-            "createContainer" | "startContainer" => "/".to_owned(),
+            "createContainer" => "/".to_owned(),
+            // It has all that the first process has, but for the environment.
+            "startContainer" => "/tmp".to_owned(),
             _ => bundle.dir.display().to_string(),
         };
         ensure_eq!(directory, expected, "directory of {kind}");

@@ -33,7 +33,8 @@ pub fn created(hand: &mut Hand) -> Result<()> {
 }
 
 pub fn paused(hand: &mut Hand) -> Result<()> {
-    let (bundle, shim) = running(hand, &["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"])?;
+    let (bundle, shim) = running(hand, &["sh", "-c", "trap 'exit 3' TERM; echo >/ready; while :; do sleep 0.05; done"])?;
+    eventually("it handles TERM", SOON, || bundle.written("ready").exists())?;
     shim.pause(&bundle.id)?;
     // Kept until the resume.
     let began = Instant::now();

@@ -28,7 +28,6 @@ fn main() -> ExitCode {
         exit::many_waiters,
         exit::wait_after_delete,
         exit::delete_while_waited_for,
-        exit::delete_while_a_grandchild_holds_the_output,
         exec::id_again_after_delete,
         exec::two_at_once_of_one_id,
         exec::that_cannot_start,
@@ -68,5 +67,5 @@ fn main() -> ExitCode {
         wire::many_open_calls,
         wire::slow_client,
     ];
-    requests::main("contract", cases)
+    requests::main("contract", cases, hand_cases![exit::delete_while_a_grandchild_holds_the_output])
 }

@@ -215,12 +215,13 @@ pub fn stats_until_delete(hand: &mut Hand) -> Result<()> {
     let mut bundle = hand.bundle("a", &["dd", "if=/dev/zero", "of=/dev/null", "bs=100M", "count=1"])?;
     bundle.edit(|spec| spec["linux"]["resources"]["memory"] = json!({"limit": 32 * MIB, "swap": 32 * MIB}))?;
     let shim = hand.shim(&bundle)?;
-    shim.create_quiet(&bundle)?;
+    let init = shim.create_quiet(&bundle)?;
     shim.start(&bundle.id, "")?;
     ensure_eq!(shim.wait(&bundle.id, "")?.exit_status, 137, "status");
     let told = numbers(&shim, &bundle.id)?;
     ensure_eq!((told.oom_kills, told.pids), (1, 0), "kills and processes after the end");
-    ensure!(shim.pids(&bundle.id)?.is_empty(), "Pids after the end");
+    // containerd takes an empty answer for a shim without a task, and would delete what still has its exit status.
+    ensure_eq!(shim.pids(&bundle.id)?, [init], "Pids after the end");
     shim.delete(&bundle.id, "")?;
     refused(shim.stats(&bundle.id), Code::NOT_FOUND, &bundle.id)?;
     refused(shim.pids(&bundle.id), Code::NOT_FOUND, &bundle.id)?;

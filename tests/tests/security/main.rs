@@ -43,5 +43,5 @@ fn main() -> ExitCode {
         watch::nothing_of_ours_in_a_shared_pid_namespace,
         watch::proc_self_exe_cannot_be_written,
     ];
-    requests::main("security", cases)
+    requests::main("security", cases, Vec::new())
 }
