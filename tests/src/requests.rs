@@ -125,7 +125,11 @@ pub fn finish(shim: &Shim, bundle: &Bundle) -> Result<()> {
 /// Kills a container if it lives, and deletes it.
 pub fn end(shim: &Shim, bundle: &Bundle) -> Result<()> {
     if shim.state(&bundle.id, "")?.status.value() != STOPPED {
-        shim.kill(&bundle.id, "", 9)?;
+        match shim.kill(&bundle.id, "", 9) {
+            // It has ended of itself meanwhile.
+            Err(status) if status.code == Code::NOT_FOUND => {}
+            answer => drop(answer?),
+        }
         shim.wait(&bundle.id, "")?;
     }
     shim.delete(&bundle.id, "")?;

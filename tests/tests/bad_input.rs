@@ -37,9 +37,12 @@ fn main() -> ExitCode {
     requests::main("bad_input", cases, Vec::new())
 }
 
+/// What is wrong, put into a bundle or a request that was right.
+type Change = Box<dyn Fn(&mut Bundle, &mut CreateTaskRequest) -> Result<()>>;
+
 /// One refusal: what is changed, the code, and the words that the message must have.
 struct Row {
-    change: Box<dyn Fn(&mut Bundle, &mut CreateTaskRequest) -> Result<()>>,
+    change: Change,
     code: Code,
     words: Vec<&'static str>,
 }
