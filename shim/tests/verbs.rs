@@ -90,7 +90,9 @@ impl Node {
             let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             // A launcher goes with its daemon.
             let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            name.trim() != "coracle-launch" && command.starts_with(SHIM.as_bytes()) && command.windows(own.len()).any(|window| window == own)
+            name.trim() != "coracle-launch"
+                && command.starts_with(SHIM.as_bytes())
+                && command.windows(own.len()).any(|window| window == own)
         };
         let entries = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name());
         entries.filter_map(|name| name.to_str()?.parse().ok()).map(Pid::from_raw).filter(is_ours).collect()
