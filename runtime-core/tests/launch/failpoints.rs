@@ -47,10 +47,16 @@ fn bundle() -> Bundle {
         .with("/root/readonly", json!(true))
 }
 
-/// Errors in which the kernel or the spec has the word name the program; all others name the step.
+/// Errors in which the kernel or the spec has the word name the program, mounts their source and target and limits their name; all others
+/// say the step as the plan prints it.
 fn names(sentence: &str, step: &Step) -> bool {
     match step {
         Step::FindProgram | Step::Exec => sentence.starts_with("exec"),
+        Step::CloneTree { source, .. } => sentence.starts_with(&format!("bind {source:?}")),
+        Step::NewMount { filesystem, .. } => sentence.starts_with(&format!("mount {}", filesystem.fstype.to_string_lossy())),
+        Step::Attach { target, .. } => sentence.starts_with("attach ") && sentence.contains(&*target.to_string_lossy()),
+        Step::AttachRoot { .. } => sentence.starts_with("attach ") && sentence.contains("as the root"),
+        Step::Rlimit { .. } => sentence.starts_with("set rlimit RLIMIT_NOFILE to 99:99"),
         _ => sentence.starts_with(&step.to_string()),
     }
 }
