@@ -280,7 +280,12 @@ impl Cgroups {
 impl Drop for Cgroups {
     fn drop(&mut self) {
         for dir in &self.0 {
-            std::fs::remove_dir(dir).unwrap();
+            // The launcher follows its daemon a moment later.
+            let gone = (0..200).any(|_| {
+                std::thread::park_timeout(std::time::Duration::from_millis(10));
+                std::fs::remove_dir(dir).is_ok()
+            });
+            assert!(gone || std::thread::panicking(), "{dir:?} is still in use");
         }
     }
 }
