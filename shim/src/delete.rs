@@ -18,6 +18,9 @@ use crate::{bundle, poststop, socket};
 
 /// What is left of the five seconds that containerd gives the verb.
 const POSTSTOP: Duration = Duration::from_secs(2);
+/// How often, and how far apart, a socket is looked at whose daemon may be dying.
+const DYING_TRIES: u32 = 10;
+const DYING_PAUSE: Duration = Duration::from_millis(20);
 
 /// Runs `delete` with what the command line gave. May be called for a container that was never created, or twice.
 ///
@@ -42,7 +45,17 @@ pub fn delete(flags: &Flags) -> Result<()> {
 fn remove_socket(bundle: &Path) -> Result<()> {
     let path = address_file(bundle);
     match std::fs::read_to_string(&path) {
-        Ok(address) => socket::remove_dead(address.trim()),
+        Ok(address) => {
+            // A daemon that dies closes its connections one by one: containerd may call before the last one, which is the listener.
+            for _ in 0..DYING_TRIES {
+                socket::remove_dead(address.trim())?;
+                if !address.trim().strip_prefix("unix://").is_some_and(|path| Path::new(path).exists()) {
+                    break;
+                }
+                std::thread::park_timeout(DYING_PAUSE);
+            }
+            Ok(())
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::io(format!("read {path:?}"), &error)),
     }
