@@ -1,10 +1,8 @@
 //! The bundle: the directory that containerd made for the container, which is also the working directory of each call.
 
-use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use runtime_core::container::record::write_atomically;
 use runtime_core::error::{Context, Error, Result};
 
 /// The bundle that the command line named, else the working directory; absolute.
@@ -27,22 +25,7 @@ pub fn dir(flag: &str) -> Result<PathBuf> {
 /// # Errors
 /// The errno of the step that failed.
 pub fn write_atomic(dir: &Path, name: &str, content: &[u8]) -> Result<()> {
-    let (path, temporary) = (dir.join(name), dir.join(format!(".{name}.new")));
-    let what = || format!("write {path:?}");
-    let mut file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&temporary)
-        .context(what)?;
-    let written = file.write_all(content).and_then(|()| std::fs::rename(&temporary, &path));
-    if written.is_err() {
-        // The first failure is the one to tell.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written.context(what)
+    write_atomically(&dir.join(name), content)
 }
 
 #[cfg(test)]

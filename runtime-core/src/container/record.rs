@@ -95,14 +95,17 @@ impl Record {
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut temporary = PathBuf::from(path);
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    temporary.set_file_name(format!(".{name}"));
-    let write = || {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).custom_flags(libc::O_NOFOLLOW).open(&temporary)?;
-        file.write_all(bytes)?;
-        fs::rename(&temporary, path)
-    };
-    write().context(|| format!("write {path:?}"))
+    temporary.set_file_name(format!(".{name}.new"));
+    let what = || format!("write {path:?}");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(MODE).custom_flags(libc::O_NOFOLLOW);
+    let mut file = options.open(&temporary).context(what)?;
+    let written = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // The first failure is the one to tell.
+        let _ = fs::remove_file(&temporary);
+    }
+    written.context(what)
 }
 
 #[cfg(test)]

@@ -221,17 +221,6 @@ pub fn allow_huge_pages() -> Result<(), Errno> {
     prctl(libc::PR_SET_THP_DISABLE, 0)
 }
 
-/// `PR_SCHED_CORE_CREATE` for the caller's process group: its own core-scheduling cookie.
-///
-/// # Errors
-/// `EINVAL` or `ENODEV` where the kernel or the machine has no core scheduling.
-pub fn create_core_cookie() -> Result<(), Errno> {
-    const CREATE: libc::c_ulong = 1;
-    const SCOPE_PROCESS_GROUP: libc::c_ulong = 2;
-    // SAFETY: plain integers.
-    check(libc::c_long::from(unsafe { libc::prctl(libc::PR_SCHED_CORE, CREATE, 0, SCOPE_PROCESS_GROUP, 0) })).map(drop)
-}
-
 fn prctl(option: i32, value: libc::c_ulong) -> Result<(), Errno> {
     // SAFETY: plain integers; the options used here take no pointer.
     check(libc::c_long::from(unsafe { libc::prctl(option, value, 0, 0, 0) })).map(drop)
@@ -247,12 +236,6 @@ pub fn reset_signals() {
     let empty: u64 = 0;
     // SAFETY: as above.
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const empty, ptr::null_mut::<u64>(), 8) };
-}
-
-/// Ignores SIGPIPE: a peer that went away is an `EPIPE`, not a death.
-pub fn ignore_sigpipe() {
-    // SAFETY: SIG_IGN runs no handler.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 /// Whether getcwd(2) gives an absolute path: one that is outside the caller's root begins with `(unreachable)`.
