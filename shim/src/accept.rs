@@ -34,7 +34,7 @@ pub struct SameUser {
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
-    _present: Present,
+    present: Present,
 }
 
 impl SameUser {
@@ -75,7 +75,7 @@ impl Stream for SameUser {
             }
             match ready!(this.listener.poll_accept(context)) {
                 Ok((stream, _)) if this.admits(&stream) => {
-                    return Poll::Ready(Some(Ok(Connection { stream, _present: this.clients.enter() })));
+                    return Poll::Ready(Some(Ok(Connection { stream, present: this.clients.enter() })));
                 }
                 Ok(_) => {}
                 Err(error) => {
@@ -89,7 +89,12 @@ impl Stream for SameUser {
 
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+        let this = self.get_mut();
+        let read = Pin::new(&mut this.stream).poll_read(context, buffer);
+        if read.is_ready() {
+            this.present.called();
+        }
+        read
     }
 }
 

@@ -8,6 +8,7 @@ use runtime_core::plan::launcher::Launcher;
 use rustix::fs::{Mode, OFlags};
 
 use crate::bootstrap::Bootstrap;
+use crate::idle::Clients;
 use crate::options::Options;
 use crate::ready::Ready;
 use crate::socket::Bound;
@@ -57,8 +58,11 @@ fn prepare(config: &Config) -> Result<()> {
 fn run(config: Config, bound: Bound, ready: &mut Ready, launcher: Launcher) -> Result<()> {
     keep_to_itself()?;
     place::raise_descriptor_limit()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "make the async runtime")?;
-    runtime.block_on(serve::serve(config, bound, ready, launcher))
+    let clients = Clients::default();
+    let quiet = clients.quiet();
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().on_thread_park(move || quiet.before_wait()).build().context(|| "make the async runtime")?;
+    runtime.block_on(serve::serve(config, bound, ready, launcher, clients))
 }
 
 /// What only the daemon is: the reaper of what its containers leave behind, and closed to ptrace(2) and `/proc/<pid>/{fd,mem}` of others.

@@ -1,8 +1,11 @@
 //! Who is connected, and how long a daemon stays for whom: one that containerd has lost before its first container, or after its last, must not
-//! stay for ever (containerd#5015, #6860).
+//! stay for ever (containerd#5015, #6860). And what it gives back when nobody calls.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use runtime_core::sys::memory;
 use tokio::sync::watch;
 
 /// How long a daemon without containers waits for a client.
@@ -12,9 +15,30 @@ const ALONE: Duration = Duration::from_secs(60);
 /// and never calls it.
 const CONNECTED: u32 = 5;
 
-/// The number of clients.
+/// How long after a call another one is expected.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// The clients.
 #[derive(Debug, Clone, Default)]
-pub struct Clients(watch::Sender<usize>);
+pub struct Clients {
+    count: watch::Sender<usize>,
+    calls: watch::Sender<()>,
+    quiet: Quiet,
+}
+
+/// Whether memory is to be given back before the next wait.
+#[derive(Debug, Clone, Default)]
+pub struct Quiet(Arc<AtomicBool>);
+
+impl Quiet {
+    /// To be called right before the daemon's thread waits.
+    pub fn before_wait(&self) {
+        if self.0.load(Ordering::Relaxed) {
+            self.0.store(false, Ordering::Relaxed);
+            memory::give_back();
+        }
+    }
+}
 
 /// One client, for as long as it lives.
 #[derive(Debug)]
@@ -23,19 +47,44 @@ pub struct Present(Clients);
 impl Clients {
     /// Counts one more.
     pub fn enter(&self) -> Present {
-        self.0.send_modify(|count| *count += 1);
+        self.count.send_modify(|count| *count += 1);
         Present(self.clone())
     }
 
     /// Sees them come and go.
     pub fn watch(&self) -> watch::Receiver<usize> {
-        self.0.subscribe()
+        self.count.subscribe()
+    }
+
+    /// What the daemon's thread looks at before it waits.
+    pub fn quiet(&self) -> Quiet {
+        self.quiet.clone()
+    }
+
+    /// Has memory given back once after each time of calls; in between it wakes nobody.
+    pub async fn rest_between_calls(self) {
+        let mut calls = self.calls.subscribe();
+        while calls.changed().await.is_ok() {
+            tokio::time::sleep(QUIET).await;
+            while calls.has_changed().unwrap_or(false) {
+                calls.mark_unchanged();
+                tokio::time::sleep(QUIET).await;
+            }
+            self.quiet.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Present {
+    /// It has sent something.
+    pub fn called(&self) {
+        self.0.calls.send_replace(());
     }
 }
 
 impl Drop for Present {
     fn drop(&mut self) {
-        self.0.0.send_modify(|count| *count -= 1);
+        self.0.count.send_modify(|count| *count -= 1);
     }
 }
 

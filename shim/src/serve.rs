@@ -90,19 +90,20 @@ pub fn named(service: &Arc<dyn Task + Send + Sync>) -> HashMap<String, Service> 
 ///
 /// # Errors
 /// The step that failed before the first client was served.
-pub async fn serve(config: Config, bound: Bound, ready: &mut Ready, launcher: Launcher) -> Result<()> {
-    serve_those(config, bound, ready, |context| services(context, launcher)).await
+pub async fn serve(config: Config, bound: Bound, ready: &mut Ready, launcher: Launcher, clients: Clients) -> Result<()> {
+    serve_those(config, bound, ready, clients, |context| services(context, launcher)).await
 }
 
 async fn serve_those(
     config: Config,
     bound: Bound,
     ready: &mut Ready,
+    clients: Clients,
     services: impl FnOnce(&Context) -> Result<HashMap<String, Service>>,
 ) -> Result<()> {
     let Bound { listener, file } = bound;
     let events = Events::new(&config.bootstrap.ttrpc_address, &config.bootstrap.namespace);
-    let context = Context { config: Arc::new(config), events, clients: Clients::default(), shutdown: Shutdown::default() };
+    let context = Context { config: Arc::new(config), events, clients, shutdown: Shutdown::default() };
     context.config.options.tell_ignored();
     let signals = Signals::new()?;
     let accepted = SameUser::new(listener, context.clients.clone()).context(|| "register the socket")?;
@@ -113,6 +114,7 @@ async fn serve_those(
         let _ = file.remove();
         return Err(error);
     }
+    tokio::spawn(context.clients.clone().rest_between_calls());
     log::debug!("serving {} for {:?}", file.address(), context.config.group);
     until_shutdown(&context, signals).await;
     // While the listener is open the name is ours, so nobody else's socket can be removed.
@@ -237,7 +239,7 @@ mod tests {
             let service: Arc<dyn Task + Send + Sync> = Arc::new(Last(context.shutdown.clone()));
             Ok(named(&service))
         };
-        let served = serve_those(config(tmp.path()), bound, &mut ready, services);
+        let served = serve_those(config(tmp.path()), bound, &mut ready, Clients::default(), services);
         let called = async {
             let client = Client::connect(&address).await.unwrap();
             for name in [TASK_V2, TASK_V3] {
@@ -262,7 +264,9 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let (outcome, mut ready) = pair().unwrap();
         drop(outcome);
-        let error = serve_those(config(tmp.path()), bound(&socket(tmp.path())), &mut ready, |_| Ok(HashMap::new())).await.unwrap_err();
+        let bound = bound(&socket(tmp.path()));
+        let served = serve_those(config(tmp.path()), bound, &mut ready, Clients::default(), |_| Ok(HashMap::new()));
+        let error = served.await.unwrap_err();
         assert_eq!(error.errno(), Some(libc::EPIPE));
         assert!(!socket(tmp.path()).exists());
     }

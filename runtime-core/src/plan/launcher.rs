@@ -15,6 +15,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, IoSliceMut};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
@@ -28,6 +29,7 @@ use super::child::{Child, run};
 use crate::cgroup::{Cgroup, CgroupPath, Host};
 use crate::error::{Context, Error, Result};
 use crate::sys::fork::{Fork, fork};
+use crate::sys::memory;
 use crate::sys::mount::{attr, set_attributes};
 use crate::sys::process::{self, Cloned, StringArray};
 
@@ -39,6 +41,8 @@ const HEADER: usize = 4;
 const ANSWER: usize = 8;
 /// How long one cgroup may take to die.
 const ABANDON: Duration = Duration::from_secs(2);
+/// How long after a request the launcher expects another one.
+const QUIET: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 /// The launcher's own end of the socket.
 const CONTROL: u32 = 3;
 
@@ -183,7 +187,9 @@ fn serve(control: OwnedFd) -> Result<()> {
     let _ = rustix::thread::set_name(c"coracle-launch");
     let own_pid_namespace = open_namespace(c"/proc/self/ns/pid")?;
     let mut server = Server { stub: make_stub()?, control, own_pid_namespace, watched: HashMap::new() };
-    while let Some((request, descriptors)) = server.next()? {
+    loop {
+        server.rest()?;
+        let Some((request, descriptors)) = server.next()? else { break };
         match request {
             Request::Launch(launch) => {
                 let answer = server.launch(&launch, descriptors);
@@ -235,6 +241,20 @@ fn empty_namespace(this: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Errno> 
 }
 
 impl Server {
+    /// Waits for a request. When none has come for a while, what the last one needed is given back.
+    fn rest(&self) -> Result<()> {
+        let mut control = [PollFd::new(&self.control, PollFlags::IN)];
+        let mut polled = poll(&mut control, Some(&QUIET));
+        if polled == Ok(0) {
+            memory::give_back();
+            polled = poll(&mut control, None);
+        }
+        match polled {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(Error::kernel("launcher: poll", errno)),
+        }
+    }
+
     /// The next request, or `None` when the daemon is gone.
     fn next(&self) -> Result<Option<(Request, Vec<OwnedFd>)>> {
         let mut header = [0u8; HEADER];

@@ -18,6 +18,7 @@ mod model;
 mod numbers;
 #[cfg(test)]
 mod oracle;
+mod packed;
 mod profile;
 mod ranges;
 #[cfg(test)]

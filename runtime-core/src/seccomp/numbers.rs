@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use syscalls::{aarch64, arm, loongarch64, mips, mips64, powerpc, powerpc64, riscv64, s390x, x86, x86_64};
 
 use super::arch::X32_BIT;
+use super::packed::{Packer, entries, packed};
 
 /// Whose numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,29 +44,8 @@ const ALL: [Table; 13] = [
 impl Table {
     /// Calls `each` with the number and the name of every system call.
     pub fn for_each(self, mut each: impl FnMut(u32, &'static str)) {
-        macro_rules! walk {
-            ($table:ident, $first:expr) => {
-                for nr in $first..=$table::Sysno::last().id().unsigned_abs() {
-                    if let Some(call) = $table::Sysno::new(nr as usize) {
-                        if let Some((nr, name)) = self.corrected(nr, call.name()) {
-                            each(nr, name);
-                        }
-                    }
-                }
-            };
-        }
-        match self {
-            Self::Aarch64 => walk!(aarch64, 0),
-            Self::Arm => walk!(arm, 0),
-            Self::Loongarch64 => walk!(loongarch64, 0),
-            Self::Mips => walk!(mips, 4000),
-            Self::Mips64 => walk!(mips64, 5000),
-            Self::Ppc => walk!(powerpc, 0),
-            Self::Ppc64 => walk!(powerpc64, 0),
-            Self::Riscv64 => walk!(riscv64, 0),
-            Self::S390 | Self::S390x => walk!(s390x, 0),
-            Self::X86 => walk!(x86, 0),
-            Self::X86_64 | Self::X32 => walk!(x86_64, 0),
+        for (nr, name) in entries(self.packed()).filter_map(|(nr, name)| self.corrected(nr, name)) {
+            each(nr, name);
         }
         match self {
             Self::Arm => ARM_PRIVATE.iter().for_each(|&(nr, name)| each(nr, name)),
@@ -76,9 +56,24 @@ impl Table {
         }
     }
 
+    fn packed(self) -> &'static [u8] {
+        match self {
+            Self::Aarch64 => packed!(aarch64, 0),
+            Self::Arm => packed!(arm, 0),
+            Self::Loongarch64 => packed!(loongarch64, 0),
+            Self::Mips => packed!(mips, 4000),
+            Self::Mips64 => packed!(mips64, 5000),
+            Self::Ppc => packed!(powerpc, 0),
+            Self::Ppc64 => packed!(powerpc64, 0),
+            Self::Riscv64 => packed!(riscv64, 0),
+            Self::S390 | Self::S390x => packed!(s390x, 0),
+            Self::X86 => packed!(x86, 0),
+            Self::X86_64 | Self::X32 => packed!(x86_64, 0),
+        }
+    }
+
     /// An entry of the crate as the kernel has it; `None` where the kernel has none.
     fn corrected(self, nr: u32, name: &'static str) -> Option<(u32, &'static str)> {
-        let name = name.trim_start_matches("r#");
         match self {
             // The generic table marks these calls as those of 32-bit machines (scripts/syscall.tbl).
             Self::Aarch64 | Self::Loongarch64 if (403..=423).contains(&nr) => None,

@@ -7,6 +7,7 @@
 
 pub mod bpf;
 pub mod fork;
+pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod process;

@@ -40,9 +40,7 @@ pub(super) async fn linger(write: Watched, hold: OwnedFd, phase: &mut watch::Rec
     let Ok(look) = reopen(&write) else { return 0 };
     drop(write);
     until(phase, Phase::Draining).await;
-    if unread(&look) > 0 {
-        taken(&look, phase).await;
-    }
+    taken(&look, phase, Phase::Stopped).await;
     0
 }
 
@@ -72,13 +70,17 @@ async fn opened(write: &Watched, phase: &mut watch::Receiver<Phase>) -> bool {
     has_reader(write)
 }
 
-/// Waits until nothing lies in the fifo any more, [`LATE`] at most.
-async fn taken(look: &OwnedFd, phase: &mut watch::Receiver<Phase>) {
-    let Ok(reads) = Changes::of(look, WatchFlags::ACCESS) else { return };
+/// Waits until nothing lies in the fifo any more, [`LATE`] at most and not beyond `least`. Not to be dropped on the way, see
+/// [`Changes::close`].
+pub(super) async fn taken(look: impl AsFd, phase: &mut watch::Receiver<Phase>, least: Phase) {
+    if unread(&look) == 0 {
+        return;
+    }
+    let Ok(reads) = Changes::of(&look, WatchFlags::ACCESS) else { return };
     tokio::select! {
         biased;
-        () = until(phase, Phase::Stopped) => {}
-        () = reads.wait(|| unread(look) == 0) => {}
+        () = until(phase, least) => {}
+        () = reads.wait(|| unread(&look) == 0) => {}
         () = tokio::time::sleep(LATE) => {}
     }
     reads.close();

@@ -16,6 +16,7 @@ mod pump;
 mod target;
 pub(crate) mod watched;
 
+use std::convert::Infallible;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,13 +28,14 @@ use rustix::termios::Winsize;
 use tokio::io::Interest;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 pub use logger::{LoggerCommand, LoggerProcess, Spawner};
 
+use linger::LATE;
 use logger::Logger;
 use open::{FifoReader, FifoWriter, Input, Output};
-use pump::{Console, End, Phase, Pump, Sink, Source};
+use pump::{Console, End, Phase, Pump, Sink, Source, Untaken};
 use target::Target;
 use watched::{Edges, Watched};
 
@@ -100,10 +102,14 @@ pub struct Io {
     phase: watch::Sender<Phase>,
     state: Mutex<State>,
     draining: tokio::sync::Mutex<Draining>,
+    /// Its senders are held by outputs that may not have been taken.
+    taken: tokio::sync::Mutex<tokio::sync::mpsc::Receiver<Infallible>>,
 }
 
 #[derive(Default)]
 struct State {
+    /// For outputs that are still to be opened.
+    untaken: Option<Untaken>,
     started: bool,
     /// Opened and not yet copying.
     waiting: Vec<(Direction, Pump)>,
@@ -155,11 +161,13 @@ impl Io {
     }
 
     fn new(name: &str) -> Self {
+        let (untaken, taken) = tokio::sync::mpsc::channel(1);
         Self {
             name: name.to_owned(),
             phase: watch::Sender::new(Phase::Running),
-            state: Mutex::default(),
+            state: Mutex::new(State { untaken: Some(untaken), ..State::default() }),
             draining: tokio::sync::Mutex::default(),
+            taken: tokio::sync::Mutex::new(taken),
         }
     }
 
@@ -176,10 +184,10 @@ impl Io {
         let Some(ends) = state.terminal.take() else {
             return Err(Error::new(ErrorKind::FailedPrecondition, format!("{}: no terminal was asked for", self.name)));
         };
-        let output = Pump::new(format!("{}: terminal", self.name), Source::Console(reader), ends.output);
+        let output = Pump::new(format!("{}: terminal", self.name), Source::Console(reader), ends.output, state.untaken.clone());
         self.add(&mut state, Direction::Out, output);
         if let Some(fifo) = ends.input {
-            let input = Pump::new(format!("{}: stdin", self.name), Source::Pipe(fifo), Sink::Console(writer));
+            let input = Pump::new(format!("{}: stdin", self.name), Source::Pipe(fifo), Sink::Console(writer), None);
             self.add(&mut state, Direction::In, input);
         }
         state.master = Some(master);
@@ -215,6 +223,15 @@ impl Io {
     /// those who still hold it; pipes end by themselves. To be called at the exit, before anybody waits for the output's end.
     pub fn exited(&self) {
         self.advance(Phase::Exited);
+    }
+
+    /// Waits until what the process has written before its end has been read from the fifos, a moment at most. To be called between
+    /// [`Io::exited`] and the telling of the end: containerd's client gives up a fifo that it has not come to read when it hears of that
+    /// (`Cancel` in its `pkg/cio`, `OpenFifo` in containerd/fifo), and on a busy machine its reader may run late.
+    pub async fn taken(&self) {
+        self.state().untaken = None;
+        let mut taken = self.taken.lock().await;
+        let _ = timeout(LATE, taken.recv()).await;
     }
 
     /// Waits until all output was delivered, `bound` at most, then closes everything, the terminal too, and ends the logger.
@@ -388,8 +405,9 @@ impl Opening {
     }
 
     fn pump(&mut self, direction: Direction, field: &str, source: Source, sink: Sink) {
-        let pump = Pump::new(format!("{}: {field}", self.io.name), source, sink);
-        self.io.state().waiting.push((direction, pump));
+        let mut state = self.io.state();
+        let untaken = state.untaken.clone().filter(|_| direction == Direction::Out);
+        state.waiting.push((direction, Pump::new(format!("{}: {field}", self.io.name), source, sink, untaken)));
     }
 }
 

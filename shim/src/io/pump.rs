@@ -15,7 +15,7 @@ use rustix::pipe::{SpliceFlags, splice};
 use rustix::termios::SpecialCodeIndex;
 use tokio::sync::watch;
 
-use super::linger::linger;
+use super::linger::{linger, taken};
 use super::watched::{Edge, Edges, Watched};
 
 /// What one step reads at most when it must copy.
@@ -117,11 +117,16 @@ pub(super) struct Pump {
     sent: usize,
     /// The source has ended and the terminal was told.
     told_end: bool,
+    /// Dropped once the process has ended and what it wrote has been taken.
+    untaken: Option<Untaken>,
 }
 
+/// Held as long as output of an ended process may lie where nobody has read it.
+pub(super) type Untaken = tokio::sync::mpsc::Sender<std::convert::Infallible>;
+
 impl Pump {
-    pub(super) fn new(name: String, source: Source, sink: Sink) -> Self {
-        Self { name, source, sink, pending: Vec::new(), sent: 0, told_end: false }
+    pub(super) fn new(name: String, source: Source, sink: Sink, untaken: Option<Untaken>) -> Self {
+        Self { name, source, sink, pending: Vec::new(), sent: 0, told_end: false, untaken }
     }
 
     /// Copies until the source ends, the sink is gone for good, or the phase says so.
@@ -136,6 +141,10 @@ impl Pump {
             if step == Step::End || self.is_over(&step, last, exited) {
                 break;
             }
+            if exited && step == Step::Starved {
+                // Somebody else holds the pipe: all that the process itself has written is through.
+                self.settle(&mut phase).await;
+            }
             if let Step::Fault(errno) = step {
                 last = self.back_off(errno, faults, &mut phase).await;
                 faults += 1;
@@ -148,11 +157,20 @@ impl Pump {
                 return End::Cut(self.left());
             }
         }
+        self.settle(&mut phase).await;
         let lost = match self.sink {
             Sink::Fifo(write, hold) => linger(write, hold, &mut phase).await,
             _ => 0,
         };
         if lost > 0 { End::Cut(lost) } else { End::Complete }
+    }
+
+    /// Waits, once and not for long, until what lies in a fifo has been taken, and says so.
+    async fn settle(&mut self, phase: &mut watch::Receiver<Phase>) {
+        if let (Some(_), Sink::Fifo(write, _)) = (&self.untaken, &self.sink) {
+            taken(write, phase, Phase::Draining).await;
+        }
+        self.untaken = None;
     }
 
     /// Whether a step that could do nothing will never do more.
@@ -170,6 +188,7 @@ impl Pump {
     async fn wait(&self, step: &Step, burst: &mut u32, phase: &mut watch::Receiver<Phase>) -> Waited {
         let least = match self.source {
             Source::Console(_) if *step != Step::Full => Phase::Exited,
+            _ if self.untaken.is_some() => Phase::Exited,
             _ => Phase::Stopped,
         };
         match step {

@@ -220,6 +220,7 @@ impl Container {
             if tokio::time::timeout(OTHERS, others).await.is_err() {
                 log::warn!("{}: a process outlives the first one", container.id);
             }
+            init.output_taken().await;
             container.tell_exit(&node, init, exit);
         });
     }
@@ -230,6 +231,7 @@ impl Container {
         tokio::spawn(async move {
             let Some(exit) = end_of(&node, &process).await else { return };
             let _told = process.telling.lock().await;
+            process.output_taken().await;
             container.tell_exit(&node, &process, exit);
         });
     }

@@ -97,6 +97,14 @@ impl Process {
         lock(&self.inner).failed = Some(status);
     }
 
+    /// It has ended, which nobody is told before its output has been read, or a moment has passed.
+    pub async fn output_taken(&self) {
+        if let Some(io) = self.io() {
+            io.exited();
+            io.taken().await;
+        }
+    }
+
     /// It has ended.
     pub fn ended(&self, mut exit: Exit) {
         let io = {

@@ -95,7 +95,9 @@ fn lifecycle(name: &str) {
 
     for _ in 0..20 {
         cgroup.freeze(LONG).unwrap();
-        assert!(cgroup.is_frozen().unwrap());
+        // Frozen right after it was thawed, a v2 group may say "frozen 0" once more for some milliseconds: a process that was still about to
+        // leave its stop is counted out and in again (kernel/cgroup/freezer.c).
+        eventually("frozen", || cgroup.is_frozen().unwrap());
         cgroup.thaw().unwrap();
         eventually("thawed", || !cgroup.is_frozen().unwrap());
     }

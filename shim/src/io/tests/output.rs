@@ -118,6 +118,52 @@ async fn a_delete_waits_for_a_reader_that_is_late() {
     }
 }
 
+/// With and without another process that keeps the pipe open.
+#[tokio::test(flavor = "current_thread")]
+async fn the_end_is_told_when_the_last_words_have_been_read() {
+    for held_open in [false, true] {
+        let fifos = fifos();
+        let (io, mut stdout) = with_stdout(&fifos.stdout).await;
+        let path = fifos.stdout.clone();
+        let mut containerd = peer(move || reader(&path)).await;
+        stdout.write_all(b"bye").unwrap();
+        let other = held_open.then(|| stdout.try_clone().unwrap());
+        drop(stdout);
+        io.exited();
+        let telling = tokio::spawn(async move {
+            io.taken().await;
+            io
+        });
+        tokio::time::sleep(LATE / 5).await;
+        assert!(!telling.is_finished(), "told before it was read, held open: {held_open}");
+        let mut read = [0; 3];
+        containerd.read_exact(&mut read).unwrap();
+        let began = Instant::now();
+        let io = telling.await.unwrap();
+        assert!(began.elapsed() < LATE / 2, "nothing is left to be waited for");
+        drop(other);
+        assert_eq!(io.drained(SOON).await, Drained::Complete);
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_end_is_told_at_once_without_output_and_soon_without_a_reader() {
+    let fifos = fifos();
+    let (io, mut stdout) = with_stdout(&fifos.stdout).await;
+    let (silent, unused) = with_stdout(&fifos.stderr).await;
+    stdout.write_all(b"unread").unwrap();
+    drop((stdout, unused));
+    let began = Instant::now();
+    silent.exited();
+    silent.taken().await;
+    assert!(began.elapsed() < LATE / 2, "there was nothing to read");
+    io.exited();
+    io.taken().await;
+    assert!(began.elapsed() < LATE * 2, "nobody reads");
+    assert_eq!(silent.drained(SOON).await, Drained::Complete);
+    assert_eq!(io.drained(SOON).await, Drained::Truncated(6));
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn output_that_is_not_taken_in_time_is_counted() {
     let fifos = fifos();
