@@ -23,9 +23,10 @@ tools:
 peers: tools
 	@deploy/setup/peers.sh
 
-# The target is named so that the static flag reaches the program and not the compiler's own plug-ins.
+# Static, and with relative relocations packed: each start of the program reads and applies them.
+# The target is named so that these flags reach the program and not the compiler's own plug-ins.
 build: tools
-	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --target $(TARGET) -p shim
+	RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" $(CARGO) build --release --target $(TARGET) -p shim
 	@ls -l $(RELEASE)/containerd-shim-coracle-v2
 
 # A second program for the tests that stop the shim at named points; the released one has none of them.

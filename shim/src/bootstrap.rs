@@ -5,6 +5,7 @@
 //! are told apart by what they say (containerd's `core/runtime/v2/binary.go` and `pkg/shim`).
 
 use std::io::{IsTerminal, Read};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use containerd_shim::Flags;
@@ -125,7 +126,9 @@ pub fn read_stdin() -> Result<Vec<u8>> {
         return Ok(Vec::new());
     }
     let mut input = Vec::new();
-    stdin.lock().take(MAX_INPUT_BYTES + 1).read_to_end(&mut input).context(|| "read standard input")?;
+    // A copy of the descriptor: what std reads through has a buffer that would stay with the daemon.
+    let stdin = std::fs::File::from(stdin.as_fd().try_clone_to_owned().context(|| "copy standard input")?);
+    stdin.take(MAX_INPUT_BYTES + 1).read_to_end(&mut input).context(|| "read standard input")?;
     if input.len() as u64 > MAX_INPUT_BYTES {
         return Err(Error::invalid("read standard input: more than 10 MiB"));
     }

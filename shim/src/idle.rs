@@ -15,8 +15,8 @@ const ALONE: Duration = Duration::from_secs(60);
 /// and never calls it.
 const CONNECTED: u32 = 5;
 
-/// How long after a call another one is expected.
-const QUIET: Duration = Duration::from_secs(2);
+/// How long after a call another one is expected. In a time of calls it is looked at so often, too.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// The clients.
 #[derive(Debug, Clone, Default)]

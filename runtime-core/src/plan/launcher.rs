@@ -42,7 +42,7 @@ const ANSWER: usize = 8;
 /// How long one cgroup may take to die.
 const ABANDON: Duration = Duration::from_secs(2);
 /// How long after a request the launcher expects another one.
-const QUIET: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+const QUIET: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// The launcher's own end of the socket.
 const CONTROL: u32 = 3;
 

@@ -3,8 +3,14 @@
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
 
+use rustix::mm::{Advice, madvise};
+
 /// A program that a linker makes has two read-only segments, constants and text, or one.
 const SEGMENTS_MAX: usize = 4;
+
+/// How far below itself a running function lets the stack be. The kernel keeps more than this free below a stack that may grow (mmap(2),
+/// the stack guard gap), so nothing else can lie there.
+const STACK_BELOW: usize = 256 << 10;
 
 /// The read-only segments of the program, by whole pages.
 #[derive(Default)]
@@ -13,8 +19,10 @@ struct Segments {
     count: usize,
 }
 
-/// Gives back what can be had again: free pages of the heap, and the pages of the program's own file that are mapped only because they were
-/// used, or lay beside one that was. The next use of each costs a minor fault; the file stays in the page cache.
+/// Gives back what can be had again: free pages of the heap and of the main thread's stack, and the pages of the program's own file that are
+/// mapped only because they were used, or lay beside one that was. The next use of each costs a minor fault; the file stays in the page cache.
+///
+/// To be called on the main thread, whose stack is the one that the kernel made.
 ///
 /// To be called right before a long wait: whatever runs until then is mapped again.
 pub fn give_back() {
@@ -23,6 +31,7 @@ pub fn give_back() {
     unsafe {
         libc::malloc_trim(0);
     }
+    give_back_stack();
     let mut segments = Segments::default();
     // SAFETY: the callback matches the declared type; `segments` outlives the call, and nothing else refers to it meanwhile.
     unsafe {
@@ -33,8 +42,20 @@ pub fn give_back() {
         // SAFETY: a segment that was never writable maps the file: what is dropped here, the kernel reads from there again (madvise(2),
         // MADV_DONTNEED of a private mapping of a file). Pages that are shared with another segment are left out.
         unsafe {
-            libc::madvise(pages.start as *mut c_void, pages.len(), libc::MADV_DONTNEED);
+            let _ = madvise(pages.start as *mut c_void, pages.len(), Advice::LinuxDontNeed);
         }
+    }
+}
+
+/// Everything from two pages below this frame on is dead: it belongs to calls that have returned.
+#[inline(never)]
+fn give_back_stack() {
+    let page = rustix::param::page_size();
+    let here = 0u8;
+    let end = (std::ptr::from_ref(&here) as usize / page - 1) * page;
+    // SAFETY: no frame lies there, nor the red zone of one, and nothing else can (see `STACK_BELOW`). What is not mapped stays so.
+    unsafe {
+        let _ = madvise((end - STACK_BELOW) as *mut c_void, STACK_BELOW, Advice::LinuxDontNeed);
     }
 }
 

@@ -21,8 +21,9 @@ use super::{Sample, micros, peer};
 
 /// Containers that are added to a pod to see what each costs.
 const MORE: u32 = 10;
-/// A pod is idle when the work of its start is over.
-const SETTLE: Duration = Duration::from_millis(700);
+/// A pod is idle when nothing has happened for a while; both shims have given back by then what they do give back (the Go runtime after
+/// its garbage collection, ours after a second or two).
+const SETTLE: Duration = Duration::from_secs(4);
 
 /// A pod: one shim with one container that idles.
 struct Pod {
