@@ -3,6 +3,7 @@
 mod files;
 mod identity;
 mod inside;
+mod races;
 mod rootfs;
 mod watch;
 
@@ -42,6 +43,13 @@ fn main() -> ExitCode {
         rootfs::traps_for_libraries,
         watch::nothing_of_ours_in_a_shared_pid_namespace,
         watch::proc_self_exe_cannot_be_written,
+        races::a_root_that_is_a_link_at_the_end,
     ];
-    requests::main("security", cases, Vec::new())
+    let once = hand_cases![
+        races::a_walk_by_strings_is_caught,
+        races::volume_paths_that_are_exchanged,
+        races::volume_paths_that_are_exchanged_slowly,
+        races::masks_while_dev_null_is_exchanged,
+    ];
+    requests::main("security", cases, once)
 }

@@ -14,10 +14,10 @@ use tests::rpc::Shim;
 use tests::{Result, ensure, ensure_eq, proc};
 
 /// A tree of the host's that links point to.
-struct Canary(PathBuf);
+pub struct Canary(pub PathBuf);
 
 impl Canary {
-    fn new(hand: &Hand) -> Result<Canary> {
+    pub fn new(hand: &Hand) -> Result<Canary> {
         let dir = hand.dir().join("canary");
         for name in ["dev", "p", "s", "etc"] {
             fs::create_dir_all(dir.join(name))?;
@@ -28,12 +28,12 @@ impl Canary {
         Ok(Canary(dir))
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.0.join(name).display().to_string()
     }
 
     /// Everything below, with type, mode, owner, size, change and content.
-    fn state(&self) -> Result<BTreeMap<String, String>> {
+    pub fn state(&self) -> Result<BTreeMap<String, String>> {
         let mut state = BTreeMap::new();
         let mut open = vec![self.0.clone()];
         while let Some(dir) = open.pop() {
@@ -87,7 +87,7 @@ fn unharmed(hand: &mut Hand, links: &[(&str, String)], terminal: bool, change: i
 }
 
 /// Without the mounts on and below these targets.
-fn without(spec: &mut Value, targets: &[&str]) {
+pub fn without(spec: &mut Value, targets: &[&str]) {
     if let Some(mounts) = spec["mounts"].as_array_mut() {
         mounts.retain(|mount| !targets.iter().any(|target| mount["destination"].as_str().is_some_and(|path| path.starts_with(target))));
     }
