@@ -3,7 +3,8 @@
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
-use rustix::mount::{FsOpenFlags, fsconfig_set_string, fsopen};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{FsOpenFlags, fsconfig_set_fd, fsconfig_set_string, fsopen};
 
 /// Newer calls, each of which has a plain path with the same result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +12,8 @@ use rustix::mount::{FsOpenFlags, fsconfig_set_string, fsopen};
 pub struct Features {
     /// Overlay takes its layers one by one, as `lowerdir+` and `datadir+` (Linux 6.5, Documentation/filesystems/overlayfs.rst).
     pub layers_one_by_one: bool,
+    /// Overlay takes detached mounts as layers (Linux 6.15, which also lets fsconfig(2) take `O_PATH` descriptors, as these are).
+    pub layers_by_descriptor: bool,
 }
 
 impl Features {
@@ -23,9 +26,9 @@ impl Features {
     fn probe() -> Self {
         #[cfg(feature = "failpoints")]
         if crate::failpoints::old_overlay() {
-            return Self { layers_one_by_one: false };
+            return Self { layers_one_by_one: false, layers_by_descriptor: false };
         }
-        Self { layers_one_by_one: overlay_takes(c"lowerdir+") }
+        Self { layers_one_by_one: overlay_takes(c"lowerdir+"), layers_by_descriptor: overlay_takes_descriptors() }
     }
 }
 
@@ -33,6 +36,12 @@ impl Features {
 fn overlay_takes(option: &std::ffi::CStr) -> bool {
     let Ok(context) = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC) else { return false };
     fsconfig_set_string(context.as_fd(), option, c"/").is_ok()
+}
+
+fn overlay_takes_descriptors() -> bool {
+    let Ok(context) = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC) else { return false };
+    let directory = rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    directory.is_ok_and(|directory| fsconfig_set_fd(context.as_fd(), c"lowerdir+", directory.as_fd()).is_ok())
 }
 
 #[cfg(test)]
@@ -47,5 +56,6 @@ mod tests {
         let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse::<u32>().ok());
         let version = (numbers.next().unwrap(), numbers.next().unwrap());
         assert_eq!(overlay_takes(c"lowerdir+"), version >= (6, 5), "{release}");
+        assert_eq!(overlay_takes_descriptors(), version >= (6, 15), "{release}");
     }
 }

@@ -12,6 +12,8 @@ const KILLED: u32 = 128 + 9;
 /// containerd gives the whole verb five seconds.
 const DEATH: Duration = Duration::from_secs(3);
 const REMOVAL: Duration = Duration::from_secs(1);
+/// How long a server of a root filesystem may take to end after its last user.
+const SERVERS: Duration = Duration::from_millis(500);
 
 /// How a container ended, as far as a stranger can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,9 +52,11 @@ pub fn cleanup(bundle: &Path) -> Result<Exit> {
 
 fn clean(host: &Host, record: &Record) -> Result<()> {
     let Some(path) = &record.cgroup else { return Ok(()) };
-    let cgroup = Cgroup::open(host, path).context(|| format!("container {:?}", record.id))?;
-    cgroup.kill_and_wait(DEATH).context(|| format!("container {:?}", record.id))?;
-    cgroup.remove(REMOVAL).context(|| format!("container {:?}", record.id))
+    let what = || format!("container {:?}", record.id);
+    let cgroup = Cgroup::open(host, path).context(what)?;
+    cgroup.kill_and_wait(DEATH).context(what)?;
+    record.servers.iter().try_for_each(|server| server.end(SERVERS)).context(what)?;
+    cgroup.remove(REMOVAL).context(what)
 }
 
 /// The records, in the bundles beside this one, of containers that the same daemon supervised, if that is dead.
@@ -92,8 +96,7 @@ mod tests {
     #[test]
     fn a_recorded_end_is_told_as_it_was() {
         let bundle = tempfile::tempdir().unwrap();
-        let record =
-            Record { id: "a".into(), daemon: None, init: Some(ProcessId { pid: 7, started: 9 }), cgroup: None, exited: Some((3, 5)) };
+        let record = Record { init: Some(ProcessId { pid: 7, started: 9 }), exited: Some((3, 5)), ..Record::new("a", None) };
         record.write(bundle.path()).unwrap();
         let exit = cleanup(bundle.path()).unwrap();
         assert_eq!((exit.pid, exit.status, exit.at), (7, 3, SystemTime::UNIX_EPOCH + Duration::from_nanos(5)));

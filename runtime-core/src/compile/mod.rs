@@ -2,12 +2,15 @@
 //!
 //! Everything that can be decided is decided here, in the parent; what is emitted is run as it stands.
 
+mod by_helper;
 mod devices;
 mod helper;
+mod idmap;
 mod joining;
 mod mounts;
 mod namespaces;
 pub mod options;
+mod overlay;
 mod process;
 mod rootfs;
 mod sysctl;
@@ -22,6 +25,7 @@ use crate::plan::{Builder, Launch, Slot, Step};
 use crate::seccomp::Filter;
 use crate::spec::Spec;
 
+pub use by_helper::{ByHelper, by_helper};
 pub use helper::{Helper, helper};
 pub use joining::{Joining, StartContainerHook, joining, start_container_hook};
 pub use namespaces::{Joined, ids as namespace_ids};
@@ -56,6 +60,8 @@ pub struct Container<'a> {
     pub spec: &'a Spec,
     /// The snapshot's mounts; if there are none, the spec's root path is used as it is.
     pub rootfs: &'a [RootMount],
+    /// Of these, in their order, those that need a helper: made already ([`by_helper`]).
+    pub by_helper: Vec<OwnedFd>,
     /// The cgroup.
     pub cgroup: CgroupView,
     /// The standard streams.
@@ -70,6 +76,8 @@ pub struct Container<'a> {
     pub no_new_keyring: bool,
     /// Whether overlay takes its layers one by one (Linux 6.5).
     pub layers_one_by_one: bool,
+    /// Whether overlay takes detached mounts as layers (Linux 6.15).
+    pub layers_by_descriptor: bool,
 }
 
 /// What the launcher gets.
@@ -94,6 +102,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let streams = give_streams(&mut plan, inputs.streams);
     let procs: Vec<Slot> = inputs.cgroup.procs.into_iter().map(|fd| plan.give(fd)).collect();
     let cgroup = inputs.cgroup.directory.map(|fd| plan.give(fd));
+    let helped: Vec<Slot> = inputs.by_helper.into_iter().map(|fd| plan.give(fd)).collect();
     let joined = namespaces::open(&mut plan, &spec.linux.namespaces)?;
     sysctl::check(&spec.linux.sysctl, &joined)?;
 
@@ -106,8 +115,9 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let target = bundle.join("rootfs");
     let whole = [whole_root(spec, bundle)];
     let roots = if inputs.rootfs.is_empty() { &whole } else { inputs.rootfs };
-    let place = rootfs::Place { target: &target, layers_one_by_one: inputs.layers_one_by_one };
-    let (layers, by_path) = rootfs::assemble(&mut plan, roots, place)?;
+    let place =
+        rootfs::Place { target: &target, layers_one_by_one: inputs.layers_one_by_one, layers_by_descriptor: inputs.layers_by_descriptor };
+    let (layers, by_path) = rootfs::assemble(&mut plan, roots, helped, place)?;
     let mounts = mounts::sources(&mut plan, spec, bundle, &inputs.cgroup.mounts)?;
     let masks = mounts::mask_sources(&mut plan, spec);
 

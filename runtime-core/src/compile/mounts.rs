@@ -153,7 +153,7 @@ pub fn attach_all(plan: &mut Builder, mounts: &Mounts<'_>, root: Slot) -> Result
 
 /// Emits [`Step::NewMount`].
 pub fn new_mount(plan: &mut Builder, fstype: &CStr, options: Vec<(CString, Option<CString>)>, attributes: u64, mount: Slot) {
-    plan.step(Step::NewMount { filesystem: Filesystem { fstype: fstype.to_owned(), options, attributes }, mount });
+    plan.step(Step::NewMount { filesystem: Filesystem { fstype: fstype.to_owned(), options, mounts: Vec::new(), attributes }, mount });
 }
 
 /// Whether the mount becomes read-only later: mount points and nodes are still to be made in it.

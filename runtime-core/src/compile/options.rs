@@ -217,6 +217,13 @@ impl Options {
         self.data.iter().rev().find(|(name, _)| name == key).and_then(|(_, value)| value.as_deref())
     }
 
+    /// Takes a filesystem option out: its last value.
+    pub fn take(&mut self, key: &str) -> Option<String> {
+        let value = self.value(key).map(str::to_owned);
+        self.data.retain(|(name, _)| name != key);
+        value
+    }
+
     /// What fsconfig(2) is told: the superblock's flags, then the filesystem's own options. A read-only superblock only where it is the
     /// container's own: those of the kernel's virtual filesystems are shared.
     pub fn filesystem(&self, own_superblock: bool) -> Vec<(String, Option<String>)> {

@@ -56,6 +56,7 @@ fn plan(case: &Path) -> Plan {
         bundle: Path::new("/run/bundle"),
         spec: &spec,
         rootfs: &rootfs,
+        by_helper: Vec::new(),
         cgroup: CgroupView {
             procs: if v1 { vec![null(), null()] } else { Vec::new() },
             directory: Some(null()),
@@ -67,6 +68,7 @@ fn plan(case: &Path) -> Plan {
         no_pivot_root: false,
         no_new_keyring: false,
         layers_one_by_one: true,
+        layers_by_descriptor: true,
     });
     compiled.unwrap().launch.plan
 }

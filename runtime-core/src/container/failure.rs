@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind};
-use crate::plan::child::{OUTSIDE, attach};
+use crate::plan::child::{OUTSIDE, attach, helper_failed};
 use crate::plan::report::Failure;
 use crate::plan::{Launch, Slot, Step};
 
@@ -13,6 +13,15 @@ pub fn explain(launch: &Launch, failure: &Failure) -> Error {
         return Error::new(ErrorKind::Internal, format!("child: step {} does not exist", failure.step));
     };
     match step {
+        Step::FindProgram if is_mount_helper(launch) => {
+            let places = launch.program.candidates.iter().filter_map(|path| path.to_str().ok()?.rsplit_once('/')).map(|(place, _)| place);
+            let message = format!("mount helper {:?} is not in {}", launch.program.name, places.collect::<Vec<_>>().join(":"));
+            Error::new(ErrorKind::FailedPrecondition, message)
+        }
+        Step::MountByHelper { .. } if failure.detail == helper_failed::STATUS => {
+            let said = failure.text.lines().collect::<Vec<_>>().join("; ");
+            Error::new(ErrorKind::Internal, format!("mount helper {}: exit status {}: {said}", launch.program.name, failure.errno))
+        }
         Step::FindProgram => no_program(launch, failure.errno),
         Step::Exec => exec_failed(launch, failure.errno),
         Step::WorkingDirectory { path, .. } if failure.detail == OUTSIDE => {
@@ -32,6 +41,10 @@ pub fn explain(launch: &Launch, failure: &Failure) -> Error {
     }
 }
 
+fn is_mount_helper(launch: &Launch) -> bool {
+    launch.plan.steps.iter().any(|step| matches!(step, Step::MountByHelper { .. }))
+}
+
 /// The step for people: a mount by where it comes from and where it goes, which the plan tells apart by numbers.
 fn said(launch: &Launch, step: &Step) -> String {
     match step {
@@ -41,6 +54,10 @@ fn said(launch: &Launch, step: &Step) -> String {
         Step::Attach { mount, .. } | Step::AttachRoot { mount, .. } => {
             let made = launch.plan.steps.iter().find(|step| makes(step) == Some(*mount));
             format!("attach {}{}", made.map_or_else(|| "mount".to_owned(), source), target(launch, *mount))
+        }
+        Step::IdMap { mount, .. } => {
+            let made = launch.plan.steps.iter().find(|step| makes(step) == Some(*mount));
+            format!("map owners of {}{}", made.map_or_else(|| "mount".to_owned(), source), target(launch, *mount))
         }
         Step::Rlimit { resource, soft, hard } => {
             let name = usize::try_from(*resource).ok().and_then(|index| RLIMITS.get(index)).copied().unwrap_or("unknown");
@@ -105,7 +122,8 @@ fn part(step: &Step, detail: u16) -> Option<String> {
         (Step::Attach { .. }, attach::MOVE) => name("move the mount there"),
         (Step::NewMount { .. } | Step::LoopMount { .. }, 1) => name("create"),
         (Step::NewMount { filesystem, .. } | Step::LoopMount { filesystem, .. }, detail) if detail >= 2 => {
-            let (key, _) = filesystem.options.get(usize::from(detail) - 2)?;
+            let mounts = filesystem.mounts.iter().map(|(key, _)| key);
+            let key = filesystem.options.iter().map(|(key, _)| key).chain(mounts).nth(usize::from(detail) - 2)?;
             Some(format!("option {:?}", key.to_string_lossy()))
         }
         (Step::Pivot { .. }, 1) => name("pivot_root"),
@@ -118,6 +136,10 @@ fn part(step: &Step, detail: u16) -> Option<String> {
         (Step::Identity { .. }, 1) => name("setgroups"),
         (Step::Identity { .. }, 2) => name("setgid"),
         (Step::Identity { .. }, 3) => name("setuid"),
+        (Step::UserNamespace { .. }, 1) => name("clone3"),
+        (Step::UserNamespace { .. }, 2) => name("uid_map"),
+        (Step::UserNamespace { .. }, 3) => name("gid_map"),
+        (Step::MountByHelper { .. }, helper_failed::NOTHING) => name("the helper ended well and mounted nothing"),
         (Step::Loopback, 1) => name("accept_ra"),
         (Step::Mask { .. } | Step::ReadOnly { .. }, detail) if detail > 0 => name("mount over it"),
         (Step::OverlayByPath { .. }, 1) => name("chdir"),

@@ -4,7 +4,11 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::CgroupPath;
@@ -31,6 +35,29 @@ impl ProcessId {
         Some(Self { pid, started })
     }
 
+    /// Waits until it has ended, and kills it if it has not after `grace`.
+    ///
+    /// # Errors
+    /// The errno of pidfd_open(2) or pidfd_send_signal(2).
+    pub fn end(&self, grace: Duration) -> Result<()> {
+        let what = || format!("process {}", self.pid);
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => return Ok(()),
+            result => result.context(what)?,
+        };
+        // Asked after the opening: from here on the number cannot come to mean another one.
+        if !self.is_alive() {
+            return Ok(());
+        }
+        let timeout = Timespec { tv_sec: grace.as_secs().cast_signed(), tv_nsec: grace.subsec_nanos().into() };
+        let ended = retry_on_intr(|| poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))).context(what)?;
+        match pidfd_send_signal(&pidfd, Signal::KILL) {
+            Err(errno) if ended == 0 && errno != Errno::SRCH => Err(Error::kernel(what(), errno)),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether that process still runs (or waits to be reaped).
     pub fn is_alive(&self) -> bool {
         Self::of(self.pid) == Some(*self)
@@ -48,11 +75,19 @@ pub struct Record {
     pub init: Option<ProcessId>,
     /// Its cgroup, as soon as the name is known.
     pub cgroup: Option<CgroupPath>,
+    /// Servers of its root filesystem, which end when nobody has it mounted any more.
+    #[serde(default)]
+    pub servers: Vec<ProcessId>,
     /// How the first process ended, once it has: status and Unix time in nanoseconds.
     pub exited: Option<(u32, i64)>,
 }
 
 impl Record {
+    /// Of a container of which nothing is known but its name and cgroup.
+    pub fn new(id: &str, cgroup: Option<CgroupPath>) -> Self {
+        Self { id: id.to_owned(), daemon: None, init: None, cgroup, servers: Vec::new(), exited: None }
+    }
+
     /// Writes the record into the bundle, whole or not at all.
     ///
     /// # Errors
@@ -120,10 +155,20 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_does_not_end_is_killed_and_a_later_one_is_not() {
+        let mut sleeper = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let id = ProcessId::of(sleeper.id() as i32).unwrap();
+        ProcessId { started: id.started + 1, ..id }.end(Duration::ZERO).unwrap();
+        assert!(sleeper.try_wait().unwrap().is_none());
+        id.end(Duration::from_millis(10)).unwrap();
+        assert!(!sleeper.wait().unwrap().success());
+        id.end(Duration::from_secs(1000)).unwrap();
+    }
+
+    #[test]
     fn a_record_comes_back_as_it_was_written() {
         let bundle = tempfile::tempdir().unwrap();
-        let record =
-            Record { id: "a".into(), daemon: None, init: Some(ProcessId { pid: 7, started: 9 }), cgroup: None, exited: Some((3, 4)) };
+        let record = Record { init: Some(ProcessId { pid: 7, started: 9 }), exited: Some((3, 4)), ..Record::new("a", None) };
         record.write(bundle.path()).unwrap();
         let read = Record::read(bundle.path()).unwrap().unwrap();
         assert_eq!((read.init, read.exited), (record.init, record.exited));

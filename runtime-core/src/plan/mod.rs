@@ -62,10 +62,22 @@ pub enum Step {
     NewMount { filesystem: Filesystem, mount: Slot },
     /// Puts a file behind a loop device and makes a detached mount of it.
     LoopMount { source: CString, direct_io: bool, filesystem: Filesystem, mount: Slot },
+    /// Makes a user namespace that has these maps (user_namespaces(7)) and no process.
+    UserNamespace { uid_map: CString, gid_map: CString, namespace: Slot },
+    /// Shows the owners of a detached mount's files as the maps of a user namespace say.
+    IdMap { mount: Slot, namespace: Slot },
     /// Changes attributes and propagation of a detached mount.
     Attributes { mount: Slot, recursive: bool, set: u64, clear: u64, propagation: u64 },
     /// Overlay by mount(2) with paths relative to `base`, for kernels without `lowerdir+`; needs a private mount namespace.
     OverlayByPath { base: CString, target: CString, flags: u64, data: CString, mount: Slot },
+
+    /// Runs the plan's program, a mount helper (mount(8)), which mounts something at a path, and takes it from there as a detached mount;
+    /// needs a private mount namespace.
+    MountByHelper { target: CString, mount: Slot },
+    /// Gives a detached mount to the parent.
+    HandOver { mount: Slot },
+    /// Ends when the last process ends that this one, the init of a pid namespace, has to reap.
+    Keep,
 
     /// Enters the launcher's nearly empty mount namespace, and makes a copy of it.
     EnterStub,
@@ -149,6 +161,8 @@ pub struct Filesystem {
     pub fstype: CString,
     /// In order; without a value it is a flag.
     pub options: Vec<(CString, Option<CString>)>,
+    /// After them, options whose values are mounts.
+    pub mounts: Vec<(CString, Slot)>,
     /// `MOUNT_ATTR_*`.
     pub attributes: u64,
 }

@@ -86,7 +86,11 @@ fn depth(recursive: bool) -> &'static str {
 
 impl fmt::Display for Filesystem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} [{}] {}", text(&self.fstype), options(&self.options), attributes(self.attributes))
+        write!(f, "{} [{}", text(&self.fstype), options(&self.options))?;
+        for (key, mount) in &self.mounts {
+            write!(f, ",{}={mount}", text(key))?;
+        }
+        write!(f, "] {}", attributes(self.attributes))
     }
 }
 
@@ -116,6 +120,11 @@ impl fmt::Display for Step {
             Self::SourceDirectory { path } => write!(f, "enter {:?} of the host", text(path)),
             Self::NewMount { filesystem, mount } => write!(f, "{mount} = mount {filesystem}"),
             Self::LoopMount { source, filesystem, mount, .. } => write!(f, "{mount} = loop mount {:?} {filesystem}", text(source)),
+            Self::UserNamespace { uid_map, gid_map, namespace } => {
+                let ranges = |map: &CStr| text(map).trim_end().replace('\n', ", ");
+                write!(f, "{namespace} = user namespace, users {}, groups {}", ranges(uid_map), ranges(gid_map))
+            }
+            Self::IdMap { mount, namespace } => write!(f, "map owners of {mount} by {namespace}"),
             Self::Attributes { mount, recursive, set, clear, propagation: p } => {
                 let all = depth(*recursive);
                 write!(
@@ -127,6 +136,9 @@ impl fmt::Display for Step {
                 )
             }
             Self::OverlayByPath { base, data, mount, .. } => write!(f, "{mount} = mount overlay in {:?} [{}]", text(base), text(data)),
+            Self::MountByHelper { target, mount } => write!(f, "{mount} = mount by helper at {:?}", text(target)),
+            Self::HandOver { mount } => write!(f, "give {mount} away"),
+            Self::Keep => write!(f, "stay until everything that was started has ended"),
             Self::EnterStub => write!(f, "enter an empty mount namespace"),
             Self::Propagation { flags } => write!(f, "change propagation of / to {}", propagation(*flags)),
             Self::AttachRoot { mount, path, root } => write!(f, "{root} = attach root {mount} at {:?}", text(path)),

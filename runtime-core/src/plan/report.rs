@@ -13,6 +13,7 @@ const HEADER: usize = 9;
 const READY: u8 = b'R';
 const HOOKS: u8 = b'H';
 const CONSOLE: u8 = b'C';
+const MOUNT: u8 = b'M';
 const FAILED: u8 = b'F';
 /// The parent's only word.
 pub const GO: u8 = b'G';
@@ -39,6 +40,8 @@ pub enum Message {
     Hooks,
     /// The master of its terminal.
     Console(OwnedFd),
+    /// A detached mount that it made for another process.
+    Mount(OwnedFd),
     /// It gave up and ends.
     Failed(Failure),
 }
@@ -77,6 +80,7 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Message>, Errno> {
         (Some(&READY), None) => Ok(Some(Message::Ready)),
         (Some(&HOOKS), None) => Ok(Some(Message::Hooks)),
         (Some(&CONSOLE), Some(master)) => Ok(Some(Message::Console(master))),
+        (Some(&MOUNT), Some(mount)) => Ok(Some(Message::Mount(mount))),
         (Some(&FAILED), None) if length >= HEADER => Ok(Some(Message::Failed(decode(&bytes[..length])))),
         _ => Err(Errno::BADMSG),
     }
@@ -94,7 +98,7 @@ fn decode(bytes: &[u8]) -> Failure {
 
 /// The child's side: write(2) and read(2) only, which every seccomp profile that can run a program allows.
 pub(super) mod child {
-    use super::{BorrowedFd, CONSOLE, Errno, FAILED, GO, HEADER, HOOKS, IoSlice, READY, TEXT_MAX};
+    use super::{BorrowedFd, CONSOLE, Errno, FAILED, GO, HEADER, HOOKS, IoSlice, MOUNT, READY, TEXT_MAX};
     use super::{MaybeUninit, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
     pub fn ready(socket: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -106,11 +110,19 @@ pub(super) mod child {
     }
 
     pub fn console(socket: BorrowedFd<'_>, master: BorrowedFd<'_>) -> Result<(), Errno> {
+        hand_over(socket, CONSOLE, master)
+    }
+
+    pub fn mount(socket: BorrowedFd<'_>, mount: BorrowedFd<'_>) -> Result<(), Errno> {
+        hand_over(socket, MOUNT, mount)
+    }
+
+    fn hand_over(socket: BorrowedFd<'_>, word: u8, descriptor: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let rights = [master];
+        let rights = [descriptor];
         control.push(SendAncillaryMessage::ScmRights(&rights));
-        rustix::net::sendmsg(socket, &[IoSlice::new(&[CONSOLE])], &mut control, SendFlags::NOSIGNAL).map(drop)
+        rustix::net::sendmsg(socket, &[IoSlice::new(&[word])], &mut control, SendFlags::NOSIGNAL).map(drop)
     }
 
     /// Nobody may be listening any more; there is nobody else to tell.

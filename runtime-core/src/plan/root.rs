@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::decimal::decimal;
+
 /// A lookup that races with renames answers EAGAIN; runc measured 128 tries to be enough under attack.
 const LOOKUP_TRIES: u32 = 128;
 const PATH_MAX: usize = 4096;
@@ -201,6 +203,16 @@ impl Name {
         self.bytes[..text.len()].copy_from_slice(text);
         self.bytes[text.len()] = 0;
         CStr::from_bytes_with_nul(&self.bytes[..=text.len()]).map_err(|_| Errno::INVAL)
+    }
+
+    /// Holds `prefix`, which must be short, and a number.
+    pub fn numbered(&mut self, prefix: &[u8], number: u32) -> Result<&CStr, Errno> {
+        let (mut text, mut digits) = ([0u8; 64], [0u8; 10]);
+        let digits = decimal(number, &mut digits);
+        let length = prefix.len() + digits.len();
+        text.get_mut(..prefix.len()).ok_or(Errno::NAMETOOLONG)?.copy_from_slice(prefix);
+        text.get_mut(prefix.len()..length).ok_or(Errno::NAMETOOLONG)?.copy_from_slice(digits);
+        self.set(&text[..length])
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
 
 use rustix::io::Errno;
 
@@ -30,6 +31,7 @@ pub mod attr {
 }
 
 #[repr(C)]
+#[derive(Default)]
 struct MountAttr {
     set: u64,
     clear: u64,
@@ -43,13 +45,31 @@ struct MountAttr {
 /// # Errors
 /// `EINVAL` for an attribute the filesystem or kernel does not know, `EPERM` for a locked one, `EBUSY` where writers exist.
 pub fn set_attributes(mount: BorrowedFd<'_>, path: &CStr, recursive: bool, set: u64, clear: u64, propagation: u64) -> Result<(), Errno> {
-    let attributes = MountAttr { set, clear, propagation, userns: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    change(mount, path, flags, &MountAttr { set, clear, propagation, userns: 0 })
+}
+
+fn change(mount: BorrowedFd<'_>, path: &CStr, flags: i32, attributes: &MountAttr) -> Result<(), Errno> {
     // SAFETY: `path` is NUL-terminated, `attributes` outlives the call and is as long as is said; the kernel only reads both.
     check(unsafe {
-        libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), path.as_ptr(), flags, &raw const attributes, size_of::<MountAttr>())
+        libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), path.as_ptr(), flags, ptr::from_ref(attributes), size_of::<MountAttr>())
     })
     .map(drop)
+}
+
+/// Makes the mount behind `mount`, which must be detached, show its files' owners as the maps of the user namespace `namespace` say
+/// (`MOUNT_ATTR_IDMAP`, mount_setattr(2)). Mounts below it stay as they are.
+///
+/// # Errors
+/// `EINVAL` if the filesystem cannot be idmapped or the mount is already, `EPERM` for the initial user namespace.
+pub fn set_idmap(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> Result<(), Errno> {
+    const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+    change(
+        mount,
+        c"",
+        libc::AT_EMPTY_PATH,
+        &MountAttr { set: MOUNT_ATTR_IDMAP, userns: namespace.as_raw_fd() as u64, ..MountAttr::default() },
+    )
 }
 
 /// mount(2) with a data string, for the kernels on which overlay cannot be made through descriptors.

@@ -28,15 +28,36 @@ pub enum Cloned {
 /// # Errors
 /// The errno of clone3(2): `EINVAL` for flags this kernel lacks, `EAGAIN` at a process limit, `EBUSY` for an unusable cgroup.
 pub fn clone_as_sibling(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
-    let mut pidfd: libc::c_int = -1;
-    // SAFETY: all-zero is a valid `clone_args`: no stack, no tls, no tid set.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = flags | libc::CLONE_PIDFD as u64 | libc::CLONE_PARENT as u64;
-    args.pidfd = ptr::from_mut(&mut pidfd) as u64;
+    let mut args = clone_args(flags | libc::CLONE_PARENT as u64);
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
+    clone(args)
+}
+
+/// clone3(2) without shared memory: a copy of the caller with the namespaces of `flags`, as the caller's own child, to be waited for.
+///
+/// The caller must be single-threaded, as for [`clone_as_sibling`].
+///
+/// # Errors
+/// The errno of clone3(2).
+pub fn clone_as_child(flags: u64) -> Result<Cloned, Errno> {
+    let mut args = clone_args(flags);
+    args.exit_signal = libc::SIGCHLD as u64;
+    clone(args)
+}
+
+fn clone_args(flags: u64) -> libc::clone_args {
+    // SAFETY: all-zero is a valid `clone_args`: no stack, no tls, no tid set.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64;
+    args
+}
+
+fn clone(mut args: libc::clone_args) -> Result<Cloned, Errno> {
+    let mut pidfd: libc::c_int = -1;
+    args.pidfd = ptr::from_mut(&mut pidfd) as u64;
     // SAFETY: `args` outlives the call and is as long as is said; without CLONE_VM the child runs on its own copy of this stack.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) })?;
     if pid == 0 {
@@ -173,6 +194,14 @@ pub fn try_wait(pidfd: BorrowedFd<'_>) -> Result<Option<Exited>, Errno> {
 /// `ECHILD`, `EINTR`.
 pub fn wait(pidfd: BorrowedFd<'_>) -> Result<Option<Exited>, Errno> {
     wait_id(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, libc::WEXITED)
+}
+
+/// Waits until some child has ended, and reaps it.
+///
+/// # Errors
+/// `ECHILD` if there is none, `EINTR`.
+pub fn wait_any() -> Result<Option<Exited>, Errno> {
+    wait_id(libc::P_ALL, 0, libc::WEXITED)
 }
 
 /// Any child that has ended, left for [`try_wait`] or [`reap`].

@@ -93,8 +93,10 @@ pub struct Bundle {
     pub directory: tempfile::TempDir,
     pub spec: Value,
     pub rootfs: Vec<RootMount>,
+    pub by_helper: Vec<OwnedFd>,
     pub cgroup: Option<Cgroup>,
     pub layers_one_by_one: bool,
+    pub layers_by_descriptor: bool,
     pub terminal: bool,
     pub no_pivot_root: bool,
 }
@@ -108,8 +110,10 @@ impl Bundle {
             directory,
             spec: spec(script),
             rootfs: Vec::new(),
+            by_helper: Vec::new(),
             cgroup: None,
             layers_one_by_one: Features::get().layers_one_by_one,
+            layers_by_descriptor: Features::get().layers_by_descriptor,
             terminal: false,
             no_pivot_root: false,
         }
@@ -159,6 +163,7 @@ impl Bundle {
             bundle: self.directory.path(),
             spec: &spec,
             rootfs: &self.rootfs,
+            by_helper: self.by_helper.iter().map(|mount| mount.try_clone().unwrap()).collect(),
             cgroup: cgroup_view(self.cgroup.as_ref()),
             streams,
             filter: filter.as_ref(),
@@ -166,6 +171,7 @@ impl Bundle {
             no_pivot_root: self.no_pivot_root,
             no_new_keyring: false,
             layers_one_by_one: self.layers_one_by_one,
+            layers_by_descriptor: self.layers_by_descriptor,
         })?;
         Ok((compiled, parent, output))
     }
@@ -280,6 +286,14 @@ impl Running {
         self.executed();
     }
 
+    /// Takes the next message, which must be a mount.
+    pub fn mount(&self) -> OwnedFd {
+        match self.next() {
+            Some(Message::Mount(mount)) => mount,
+            other => panic!("no mount: {}\n{}", self.told(other), self.compiled.launch.plan),
+        }
+    }
+
     pub fn executed(&self) {
         match self.next() {
             None => {}
@@ -311,6 +325,7 @@ impl Running {
                     return Err(sentence);
                 }
                 Some(Message::Console(master)) => self.output = master,
+                Some(Message::Mount(mount)) => drop(mount),
                 Some(Message::Ready | Message::Hooks) => drop(rustix::io::write(&self.report, &[GO]).unwrap()),
                 None => return Ok(self.end().1),
             }

@@ -10,6 +10,7 @@ mod cgroups;
 mod exec;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+mod fuse;
 mod hooks;
 mod hostile;
 mod mounts;
@@ -27,6 +28,9 @@ fn main() {
     if wanted == sealed::CHILD {
         return sealed::child();
     }
+    if wanted == fuse::SERVER {
+        return fuse::serve();
+    }
     #[cfg(feature = "failpoints")]
     if wanted == failpoints::FEATURES {
         return println!("{:?}", runtime_core::kernel::Features::get());
@@ -35,6 +39,7 @@ fn main() {
     let all = [
         basics::TESTS,
         rootfs::TESTS,
+        fuse::TESTS,
         process::TESTS,
         mounts::TESTS,
         terminal::TESTS,

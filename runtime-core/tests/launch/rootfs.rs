@@ -17,6 +17,11 @@ pub const TESTS: &[Test] = &[
     ("a read-only overlay of two layers", read_only_overlay),
     ("an ext4 image behind a loop device", loop_device),
     ("a bind of a directory, read-only", bind),
+    ("idmapped layers, both ways", idmapped_overlay),
+    ("300 idmapped layers", many_idmapped_layers),
+    ("an idmapped bind and an idmapped image", idmapped_others),
+    ("maps that the kernel does not take", bad_maps),
+    ("mounts below the root, in order", sub_paths),
 ];
 
 /// Layers whose top one has a shell and each of the others a file of its own.
@@ -120,14 +125,8 @@ fn read_only_overlay(bed: &Bed) {
 
 fn loop_device(bed: &Bed) {
     let directory = tempfile::tempdir().unwrap();
-    let image = directory.path().join("image");
-    std::fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
-    let tree = directory.path().join("tree");
-    fill(&tree);
-    let made = Command::new("mkfs.ext4").args(["-q", "-d"]).arg(&tree).arg(&image).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let source = image(directory.path()).display().to_string();
     let mut bundle = Bundle::new("stat -f -c %t /; touch /x && echo written");
-    let source = image.display().to_string();
     bundle.rootfs = vec![RootMount { fstype: "ext4".into(), source, target: String::new(), options: vec!["loop".into()] }];
     assert_eq!(bundle.output(bed), "ef53\nwritten\n");
 }
@@ -144,4 +143,108 @@ fn bind(bed: &Bed) {
     std::fs::create_dir(directory.path().join("fs/dev")).unwrap();
     let failure = bundle.failure(bed);
     assert!(failure.starts_with("make device \"/dev/null\"") && failure.ends_with("read-only file system"), "{failure}");
+}
+
+/// Two ranges, of which the second one is not where the first would put it.
+const MAPS: [&str; 2] = ["uidmap=0:100000:1000,1000:7000:10", "gidmap=0:200000:1000,1000:8000:10"];
+
+/// The root is everybody's, since its owner is not the container's user.
+fn open_to_all(root: &Path) {
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(root, mode).unwrap();
+}
+
+fn idmapped_overlay(bed: &Bed) {
+    for by_descriptor in [true, false] {
+        let snapshots = tempfile::tempdir().unwrap();
+        let script = "stat -c '%n %u:%g' /f0 /f1 /f2; echo x > /f1; stat -c '%n %u:%g' /f1; grep -c ' / / ' /proc/self/mountinfo";
+        let mut bundle = Bundle::new(script);
+        let lower = layers(snapshots.path(), 3, |index| index.to_string());
+        std::os::unix::fs::chown(lower[1].join("f1"), Some(1), Some(2)).unwrap();
+        std::os::unix::fs::chown(lower[2].join("f2"), Some(1005), Some(1006)).unwrap();
+        open_to_all(&lower[1].join("f1"));
+        overlay(&mut bundle, &lower, &MAPS);
+        bundle.layers_by_descriptor = by_descriptor;
+        let output = bundle.output(bed);
+        // A copy in the upper directory has the owner that the layer shows; what is on disk below stays.
+        assert_eq!(output, "/f0 100000:200000\n/f1 100001:200002\n/f2 7005:8006\n/f1 100001:200002\n1\n", "{by_descriptor}");
+        let upper = std::fs::metadata(snapshots.path().join("upper/f1")).unwrap();
+        let below = std::fs::metadata(lower[1].join("f1")).unwrap();
+        let owner = std::os::unix::fs::MetadataExt::uid;
+        assert_eq!((owner(&upper), owner(&below), below.len()), (100_001, 1, 0));
+    }
+}
+
+fn many_idmapped_layers(bed: &Bed) {
+    let snapshots = tempfile::tempdir().unwrap();
+    let mut bundle = Bundle::new("ls / | grep -c ^f; stat -c %u /f299");
+    overlay(&mut bundle, &layers(snapshots.path(), 300, |index| format!("layer-number-{index}")), &MAPS);
+    for by_descriptor in [true, false] {
+        bundle.layers_by_descriptor = by_descriptor;
+        assert_eq!(bundle.output(bed), "300\n100000\n", "{by_descriptor}");
+    }
+}
+
+/// The filesystem of the given kind in a file, with a shell in it.
+fn image(directory: &Path) -> PathBuf {
+    let image = directory.join("image");
+    std::fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    let tree = directory.join("tree");
+    fill(&tree);
+    for name in ["proc", "dev", "sys", "run"] {
+        std::fs::create_dir(tree.join(name)).unwrap();
+    }
+    open_to_all(&tree);
+    let made = Command::new("mkfs.ext4").args(["-q", "-d"]).arg(&tree).arg(&image).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    image
+}
+
+fn idmapped_others(bed: &Bed) {
+    let directory = tempfile::tempdir().unwrap();
+    let image = image(directory.path());
+    for (fstype, source, option) in [("bind", directory.path().join("tree"), "rbind"), ("ext4", image, "loop")] {
+        let mut bundle = Bundle::new("stat -c %u:%g /bin/busybox; touch /x 2>&1 || stat -c %u:%g /");
+        let options = MAPS.iter().copied().chain([option]).map(str::to_owned).collect();
+        bundle.rootfs = vec![RootMount { fstype: fstype.into(), source: source.display().to_string(), target: String::new(), options }];
+        // The maps have no id on disk for the container's root.
+        let refused = "touch: /x: Value too large for defined data type\n";
+        assert_eq!(bundle.output(bed), format!("100000:200000\n{refused}100000:200000\n"), "{fstype}");
+    }
+}
+
+fn bad_maps(bed: &Bed) {
+    let snapshots = tempfile::tempdir().unwrap();
+    let mut bundle = Bundle::new("");
+    overlay(&mut bundle, &layers(snapshots.path(), 2, |index| index.to_string()), &["uidmap=0:100000:10,5:200000:10", "gidmap=0:0:1"]);
+    let failure = bundle.failure(bed);
+    assert!(
+        failure.contains("user namespace, users 0 100000 10, 5 200000 10") && failure.ends_with("uid_map: invalid argument"),
+        "{failure}"
+    );
+    bundle.rootfs[0].options[3] = "uidmap=0:100000".into();
+    assert_eq!(bundle.failure(bed), "rootfs overlay: uidmap: \"0:100000\": not container-id:host-id:size");
+}
+
+fn sub_paths(bed: &Bed) {
+    let directory = tempfile::tempdir().unwrap();
+    let part = |name: &str| {
+        let part = directory.path().join(name);
+        std::fs::create_dir_all(&part).unwrap();
+        std::fs::write(part.join(name), "").unwrap();
+        part.display().to_string()
+    };
+    let mut bundle = Bundle::new("echo /opt/* /opt/b/*");
+    let bind = |source: String, target: &str| RootMount {
+        fstype: "bind".into(),
+        source,
+        target: target.into(),
+        options: vec!["rbind".into(), "ro".into()],
+    };
+    // A link of the image does not lead a later mount out of the root.
+    std::os::unix::fs::symlink("/opt", bundle.root().join("link")).unwrap();
+    std::fs::create_dir_all(directory.path().join("a/b")).unwrap();
+    let root = RootMount { options: vec!["rbind".into()], ..bind(bundle.root().display().to_string(), "") };
+    bundle.rootfs = vec![root, bind(part("a"), "/opt"), bind(part("b"), "/link/b")];
+    assert_eq!(bundle.output(bed), "/opt/a /opt/b /opt/b/b\n");
 }

@@ -17,6 +17,7 @@ use tokio::io::Interest;
 use super::hooks::Hooks;
 use super::node::{Node, lock};
 use super::process::{Exit, Process};
+use super::servers::Server;
 use crate::clock::timestamp;
 use crate::io::Owner;
 use crate::io::watched::Watched;
@@ -47,6 +48,8 @@ pub struct Container {
     pub hooks: Hooks,
     /// The first process.
     pub init: Arc<Process>,
+    /// Those of its root filesystem.
+    pub servers: Vec<Server>,
     /// One at a time: start, pause, resume, update, delete.
     pub changing: tokio::sync::Mutex<()>,
     /// Read while a process is launched, written (true) when the first one has ended: then no other one is launched any more.
@@ -76,6 +79,8 @@ pub struct Parts {
     pub hooks: Hooks,
     /// [`Container::init`].
     pub init: Arc<Process>,
+    /// [`Container::servers`].
+    pub servers: Vec<Server>,
     /// What is on disk.
     pub record: Record,
 }
@@ -83,7 +88,7 @@ pub struct Parts {
 impl Container {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { id, bundle, cgroup, namespaces, filter, no_new_keyring, owner, hooks, init, record } = parts;
+        let Parts { id, bundle, cgroup, namespaces, filter, no_new_keyring, owner, hooks, init, servers, record } = parts;
         let oom = match cgroup.oom_watch() {
             Ok(watch) => watch,
             Err(error) => {
@@ -101,6 +106,7 @@ impl Container {
             owner,
             hooks,
             init,
+            servers,
             changing: tokio::sync::Mutex::default(),
             ending: tokio::sync::RwLock::new(false),
             execs: Mutex::default(),

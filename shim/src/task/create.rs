@@ -21,6 +21,7 @@ use super::container::{Container, Parts};
 use super::hooks::{Hooks, given_up, nobody_wants_it};
 use super::node::{Child, Node, Progress};
 use super::process::Process;
+use super::servers::Server;
 use super::spawner::Loggers;
 use crate::failpoint::{self, Rpc};
 use crate::io::{ChildEnds, Io, Origin, Owner, Request};
@@ -45,6 +46,7 @@ struct Undo {
     bundle: PathBuf,
     cgroup: Option<Cgroup>,
     child: Option<(i32, Arc<OwnedFd>)>,
+    servers: Vec<Server>,
 }
 
 impl Undo {
@@ -57,6 +59,9 @@ impl Undo {
             && let Err(error) = remove(&cgroup, REMOVAL).await
         {
             log::error!("{}: {error}", self.id);
+        }
+        for server in &self.servers {
+            server.end().await;
         }
         self.node.forget(&self.id).await;
         if let Err(error) = Record::remove(&self.bundle) {
@@ -101,16 +106,11 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     let init = Arc::new(Process::new("", stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));
     let owner = owner(&options);
 
-    let record = Record {
-        id: request.id.clone(),
-        daemon: ProcessId::of(std::process::id() as i32),
-        init: None,
-        cgroup: Some(path.clone()),
-        exited: None,
-    };
+    let record = Record { daemon: ProcessId::of(std::process::id() as i32), ..Record::new(&request.id, Some(path.clone())) };
     // The first mark on disk: from here on another process can clean up after us.
     record.write(&bundle)?;
-    let mut undo = Undo { node: Arc::clone(node), id: request.id.clone(), bundle: bundle.clone(), cgroup: None, child: None };
+    let mut undo =
+        Undo { node: Arc::clone(node), id: request.id.clone(), bundle: bundle.clone(), cgroup: None, child: None, servers: Vec::new() };
     let making = Making {
         node,
         request,
@@ -135,6 +135,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
                 owner,
                 hooks,
                 init,
+                servers: undo.servers,
                 record,
             }));
             Ok(Created { container, child })
@@ -168,19 +169,23 @@ impl Making<'_> {
         let cgroup = Cgroup::create(&node.host, path, &self.spec.linux.resources)?;
         let view = view(&cgroup);
         undo.cgroup = Some(cgroup);
+        let rootfs: Vec<RootMount> = self.request.rootfs.iter().map(root_mount).collect();
+        let by_helper = self.mount_by_helper(undo, &rootfs, &mut record).await?;
         let (report, child_report) = report::pair().context(|| "socketpair")?;
         let compiled = compile::container(compile::Container {
             id: &self.request.id,
             bundle: self.bundle,
             spec: self.spec,
-            rootfs: &self.request.rootfs.iter().map(root_mount).collect::<Vec<_>>(),
+            rootfs: &rootfs,
+            by_helper,
             cgroup: view?,
             streams: streams(ends),
             filter: self.filter,
             report: child_report,
             no_pivot_root: self.options.no_pivot_root,
             no_new_keyring: self.options.no_new_keyring,
-            layers_one_by_one: node.layers_one_by_one,
+            layers_one_by_one: node.kernel.layers_one_by_one,
+            layers_by_descriptor: node.kernel.layers_by_descriptor,
         })?;
         let child = node.launch(compiled, report).await?;
         undo.child = Some((child.pid, Arc::clone(&child.pidfd)));
@@ -193,6 +198,19 @@ impl Making<'_> {
         self.options.save(self.bundle)?;
         io.start();
         Ok((child, record))
+    }
+
+    /// The mounts that need a helper, in their order.
+    async fn mount_by_helper(&self, undo: &mut Undo, rootfs: &[RootMount], record: &mut Record) -> Result<Vec<OwnedFd>> {
+        let mut mounts = Vec::new();
+        for mount in rootfs.iter().filter(|mount| mount.helper().is_some()) {
+            let (server, made) = Server::start(self.node, mount, &self.bundle.join("rootfs"), &self.given_up).await?;
+            record.servers.extend(server.id());
+            undo.servers.push(server);
+            mounts.push(made);
+            record.write(self.bundle)?;
+        }
+        Ok(mounts)
     }
 
     /// Until the child waits for its start.
@@ -213,7 +231,7 @@ impl Making<'_> {
                     hooks.run(self.node, Point::CreateContainer, child.pid, Some((&child.pidfd, flags))).await?;
                     child.go()?;
                 }
-                Progress::Executed => {
+                Progress::Executed | Progress::Mount(_) => {
                     return Err(Error::new(ErrorKind::Internal, "the container's first process was killed before it was ready"));
                 }
             }

@@ -201,6 +201,9 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Dele
             }
         });
     }
+    for server in &container.servers {
+        server.end().await;
+    }
     failpoint::inside(Rpc::Delete).await?;
     node.forget(&container.id).await;
     if let Err(error) = container.hooks.run(node, Point::Poststop, 0, None).await {

@@ -29,8 +29,8 @@ pub struct Node {
     pub context: Context,
     /// The host's cgroup hierarchies.
     pub host: Host,
-    /// Whether overlay takes its layers one by one.
-    pub layers_one_by_one: bool,
+    /// What the kernel can do.
+    pub kernel: Features,
     launcher: tokio::sync::Mutex<Link>,
     watched: Mutex<HashMap<String, CgroupPath>>,
     children: Mutex<Children>,
@@ -111,7 +111,7 @@ impl Node {
         let node = Arc::new(Self {
             context,
             host: Host::detect()?,
-            layers_one_by_one: Features::get().layers_one_by_one,
+            kernel: Features::get(),
             launcher: tokio::sync::Mutex::new(Link::new(launcher)?),
             watched: Mutex::default(),
             children: Mutex::default(),
@@ -279,6 +279,8 @@ pub enum Progress {
     Hooks,
     /// The master of its terminal.
     Console(OwnedFd),
+    /// A mount that it made.
+    Mount(OwnedFd),
     /// It waits for the start.
     Ready,
     /// It has executed its program, or was killed.
@@ -297,6 +299,7 @@ impl Child {
                 Ok(Some(Message::Ready)) => return Ok(Progress::Ready),
                 Ok(Some(Message::Hooks)) => return Ok(Progress::Hooks),
                 Ok(Some(Message::Console(master))) => return Ok(Progress::Console(master)),
+                Ok(Some(Message::Mount(mount))) => return Ok(Progress::Mount(mount)),
                 Ok(Some(Message::Failed(failed))) => return Err(failure::explain(&self.launch, &failed)),
                 Ok(None) => return Ok(Progress::Executed),
                 Err(Errno::AGAIN) if hung_up => return Ok(Progress::Executed),

@@ -86,6 +86,7 @@ impl Core {
             bundle: &bundle.dir,
             spec: &spec,
             rootfs: &rootfs,
+            by_helper: Vec::new(),
             cgroup: view(&cgroup)?,
             streams: Streams::Given(null_streams()?),
             filter: Some(&filter),
@@ -93,6 +94,7 @@ impl Core {
             no_pivot_root: false,
             no_new_keyring: false,
             layers_one_by_one: true,
+            layers_by_descriptor: true,
         })?;
         let launched = self.launch(compiled, &parent)?;
         let took = micros(begin);

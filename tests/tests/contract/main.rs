@@ -4,6 +4,7 @@ mod codes;
 mod create;
 mod exec;
 mod exit;
+mod helpers;
 mod kill;
 mod resources;
 mod streams;
@@ -42,6 +43,9 @@ fn main() -> ExitCode {
         create::deleted_on_its_way,
         create::stuck_blocks_nobody,
         create::deleted_without_a_start,
+        helpers::root_by_a_helper,
+        helpers::that_fail_or_hang,
+        helpers::of_a_dead_daemon,
         kill::created,
         kill::paused,
         kill::standing_still,

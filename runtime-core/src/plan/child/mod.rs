@@ -3,6 +3,8 @@
 //! The process is a copy of the launcher. Nothing here allocates, locks, logs or panics; strings and arrays were made before the clone.
 //! Until execve it is not dumpable: what it can see of the host, no process of the container may look at.
 
+mod helper;
+mod idmap;
 mod mounts;
 mod process;
 
@@ -43,6 +45,14 @@ pub(crate) mod attach {
     pub const HOSTILE: u16 = 2;
     /// The mount could not be moved there.
     pub const MOVE: u16 = 3;
+}
+
+/// Details of [`Step::MountByHelper`].
+pub(crate) mod helper_failed {
+    /// Ended with a status, which is there in place of an errno.
+    pub const STATUS: u16 = 1;
+    /// Ended well without having mounted anything.
+    pub const NOTHING: u16 = 2;
 }
 
 /// Details of [`Step::WorkingDirectory`].
@@ -133,10 +143,19 @@ impl Child<'_> {
             Step::CloneTree { source, recursive, mount } => self.clone_tree(source, *recursive, *mount),
             Step::NewMount { filesystem, mount } => self.new_mount(None, filesystem, *mount, state),
             Step::LoopMount { source, direct_io, filesystem, mount } => self.loop_mount(source, *direct_io, filesystem, *mount, state),
+            Step::UserNamespace { uid_map, gid_map, namespace } => {
+                let made = idmap::user_namespace(uid_map, gid_map)?;
+                self.fill(*namespace, made)
+            }
+            Step::IdMap { mount, namespace } => Ok(mount::set_idmap(self.fd(*mount)?, self.fd(*namespace)?)?),
             Step::Attributes { mount, recursive, set, clear, propagation } => {
                 Ok(mount::set_attributes(self.fd(*mount)?, c"", *recursive, *set, *clear, *propagation)?)
             }
             Step::OverlayByPath { base, target, flags, data, mount } => self.overlay_by_path(base, target, *flags, data, *mount),
+
+            Step::MountByHelper { target, mount } => self.mount_by_helper(target, *mount, state),
+            Step::HandOver { mount } => Ok(report::child::mount(self.report(state)?, self.fd(*mount)?)?),
+            Step::Keep => self.keep(),
 
             Step::EnterStub => self.enter_stub(),
             Step::Propagation { flags } => Ok(mount_change(c"/", MountPropagationFlags::from_bits_retain(*flags as u32))?),

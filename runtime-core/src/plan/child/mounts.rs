@@ -6,18 +6,20 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, mount_move, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_fd,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_move, move_mount, open_tree, unmount,
 };
 
 use super::{Child, Failed, State, attach, part};
-use crate::plan::decimal::decimal;
 use crate::plan::root::{self, Links, Make, Name, on_procfs};
 use crate::plan::{Filesystem, Node, Slot, Target, console, report};
 use crate::sys::{mount, process};
 
 /// How often another process may take the loop device that was just found free.
 const LOOP_TRIES: u32 = 64;
+
+/// The details of [`super::Step::NewMount`] from here on are options by their index.
+const FIRST_OPTION: u16 = 2;
 
 impl Child<'_> {
     pub(super) fn clone_tree(&mut self, source: &CStr, recursive: bool, mount: Slot) -> Result<(), Failed> {
@@ -38,12 +40,32 @@ impl Child<'_> {
         state: &mut State,
     ) -> Result<(), Failed> {
         let context = fsopen(filesystem.fstype.as_c_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
-        let detached = configure(context.as_fd(), source, filesystem);
+        let detached = self.configure(context.as_fd(), source, filesystem);
         if detached.is_err() {
             // fsopen(2): the context keeps what the filesystem had to say, one "e text" per read.
             state.text_length = rustix::io::read(&context, &mut state.text).unwrap_or(0);
         }
         self.fill(mount, detached?)
+    }
+
+    fn configure(&self, context: BorrowedFd<'_>, source: Option<&CStr>, filesystem: &Filesystem) -> Result<OwnedFd, Failed> {
+        if let Some(source) = source {
+            fsconfig_set_string(context, c"source", source).map_err(part(1))?;
+        }
+        for (index, (key, value)) in filesystem.options.iter().enumerate() {
+            let number = FIRST_OPTION + index as u16;
+            match value {
+                Some(value) => fsconfig_set_string(context, key.as_c_str(), value.as_c_str()).map_err(part(number))?,
+                None => fsconfig_set_flag(context, key.as_c_str()).map_err(part(number))?,
+            }
+        }
+        for (index, (key, mount)) in filesystem.mounts.iter().enumerate() {
+            let number = FIRST_OPTION + (filesystem.options.len() + index) as u16;
+            fsconfig_set_fd(context, key.as_c_str(), self.fd(*mount)?).map_err(part(number))?;
+        }
+        fsconfig_create(context).map_err(part(1))?;
+        let attributes = MountAttrFlags::from_bits_retain(filesystem.attributes as u32);
+        fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(part(1))
     }
 
     pub(super) fn loop_mount(
@@ -62,10 +84,10 @@ impl Child<'_> {
         // Between the question for a free device and its use somebody else may take it.
         for _ in 0..LOOP_TRIES {
             let number = mount::free_loop_device(control.as_fd())?;
-            let path = loop_path(number, &mut name)?;
+            let path = name.numbered(b"/dev/loop", number)?;
             let device = rustix::fs::open(path, access | OFlags::CLOEXEC, Mode::empty())?;
             match mount::configure_loop_device(device.as_fd(), file.as_fd(), read_only, direct_io) {
-                Err(Errno::BUSY) => {}
+                Err(Errno::BUSY | Errno::AGAIN) => {}
                 Err(errno) => return Err(errno.into()),
                 Ok(()) => return self.new_mount(Some(path), filesystem, mount, state),
             }
@@ -186,30 +208,6 @@ impl Child<'_> {
         let file = rustix::fs::openat2(proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)?;
         rustix::io::write(file, value.to_bytes()).map(drop).map_err(part(1))
     }
-}
-
-fn configure(context: BorrowedFd<'_>, source: Option<&CStr>, filesystem: &Filesystem) -> Result<OwnedFd, Failed> {
-    if let Some(source) = source {
-        fsconfig_set_string(context, c"source", source).map_err(part(1))?;
-    }
-    for (index, (key, value)) in filesystem.options.iter().enumerate() {
-        let number = 2 + index as u16;
-        match value {
-            Some(value) => fsconfig_set_string(context, key.as_c_str(), value.as_c_str()).map_err(part(number))?,
-            None => fsconfig_set_flag(context, key.as_c_str()).map_err(part(number))?,
-        }
-    }
-    fsconfig_create(context).map_err(part(1))?;
-    let attributes = MountAttrFlags::from_bits_retain(filesystem.attributes as u32);
-    fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(part(1))
-}
-
-fn loop_path(number: u32, name: &mut Name) -> Result<&CStr, Errno> {
-    let mut text = *b"/dev/loop0000000000";
-    let mut digits = [0; 10];
-    let digits = decimal(number, &mut digits);
-    text[9..9 + digits.len()].copy_from_slice(digits);
-    name.set(&text[..9 + digits.len()])
 }
 
 fn attach_to(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {

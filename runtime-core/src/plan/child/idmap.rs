@@ -1,0 +1,85 @@
+//! User namespaces that are only there for their maps.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::{Failed, part};
+use crate::plan::root::Name;
+use crate::sys::process::{self, Cloned};
+
+/// Longer than the lines before and the line itself in `/proc/<pid>/fdinfo/<fd>` of a pidfd.
+const FDINFO: usize = 256;
+
+/// A user namespace with these maps.
+///
+/// Only a process has maps that can be written, so there is one for a moment. It ends when its end of the pipe is told so, which also
+/// happens when this process dies.
+pub fn user_namespace(uid_map: &CStr, gid_map: &CStr) -> Result<OwnedFd, Failed> {
+    let (wait, end) = pipe_with(PipeFlags::CLOEXEC)?;
+    let pidfd = match process::clone_as_child(libc::CLONE_NEWUSER as u64).map_err(part(1))? {
+        Cloned::Child => {
+            drop(end);
+            let _ = rustix::io::retry_on_intr(|| rustix::io::read(&wait, &mut [0u8; 1]));
+            process::exit(0);
+        }
+        Cloned::Parent(_, pidfd) => pidfd,
+    };
+    let namespace = with_maps(pidfd.as_fd(), uid_map, gid_map);
+    drop(end);
+    let _ = rustix::io::retry_on_intr(|| process::wait(pidfd.as_fd()));
+    namespace
+}
+
+fn with_maps(pidfd: BorrowedFd<'_>, uid_map: &CStr, gid_map: &CStr) -> Result<OwnedFd, Failed> {
+    let process = process_directory(pidfd)?;
+    for (name, map, number) in [(c"uid_map", uid_map, 2), (c"gid_map", gid_map, 3)] {
+        let file = rustix::fs::openat(&process, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(part(number))?;
+        // The kernel takes a map whole, in one write (user_namespaces(7)).
+        rustix::io::write(&file, map.to_bytes()).map_err(part(number))?;
+    }
+    Ok(rustix::fs::openat(&process, c"ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// The directory in procfs of a process that cannot be reaped meanwhile. Its number there is not the one that clone3(2) told where the
+/// caller lives in a pid namespace of its own.
+fn process_directory(pidfd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let (mut name, mut text) = (Name::default(), [0u8; FDINFO]);
+    let path = name.numbered(b"/proc/self/fdinfo/", pidfd.as_raw_fd() as u32)?;
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let length = rustix::io::read(&file, &mut text)?;
+    let pid = pid_in(&text[..length]).ok_or(Errno::SRCH)?;
+    let path = name.numbered(b"/proc/", pid)?;
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// The line `Pid:` of a pidfd's fdinfo (proc_pid_fdinfo(5)).
+fn pid_in(fdinfo: &[u8]) -> Option<u32> {
+    let line = fdinfo.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"Pid:\t"))?;
+    std::str::from_utf8(line).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_found_by_its_pidfd() {
+        let own = rustix::process::getpid();
+        let pidfd = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).unwrap();
+        let directory = process_directory(pidfd.as_fd()).unwrap();
+        let status = rustix::fs::openat(&directory, c"status", OFlags::RDONLY, Mode::empty()).unwrap();
+        let text = std::io::read_to_string(std::fs::File::from(status)).unwrap();
+        assert!(text.contains(&format!("\nPid:\t{}\n", own.as_raw_nonzero())), "{text}");
+    }
+
+    #[test]
+    fn a_process_that_has_ended_or_is_elsewhere_has_no_number() {
+        assert_eq!(pid_in(b"pos:\t0\nflags:\t02000002\nPid:\t4711\nNSpid:\t4711\t2\n"), Some(4711));
+        assert_eq!(pid_in(b"pos:\t0\nPid:\t-1\n"), None);
+        assert_eq!(pid_in(b"pos:\t0\n"), None);
+    }
+}
