@@ -54,8 +54,13 @@ fn clean(host: &Host, record: &Record) -> Result<()> {
     let Some(path) = &record.cgroup else { return Ok(()) };
     let what = || format!("container {:?}", record.id);
     let cgroup = Cgroup::open(host, path).context(what)?;
-    cgroup.kill_and_wait(DEATH).context(what)?;
-    record.servers.iter().try_for_each(|server| server.end(SERVERS)).context(what)?;
+    let servers = |grace| record.servers.iter().try_for_each(|server| server.end(grace)).context(what);
+    match cgroup.kill_and_wait(DEATH) {
+        // A process that waits for a server that does not answer cannot be killed.
+        Err(_) if !record.servers.is_empty() => servers(Duration::ZERO).and_then(|()| cgroup.kill_and_wait(REMOVAL).context(what))?,
+        result => result.context(what)?,
+    }
+    servers(SERVERS)?;
     cgroup.remove(REMOVAL).context(what)
 }
 

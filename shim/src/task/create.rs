@@ -51,6 +51,10 @@ struct Undo {
 
 impl Undo {
     async fn run(mut self) {
+        // First, since a process that waits for a server that does not answer cannot be killed.
+        for server in &self.servers {
+            server.kill().await;
+        }
         if let Some((pid, pidfd)) = self.child.take() {
             let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
             self.node.wait(pid, &pidfd).await;
@@ -59,9 +63,6 @@ impl Undo {
             && let Err(error) = remove(&cgroup, REMOVAL).await
         {
             log::error!("{}: {error}", self.id);
-        }
-        for server in &self.servers {
-            server.end().await;
         }
         self.node.forget(&self.id).await;
         if let Err(error) = Record::remove(&self.bundle) {

@@ -75,7 +75,8 @@ impl Server {
         }
     }
 
-    async fn kill(&self) {
+    /// Kills it at once: whoever waits for an answer of its filesystem gets an error.
+    pub async fn kill(&self) {
         let _ = send_signal(self.pidfd.as_fd(), libc::SIGKILL);
         // An error means that nobody is left who could tell.
         let _ = self.ended.clone().wait_for(|ended| *ended).await;
