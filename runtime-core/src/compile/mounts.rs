@@ -9,7 +9,7 @@ use super::options::Options;
 use super::{cstring, relative, rootfs};
 use crate::cgroup::{self, MountedHierarchy};
 use crate::error::{Context, Error, Result};
-use crate::plan::{Builder, Filesystem, Slot, Step, Target};
+use crate::plan::{Builder, Filesystem, Host, Slot, Step, Target};
 use crate::spec::Spec;
 use crate::sys::mount::attr;
 
@@ -45,8 +45,14 @@ struct Entry<'a> {
     slot: Slot,
 }
 
+/// How a bind that follows the host's mounts is made, and made again.
+struct Again {
+    host: Host,
+    steps: Vec<Step>,
+}
+
 enum Kind<'a> {
-    Bind,
+    Bind(Option<Again>),
     Filesystem { fstype: &'a str, source: &'a str },
     CgroupV1(Vec<(Slot, &'a MountedHierarchy)>, bool),
 }
@@ -58,9 +64,9 @@ enum Kind<'a> {
 pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, bundle: &Path, hierarchies: &'a cgroup::Mounts) -> Result<Mounts<'a>> {
     let mut mounts = Mounts { entries: Vec::new(), devpts: None, proc: None };
     let own_cgroup_namespace = spec.linux.namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup);
+    let mut sources = Sources { bundle, hierarchies, own_cgroup_namespace, host: None };
     for mount in &spec.mounts {
-        let entry = source(plan, mount, bundle, hierarchies, own_cgroup_namespace)
-            .context(|| format!("mounts[{:?}]", mount.destination().display().to_string()))?;
+        let entry = sources.open(plan, mount).context(|| format!("mounts[{:?}]", mount.destination().display().to_string()))?;
         if let Kind::Filesystem { fstype, .. } = entry.kind {
             let slot = Some(entry.slot);
             match fstype {
@@ -77,44 +83,65 @@ pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, bundle: &Path, hierarchie
     Ok(mounts)
 }
 
-fn source<'a>(
-    plan: &mut Builder,
-    mount: &'a Mount,
-    bundle: &Path,
+struct Sources<'a, 'b> {
+    bundle: &'b Path,
     hierarchies: &'a cgroup::Mounts,
     own_cgroup_namespace: bool,
-) -> Result<Entry<'a>> {
-    let options = Options::parse(mount.options().iter().flatten().map(String::as_str))?;
-    let target = relative(&mount.destination().to_string_lossy())?;
-    if target.is_empty() {
-        return Err(Error::invalid("destination: nothing can be mounted over the root"));
-    }
-    let fstype = mount.typ().as_deref().unwrap_or_default();
-    let slot = plan.slot();
-    let kind = match (fstype, hierarchies) {
-        _ if options.bind || fstype == "bind" || fstype == "rbind" => {
-            let source = mount.source().as_deref().ok_or_else(|| Error::invalid("bind without a source"))?;
-            let source = bundle.join(source);
-            rootfs::bind(plan, &source.to_string_lossy(), &options, slot)?;
-            Kind::Bind
+    /// Once a bind needs it.
+    host: Option<Host>,
+}
+
+impl<'a> Sources<'a, '_> {
+    fn open(&mut self, plan: &mut Builder, mount: &'a Mount) -> Result<Entry<'a>> {
+        let options = Options::parse(mount.options().iter().flatten().map(String::as_str))?;
+        let target = relative(&mount.destination().to_string_lossy())?;
+        if target.is_empty() {
+            return Err(Error::invalid("destination: nothing can be mounted over the root"));
         }
-        ("cgroup", cgroup::Mounts::V1(hierarchies)) => {
-            let slots: Vec<_> = hierarchies.iter().map(|hierarchy| (plan.slot(), hierarchy)).collect();
-            if !own_cgroup_namespace {
-                for (slot, hierarchy) in &slots {
-                    rootfs::bind(plan, &hierarchy.directory.to_string_lossy(), &without_data(&options), *slot)?;
-                }
+        let fstype = mount.typ().as_deref().unwrap_or_default();
+        let slot = plan.slot();
+        let kind = match (fstype, self.hierarchies) {
+            _ if options.bind || fstype == "bind" || fstype == "rbind" => {
+                let source = mount.source().as_deref().ok_or_else(|| Error::invalid("bind without a source"))?;
+                Kind::Bind(self.bind(plan, source, &options, slot)?)
             }
-            Kind::CgroupV1(slots, own_cgroup_namespace)
+            ("cgroup", cgroup::Mounts::V1(hierarchies)) => self.cgroup_v1(plan, hierarchies, &options)?,
+            ("cgroup", cgroup::Mounts::V2) => Kind::Filesystem { fstype: "cgroup2", source: "cgroup2" },
+            ("", _) => return Err(Error::invalid("no type")),
+            (fstype, _) => {
+                let source = mount.source().as_ref().and_then(|source| source.to_str()).unwrap_or(fstype);
+                Kind::Filesystem { fstype, source }
+            }
+        };
+        Ok(Entry { target, options, kind, slot })
+    }
+
+    /// Emits a bind; if it follows the host's mounts, says how to make it again.
+    fn bind(&mut self, plan: &mut Builder, source: &Path, options: &Options, slot: Slot) -> Result<Option<Again>> {
+        let source = self.bundle.join(source);
+        let source = source.to_string_lossy();
+        if !rootfs::follows_host(options) {
+            return rootfs::bind(plan, &source, options, slot).map(|()| None);
         }
-        ("cgroup", cgroup::Mounts::V2) => Kind::Filesystem { fstype: "cgroup2", source: "cgroup2" },
-        ("", _) => return Err(Error::invalid("no type")),
-        (fstype, _) => {
-            let source = mount.source().as_ref().and_then(|source| source.to_str()).unwrap_or(fstype);
-            Kind::Filesystem { fstype, source }
+        let host = *self.host.get_or_insert_with(|| {
+            let host = Host { table: plan.slot(), namespace: plan.slot(), root: plan.slot(), process: plan.slot() };
+            plan.step(Step::WatchHost { host });
+            host
+        });
+        let before = plan.length();
+        rootfs::bind(plan, &source, options, slot)?;
+        Ok(Some(Again { host, steps: plan.steps_from(before) }))
+    }
+
+    fn cgroup_v1(&self, plan: &mut Builder, hierarchies: &'a [MountedHierarchy], options: &Options) -> Result<Kind<'a>> {
+        let slots: Vec<_> = hierarchies.iter().map(|hierarchy| (plan.slot(), hierarchy)).collect();
+        if !self.own_cgroup_namespace {
+            for (slot, hierarchy) in &slots {
+                rootfs::bind(plan, &hierarchy.directory.to_string_lossy(), &without_data(options), *slot)?;
+            }
         }
-    };
-    Ok(Entry { target, options, kind, slot })
+        Ok(Kind::CgroupV1(slots, self.own_cgroup_namespace))
+    }
 }
 
 fn without_data(options: &Options) -> Options {
@@ -130,7 +157,10 @@ pub fn attach_all(plan: &mut Builder, mounts: &Mounts<'_>, root: Slot) -> Result
     for entry in &mounts.entries {
         let rule = rule(entry).context(|| format!("mounts[\"/{}\"]", entry.target.to_string_lossy()))?;
         match &entry.kind {
-            Kind::Bind => {}
+            Kind::Bind(None) => {}
+            Kind::Bind(Some(Again { host, steps })) => {
+                plan.step(Step::Settle { host: *host, mount: entry.slot, again: steps.clone() });
+            }
             Kind::Filesystem { fstype, source } => {
                 let late = filesystem(plan, fstype, source, &entry.options, entry.slot)?;
                 sealed_later.extend(late.then_some(entry.slot));

@@ -167,6 +167,11 @@ pub fn bind(plan: &mut Builder, source: &str, options: &Options, slot: Slot) -> 
     Ok(())
 }
 
+/// Whether a bind gets what the host mounts below its source later on.
+pub fn follows_host(options: &Options) -> bool {
+    options.propagation.is_empty() || options.propagation.iter().any(|(kind, _)| kind & (libc::MS_SHARED | libc::MS_SLAVE) != 0)
+}
+
 /// Attributes that a mount did not get at birth.
 pub fn attributes(plan: &mut Builder, options: &Options, slot: Slot) {
     for (recursive, set, clear) in [(false, options.set, options.clear), (true, options.set_all, options.clear_all)] {

@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind};
-use crate::plan::child::{OUTSIDE, attach, helper_failed};
+use crate::plan::child::{OUTSIDE, UNSETTLED, attach, helper_failed};
 use crate::plan::report::Failure;
 use crate::plan::{Launch, Slot, Step};
 
@@ -58,6 +58,9 @@ fn said(launch: &Launch, step: &Step) -> String {
         Step::IdMap { mount, .. } => {
             let made = launch.plan.steps.iter().find(|step| makes(step) == Some(*mount));
             format!("map owners of {}{}", made.map_or_else(|| "mount".to_owned(), source), target(launch, *mount))
+        }
+        Step::Settle { mount, again, .. } => {
+            format!("follow the host's mounts with {}{}", again.first().map_or_else(String::new, source), target(launch, *mount))
         }
         Step::Rlimit { resource, soft, hard } => {
             let name = usize::try_from(*resource).ok().and_then(|index| RLIMITS.get(index)).copied().unwrap_or("unknown");
@@ -140,6 +143,7 @@ fn part(step: &Step, detail: u16) -> Option<String> {
         (Step::UserNamespace { .. }, 2) => name("uid_map"),
         (Step::UserNamespace { .. }, 3) => name("gid_map"),
         (Step::MountByHelper { .. }, helper_failed::NOTHING) => name("the helper ended well and mounted nothing"),
+        (Step::Settle { .. }, UNSETTLED) => name("they do not stop changing"),
         (Step::Loopback, 1) => name("accept_ra"),
         (Step::Mask { .. } | Step::ReadOnly { .. }, detail) if detail > 0 => name("mount over it"),
         (Step::OverlayByPath { .. }, 1) => name("chdir"),

@@ -54,6 +54,8 @@ pub enum Step {
     /// A new session (setsid(2)).
     Session,
 
+    /// Opens what tells whether the host's mounts have changed, and the way back to them.
+    WatchHost { host: Host },
     /// Enters a directory of the host, so that paths in the following steps may be relative to it.
     SourceDirectory { path: CString },
     /// Clones the mount at a path of the host into a detached one (open_tree(2)).
@@ -85,6 +87,9 @@ pub enum Step {
     Propagation { flags: u64 },
     /// Attaches the root filesystem at a path of the present mount namespace and opens it.
     AttachRoot { mount: Slot, path: CString, root: Slot },
+    /// Attaches a clone of a part of the host's tree for the time being, from when on it follows the host's mounts. If these have changed since
+    /// it was made, it lacks something for good, and is made again.
+    Settle { host: Host, mount: Slot, again: Vec<Step> },
     /// Attaches a mount beneath the root; missing parents and the mount point are made.
     Attach { mount: Slot, root: Slot, target: CString, rule: Target },
     /// Opens a directory beneath the root, made if missing.
@@ -165,6 +170,19 @@ pub struct Filesystem {
     pub mounts: Vec<(CString, Slot)>,
     /// `MOUNT_ATTR_*`.
     pub attributes: u64,
+}
+
+/// The host's mount namespace, as seen by a process that has left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// Its `mountinfo`, which poll(2) finds changed after each mount and unmount (proc_pid_mountinfo(5)).
+    pub table: Slot,
+    /// The namespace.
+    pub namespace: Slot,
+    /// The runtime's root there.
+    pub root: Slot,
+    /// The process's own directory in its procfs.
+    pub process: Slot,
 }
 
 /// What mknod(2) makes.
@@ -250,6 +268,16 @@ impl Builder {
     /// Appends a step.
     pub fn step(&mut self, step: Step) {
         self.steps.push(step);
+    }
+
+    /// How many steps there are.
+    pub fn length(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// The steps after the first `length`.
+    pub fn steps_from(&self, length: usize) -> Vec<Step> {
+        self.steps.get(length..).unwrap_or_default().to_vec()
     }
 
     /// The plan, and the descriptors of its first slots.

@@ -117,6 +117,8 @@ impl fmt::Display for Step {
             Self::Loopback => write!(f, "set loopback up"),
             Self::Session => write!(f, "new session"),
             Self::CloneTree { source, recursive, mount } => write!(f, "{mount} = bind {:?}{}", text(source), depth(*recursive)),
+            Self::WatchHost { host } => write!(f, "{} = the host's mounts", host.table),
+            Self::Settle { host, mount, .. } => write!(f, "attach {mount} for now, make it again if {} has changed", host.table),
             Self::SourceDirectory { path } => write!(f, "enter {:?} of the host", text(path)),
             Self::NewMount { filesystem, mount } => write!(f, "{mount} = mount {filesystem}"),
             Self::LoopMount { source, filesystem, mount, .. } => write!(f, "{mount} = loop mount {:?} {filesystem}", text(source)),

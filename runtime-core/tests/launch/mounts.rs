@@ -1,5 +1,7 @@
 //! Mounts, devices and paths, as the container sees them.
 
+use runtime_core::plan::Step;
+use runtime_core::plan::report::{GO, Message};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use serde_json::json;
 
@@ -15,6 +17,8 @@ pub const TESTS: &[Test] = &[
     ("binds of files, options in order", bind_options),
     ("propagation of binds", propagation),
     ("propagation of the root", root_propagation),
+    ("what the host mounts while a bind is made", late_mounts),
+    ("binds that follow nobody do not watch the host", not_watched),
     ("mount points beneath links", links),
 ];
 
@@ -165,6 +169,64 @@ fn propagation(bed: &Bed) {
             unmount(nested.0.path().join("from-inside"), UnmountFlags::DETACH).unwrap();
         }
     }
+}
+
+/// The host mounts `late` below both sources after these were opened.
+fn with_late_mounts(bed: &Bed, bundle: &Bundle, sources: [&Nested; 2], is_settled: bool) -> String {
+    let (mut compiled, report, output) = bundle.compile().unwrap();
+    let steps = &mut compiled.launch.plan.steps;
+    let first = steps.iter().position(|step| matches!(step, Step::Settle { .. })).unwrap();
+    steps.insert(first, Step::PauseForHooks);
+    if !is_settled {
+        steps.retain(|step| !matches!(step, Step::Settle { .. }));
+    }
+    let running = bed.launch(compiled, report, output);
+    assert!(matches!(running.next(), Some(Message::Hooks)));
+    for source in sources {
+        let late = source.0.path().join("late");
+        std::fs::create_dir_all(&late).unwrap();
+        mount("late", &late, "tmpfs", MountFlags::empty(), None).unwrap();
+    }
+    rustix::io::write(&running.report, &[GO]).unwrap();
+    let output = running.finish().unwrap();
+    for source in sources {
+        // As often as it was mounted: peers have lost nothing and got nothing.
+        unmount(source.0.path().join("late"), UnmountFlags::DETACH).unwrap();
+        unmount(source.0.path().join("below"), UnmountFlags::DETACH).unwrap();
+        mount("tmpfs", source.0.path().join("below"), "tmpfs", MountFlags::empty(), None).unwrap();
+    }
+    output
+}
+
+fn late_mounts(bed: &Bed) {
+    let [one, other] = [(); 2].map(|()| Nested::new(MountPropagationFlags::SHARED));
+    let file = one.0.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let of_mountinfo = |point: &str| format!("grep -c ' {point} ' /proc/self/mountinfo");
+    let script = ["/b", "/b/below", "/b/late", "/c/inner", "/c/inner/late"].map(of_mountinfo).join("; ");
+    let hooks = json!({"createRuntime": [{"path": "/bin/true"}]});
+    for (option, hooks) in [("rslave", json!({})), ("rshared", json!({})), ("ro", json!({})), ("rshared", hooks)] {
+        let bundle = Bundle::new(&script)
+            .with("/hooks", hooks.clone())
+            .mount("/f", "bind", &file.display().to_string(), &["rbind", "rslave"])
+            .mount("/b", "bind", &one.source(), &["rbind", option])
+            .mount("/c", "tmpfs", "tmpfs", &[])
+            .mount("/c/inner", "bind", &other.source(), &["rbind", option]);
+        let run = |is_settled| with_late_mounts(bed, &bundle, [&one, &other], is_settled);
+        assert_eq!(run(true), "1\n1\n1\n1\n1\n", "{option}, hooks {hooks}");
+        assert_eq!(run(false), "1\n1\n0\n1\n0\n", "nothing was lost, so nothing was tested");
+    }
+}
+
+fn not_watched(_: &Bed) {
+    let watches = |options: &[&str]| {
+        let compiled = Bundle::new("").mount("/b", "bind", "/usr", options).compile().unwrap().0;
+        compiled.launch.plan.steps.iter().any(|step| matches!(step, Step::WatchHost { .. } | Step::Settle { .. }))
+    };
+    assert!(!watches(&["rbind", "rprivate"]) && !watches(&["bind", "private", "ro"]) && !watches(&["rbind", "runbindable"]));
+    assert!(watches(&["rbind", "rshared"]) && watches(&["bind", "slave"]));
+    // The default is rslave.
+    assert!(watches(&["rbind"]));
 }
 
 fn root_propagation(bed: &Bed) {

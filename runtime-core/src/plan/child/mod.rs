@@ -7,6 +7,7 @@ mod helper;
 mod idmap;
 mod mounts;
 mod process;
+mod settle;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -55,6 +56,9 @@ pub(crate) mod helper_failed {
     pub const NOTHING: u16 = 2;
 }
 
+/// Details of [`Step::Settle`].
+pub(crate) const UNSETTLED: u16 = 1;
+
 /// Details of [`Step::WorkingDirectory`].
 pub(crate) const OUTSIDE: u16 = 1;
 
@@ -78,7 +82,7 @@ pub fn run(mut child: Child<'_>) -> ! {
     calls::reset_signals();
     // Modes of what is made in the root are the spec's; the program's mask is a step of its own.
     rustix::process::umask(Mode::empty());
-    let mut state = State { program: None, entered: false, report: None, text: [0; TEXT_MAX], text_length: 0 };
+    let mut state = State { program: None, entered: false, host_changed: false, report: None, text: [0; TEXT_MAX], text_length: 0 };
     for (index, step) in child.launch.plan.steps.iter().enumerate() {
         if let Err(failed) = child.attempt(index, step, &mut state) {
             if let Ok(report) = child.report(&state) {
@@ -94,6 +98,7 @@ pub fn run(mut child: Child<'_>) -> ! {
 struct State {
     program: Option<usize>,
     entered: bool,
+    host_changed: bool,
     report: Option<i32>,
     text: [u8; TEXT_MAX],
     text_length: usize,
@@ -139,6 +144,8 @@ impl Child<'_> {
             Step::Loopback => process::loopback(),
             Step::Session => Ok(rustix::process::setsid().map(drop)?),
 
+            Step::WatchHost { host } => self.watch_host(host),
+            Step::Settle { host, mount, again } => self.settle(host, *mount, again, state),
             Step::SourceDirectory { path } => Ok(rustix::process::chdir(path)?),
             Step::CloneTree { source, recursive, mount } => self.clone_tree(source, *recursive, *mount),
             Step::NewMount { filesystem, mount } => self.new_mount(None, filesystem, *mount, state),

@@ -215,7 +215,7 @@ fn attach_to(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno>
     move_mount(mount, c"", target, c"", flags)
 }
 
-fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+pub fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode).is_dir())
 }
 
