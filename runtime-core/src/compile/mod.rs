@@ -105,6 +105,9 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let helped: Vec<Slot> = inputs.by_helper.into_iter().map(|fd| plan.give(fd)).collect();
     let joined = namespaces::open(&mut plan, &spec.linux.namespaces)?;
     sysctl::check(&spec.linux.sysctl, &joined)?;
+    if inputs.no_pivot_root && joined.mount().is_some() {
+        return Err(Error::invalid("linux.namespaces: mount: a given one can only be pivoted, which the option NoPivotRoot forbids"));
+    }
 
     // Limits hold before anything else happens.
     procs.iter().for_each(|&procs| plan.step(Step::JoinCgroup { procs }));
@@ -122,7 +125,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let masks = mounts::mask_sources(&mut plan, spec);
 
     let hooks = has_early_hooks(spec);
-    let root_path = leave_host(&mut plan, by_path, hooks.then_some(target.as_path()))?;
+    let root_path = leave_host(&mut plan, by_path, hooks.then_some(target.as_path()), joined.mount())?;
     let root = rootfs::attach(&mut plan, &layers, &root_path);
     let sealed_later = mounts::attach_all(&mut plan, &mounts, root)?;
     let devices = devices::make(&mut plan, spec, root)?;
@@ -147,19 +150,26 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
 }
 
 /// Enters a mount namespace of nothing but the root, and says where the root goes in it. A copy of the host's takes its place where hooks
-/// must find their way from there: they look for the root at `visible`.
-fn leave_host(plan: &mut Builder, by_path: rootfs::ByPath, visible: Option<&Path>) -> Result<CString> {
-    if visible.is_some() || !by_path.is_empty() {
+/// must find their way from there: they look for the root at `visible`. One that is given is taken over, as runc does: once pivoted to, the
+/// root is all that is left there, for every process in it.
+fn leave_host(plan: &mut Builder, by_path: rootfs::ByPath, visible: Option<&Path>, given: Option<Slot>) -> Result<CString> {
+    let slave = Step::Propagation { flags: libc::MS_SLAVE | libc::MS_REC };
+    if (visible.is_some() && given.is_none()) || !by_path.is_empty() {
         plan.step(Step::Unshare { flags: libc::CLONE_NEWNS });
-        plan.step(Step::Propagation { flags: libc::MS_SLAVE | libc::MS_REC });
+        plan.step(slave.clone());
         by_path.emit(plan);
     }
-    match visible {
-        Some(path) => cstring("bundle", &path.to_string_lossy()),
-        None => {
-            plan.step(Step::EnterStub);
-            Ok(c"/r".to_owned())
-        }
+    if let Some(namespace) = given {
+        plan.step(Step::Join { namespace, flags: libc::CLONE_NEWNS });
+        // What is mounted in it from here on is nobody else's.
+        plan.step(slave);
+    } else if visible.is_none() {
+        plan.step(Step::EnterStub);
+    }
+    match (visible, given) {
+        (Some(path), _) => cstring("bundle", &path.to_string_lossy()),
+        (None, Some(_)) => Ok(c"/".to_owned()),
+        (None, None) => Ok(c"/r".to_owned()),
     }
 }
 

@@ -84,13 +84,14 @@ pub fn open(plan: &mut Builder, namespaces: &[LinuxNamespace]) -> Result<Namespa
         match namespace.path() {
             None => result.new |= flag,
             Some(path) if path.as_os_str().is_empty() => result.new |= flag,
-            Some(_) if flag == libc::CLONE_NEWNS => {
-                return Err(Error::new(crate::ErrorKind::Unimplemented, "linux.namespaces: mount: joining one by path is not supported"));
-            }
             Some(path) => {
                 let opened = open_one(path, flag).context(|| format!("linux.namespaces: {}", namespace_name(kind)))?;
-                if is_own(&opened, name)? {
+                if is_of(&opened, "self", name)? {
                     result.shared_with_host |= flag;
+                }
+                if flag == libc::CLONE_NEWNS && is_host_mounts(&opened)? {
+                    let message = format!("linux.namespaces: mount: {path:?} is the host's own, which a container would take over");
+                    return Err(Error::invalid(message));
                 }
                 let slot = plan.give(opened);
                 result.given.push((flag, slot));
@@ -110,18 +111,24 @@ fn open_one(path: &Path, flag: i32) -> Result<OwnedFd> {
     }
 }
 
-/// Whether a namespace is the one that the runtime itself is in: the host's.
-fn is_own(opened: &OwnedFd, name: &str) -> Result<bool> {
-    let path = format!("/proc/self/ns/{name}");
+/// Whether a namespace is that of a process: of the runtime itself (`self`), say.
+fn is_of(opened: &OwnedFd, process: &str, name: &str) -> Result<bool> {
+    let path = format!("/proc/{process}/ns/{name}");
     let own = rustix::fs::stat(path.as_str()).context(|| format!("stat {path:?}"))?;
     let other = rustix::fs::fstat(opened).context(|| "fstat namespace")?;
     Ok((own.st_dev, own.st_ino) == (other.st_dev, other.st_ino))
 }
 
+/// The runtime may itself be in another mount namespace than the host's first process, as a unit of systemd's. A first process that may not
+/// be looked at is a container's, whose mount namespace the runtime's own one is.
+fn is_host_mounts(opened: &OwnedFd) -> Result<bool> {
+    Ok(is_of(opened, "self", "mnt")? || is_of(opened, "1", "mnt").unwrap_or(false))
+}
+
 impl Namespaces {
     /// Joins the given ones, then makes the new ones, in one call each. The mount namespace comes later, and the pid namespace at birth.
     pub fn emit(&self, plan: &mut Builder) {
-        for &(flags, namespace) in self.given.iter().filter(|(flag, _)| *flag != libc::CLONE_NEWPID) {
+        for &(flags, namespace) in self.given.iter().filter(|(flag, _)| flag & (libc::CLONE_NEWPID | libc::CLONE_NEWNS) == 0) {
             plan.step(Step::Join { namespace, flags });
         }
         let flags = self.new & !(libc::CLONE_NEWNS | libc::CLONE_NEWPID);
@@ -140,7 +147,16 @@ impl Namespaces {
 
     /// The pid namespace to be born in.
     pub fn pid(&self) -> Option<Slot> {
-        self.given.iter().find(|(flag, _)| *flag == libc::CLONE_NEWPID).map(|(_, slot)| *slot)
+        self.given(libc::CLONE_NEWPID)
+    }
+
+    /// The mount namespace in whose place the container's mounts come.
+    pub fn mount(&self) -> Option<Slot> {
+        self.given(libc::CLONE_NEWNS)
+    }
+
+    fn given(&self, kind: i32) -> Option<Slot> {
+        self.given.iter().find(|(flag, _)| *flag == kind).map(|(_, slot)| *slot)
     }
 
     /// Whether the container shares this kind (`CLONE_NEW*`) with the host, be it by omission or by path.

@@ -13,7 +13,7 @@ pub fn explain(launch: &Launch, failure: &Failure) -> Error {
         return Error::new(ErrorKind::Internal, format!("child: step {} does not exist", failure.step));
     };
     match step {
-        Step::FindProgram if is_mount_helper(launch) => {
+        Step::FindProgram if is_mount_helper(launch) && failure.errno == Errno::NOENT.raw_os_error() => {
             let places = launch.program.candidates.iter().filter_map(|path| path.to_str().ok()?.rsplit_once('/')).map(|(place, _)| place);
             let message = format!("mount helper {:?} is not in {}", launch.program.name, places.collect::<Vec<_>>().join(":"));
             Error::new(ErrorKind::FailedPrecondition, message)

@@ -1,6 +1,7 @@
 //! Every step of a start fails once.
 
 use runtime_core::cgroup::{Cgroup, CgroupPath, Host};
+use runtime_core::compile::RootMount;
 use runtime_core::failpoints::{FailStep, STRINGS};
 use runtime_core::plan::Step;
 use runtime_core::spec::Resources;
@@ -10,12 +11,14 @@ use serde_json::json;
 use std::process::Command;
 use std::time::Duration;
 
-use super::bed::{Bed, Bundle, Running, Test};
+use super::bed::{Bed, Bundle, Running, Test, null};
+use super::fuse;
 use super::process::default_profile;
 
 pub const TESTS: &[Test] = &[
     ("each step of a start fails once and leaves nothing", container),
     ("each step of a join fails once", joining),
+    ("each step of a mount helper's fails once", helper),
     ("faults are asked for in the environment", environment),
 ];
 
@@ -27,7 +30,7 @@ fn environment(bed: &Bed) {
         Command::new(std::env::current_exe().unwrap()).env(name, value).arg(argument).output().unwrap()
     };
     let old = output(STRINGS[1], "1", FEATURES);
-    assert!(String::from_utf8_lossy(&old.stdout).contains("layers_one_by_one: false"), "{old:?}");
+    assert!(String::from_utf8_lossy(&old.stdout).contains("layers_one_by_one: false, layers_by_descriptor: false"), "{old:?}");
     let failed = output(STRINGS[0], "1:13", "names and sysctls");
     assert!(String::from_utf8_lossy(&failed.stderr).contains(": permission denied"), "{failed:?}");
     // What it leaves when it panics becomes a child of this process, and ends by itself.
@@ -39,7 +42,12 @@ fn environment(bed: &Bed) {
 }
 
 fn bundle() -> Bundle {
-    Bundle::new("sleep 1000")
+    let mut bundle = Bundle::new("sleep 1000");
+    let options = ["rbind", "uidmap=0:0:65536", "gidmap=0:0:65536"].map(str::to_owned).into();
+    let source = bundle.root().display().to_string();
+    bundle.rootfs = vec![RootMount { fstype: "bind".into(), source, target: String::new(), options }];
+    bundle
+        .mount("/b", "bind", "/usr", &["rbind", "rslave"])
         .with("/linux/seccomp", default_profile())
         .with("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}))
         .with("/process/noNewPrivileges", json!(false))
@@ -56,6 +64,8 @@ fn names(sentence: &str, step: &Step) -> bool {
         Step::NewMount { filesystem, .. } => sentence.starts_with(&format!("mount {}", filesystem.fstype.to_string_lossy())),
         Step::Attach { target, .. } => sentence.starts_with("attach ") && sentence.contains(&*target.to_string_lossy()),
         Step::AttachRoot { .. } => sentence.starts_with("attach ") && sentence.contains("as the root"),
+        Step::IdMap { .. } => sentence.starts_with("map owners of bind") && sentence.contains("as the root"),
+        Step::Settle { .. } => sentence.starts_with("follow the host's mounts with bind \"/usr\" at \"/b\""),
         Step::Rlimit { .. } => sentence.starts_with("set rlimit RLIMIT_NOFILE to 99:99"),
         _ => sentence.starts_with(&step.to_string()),
     }
@@ -82,6 +92,20 @@ fn container(bed: &Bed) {
     }
     bundle.cgroup.take().unwrap().remove(Duration::ZERO).unwrap();
     assert!(step > 50, "{step} steps");
+}
+
+fn helper(bed: &Bed) {
+    let _helpers = fuse::real();
+    let target = tempfile::tempdir().unwrap();
+    for step in 0.. {
+        let before = bed.traces();
+        let (mut compiled, report) = fuse::compile(target.path());
+        let Some(failing) = compiled.launch.plan.steps.get(step).cloned() else { break };
+        compiled.launch.plan.fail = Some(FailStep { step: step as u16, errno: Errno::XFULL.raw_os_error() });
+        let sentence = bed.launch(compiled, report, null()).failure();
+        assert!(names(&sentence, &failing), "step {step}, {failing}: {sentence}");
+        bed.assert_no_trace(before, &format!("step {step}, {failing}"));
+    }
 }
 
 fn joining(bed: &Bed) {

@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use runtime_core::compile::{self, ByHelper, RootMount};
+use runtime_core::compile::{ByHelper, Compiled, RootMount, by_helper};
 use runtime_core::plan::report;
 use runtime_core::sys::process;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -28,7 +28,7 @@ pub const SERVER: &str = "fuse-server";
 const LONG: Duration = Duration::from_secs(10);
 
 /// Where the plan looks for helpers first, with a directory of the test's over it. The real one stays as it is.
-struct Helpers(tempfile::TempDir);
+pub struct Helpers(tempfile::TempDir);
 
 const PLACE: &str = "/usr/local/sbin";
 
@@ -60,7 +60,7 @@ impl Drop for Helpers {
 }
 
 /// A helper that starts this program as the server.
-fn real() -> Helpers {
+pub fn real() -> Helpers {
     Helpers::new(&format!("exec {} {SERVER} \"$@\"", std::env::current_exe().unwrap().display()))
 }
 
@@ -73,10 +73,15 @@ fn fuse(target: &str) -> RootMount {
     }
 }
 
-fn launch(bed: &Bed, target: &Path) -> Running {
+/// The plan of a helper, and the parent's end of its report.
+pub fn compile(target: &Path) -> (Compiled, OwnedFd) {
     let (parent, child) = report::pair().unwrap();
-    let compiled = compile::by_helper(ByHelper { mount: &fuse(""), target, report: child }).unwrap();
-    bed.launch(compiled, parent, null())
+    (by_helper(ByHelper { mount: &fuse(""), target, report: child }).unwrap(), parent)
+}
+
+fn launch(bed: &Bed, target: &Path) -> Running {
+    let (compiled, report) = compile(target);
+    bed.launch(compiled, report, null())
 }
 
 fn ends(keeper: &Running, within: Duration) -> bool {

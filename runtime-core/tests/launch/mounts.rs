@@ -1,5 +1,6 @@
 //! Mounts, devices and paths, as the container sees them.
 
+use runtime_core::compile::RootMount;
 use runtime_core::plan::Step;
 use runtime_core::plan::report::{GO, Message};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
@@ -20,6 +21,8 @@ pub const TESTS: &[Test] = &[
     ("what the host mounts while a bind is made", late_mounts),
     ("binds that follow nobody do not watch the host", not_watched),
     ("mount points beneath links", links),
+    ("a given mount namespace is taken over", given_namespace),
+    ("the host's mount namespace is not to be had", hosts_namespace),
 ];
 
 fn read_only_root(bed: &Bed) {
@@ -256,4 +259,98 @@ fn links(bed: &Bed) {
     assert_eq!(bundle.output(bed), "t\nt\n");
     let made = std::fs::metadata(bundle.root().join("run/systemd/resolv.conf")).unwrap();
     assert!(made.is_file() && made.len() == 0);
+}
+
+/// A process in a mount namespace of its own, whose mounts are peers of the host's where these are shared.
+struct Elsewhere(std::process::Child);
+
+impl Elsewhere {
+    fn new() -> Self {
+        let mut unshare = std::process::Command::new("unshare");
+        let mut child = unshare.args(["--mount", "--propagation", "unchanged", "sh", "-c", "echo; exec sleep 1000"]);
+        child = child.stdout(std::process::Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        Self(child)
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/{}/ns/mnt", self.0.id())
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn in_namespace(bundle: Bundle, path: &str) -> Bundle {
+    let namespaces = json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}, {"type": "mount", "path": path}]);
+    bundle.with("/linux/namespaces", namespaces)
+}
+
+fn given_namespace(bed: &Bed) {
+    let nested = Nested::new(MountPropagationFlags::SHARED);
+    let snapshots = tempfile::tempdir().unwrap();
+    // What a container attaches to a shared root would be the host's as well.
+    mount_change("/", MountPropagationFlags::SHARED).unwrap();
+    for (hooks, one_by_one) in [(json!({}), true), (json!({"createRuntime": [{"path": "/bin/true"}]}), true), (json!({}), false)] {
+        let elsewhere = Elsewhere::new();
+        let script = "readlink /proc/self/ns/mnt; echo /*; cut -d' ' -f5 /proc/self/mountinfo | sort; cat /b/below/x; cat /fifo";
+        let mut bundle = in_namespace(Bundle::new(script), &elsewhere.path()).with("/hooks", hooks).with("/linux/maskedPaths", json!([]));
+        bundle = bundle.with("/linux/readonlyPaths", json!([])).mount("/b", "bind", &nested.source(), &["rbind", "rslave"]);
+        std::fs::write(nested.0.path().join("below/x"), "x\n").unwrap();
+        for applet in ["cut", "sort"] {
+            std::os::unix::fs::symlink("busybox", bundle.root().join("bin").join(applet)).unwrap();
+        }
+        let lower = bundle.root().display().to_string();
+        bundle.rootfs = vec![overlay(snapshots.path(), &lower)];
+        bundle.layers_one_by_one = one_by_one;
+        let fifo = bundle.root().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let own = std::fs::read_link(elsewhere.path()).unwrap().display().to_string();
+
+        let (compiled, report, output) = bundle.compile().unwrap();
+        let mut running = bed.launch(compiled, report, output);
+        if !bundle.spec["hooks"].as_object().unwrap().is_empty() {
+            assert!(matches!(running.next(), Some(Message::Hooks)));
+            rustix::io::write(&running.report, &[GO]).unwrap();
+        }
+        running.ready();
+        running.go();
+        assert_eq!(std::fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+        assert_eq!(bundle.join_output(bed, &running, json!({"args": ["readlink", "/proc/self/ns/mnt"]})), format!("{own}\n"));
+        drop(std::fs::OpenOptions::new().write(true).open(format!("/proc/{}/root/fifo", running.launched.pid)).unwrap());
+        let (status, output) = running.end();
+        let points = "/ /b /b/below /dev /dev/mqueue /dev/pts /dev/shm /proc /run /sys".replace(' ', "\n");
+        assert_eq!((status, output), (0, format!("{own}\n/b /bin /dev /fifo /proc /run /sys\n{points}\nx\n")));
+    }
+    mount_change("/", MountPropagationFlags::PRIVATE).unwrap();
+}
+
+fn overlay(snapshots: &std::path::Path, lower: &str) -> RootMount {
+    let part = |name: &str| {
+        let _ = std::fs::remove_dir_all(snapshots.join(name));
+        std::fs::create_dir(snapshots.join(name)).unwrap();
+        format!("{name}dir={}", snapshots.join(name).display())
+    };
+    let options = vec![part("upper"), part("work"), format!("lowerdir={lower}")];
+    RootMount { fstype: "overlay".into(), source: "overlay".into(), target: String::new(), options }
+}
+
+fn hosts_namespace(bed: &Bed) {
+    for path in ["/proc/self/ns/mnt", "/proc/1/ns/mnt"] {
+        let failure = in_namespace(Bundle::new(""), path).failure(bed);
+        assert!(failure.starts_with("linux.namespaces: mount: "), "{failure}");
+        // Of the first process it cannot be told everywhere.
+        assert!(
+            failure.contains("the host's own") || failure == "linux.namespaces: mount: open \"/proc/1/ns/mnt\": permission denied",
+            "{failure}"
+        );
+    }
+    let failure = in_namespace(Bundle::new(""), "/proc/self/ns/net").failure(bed);
+    assert_eq!(failure, "linux.namespaces: mount: \"/proc/self/ns/net\" is another kind of namespace");
 }

@@ -106,9 +106,10 @@ impl Child<'_> {
     }
 
     pub(super) fn attach_root(&mut self, mount: Slot, path: &CStr, root: Slot) -> Result<(), Failed> {
-        move_mount(self.fd(mount)?, c"", rustix::fs::CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(part(1))?;
+        let mount = self.fd(mount)?;
+        move_mount(mount, c"", rustix::fs::CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        // Not by its path: one that is mounted over `/` is not what `/` leads to.
+        let opened = rustix::fs::openat(mount, c".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(part(1))?;
         self.fill(root, opened)
     }
 
