@@ -285,8 +285,27 @@ mod tests {
 
     #[test]
     fn transformations_of_the_mount_manager_are_refused_by_name() {
-        let mut plan = Builder::default();
-        let error = assemble(&mut plan, &mounts("format/overlay", &[]), Vec::new(), place(true)).err().unwrap();
-        assert!(error.to_string().contains("format/overlay"), "{error}");
+        for kind in ["format/overlay", "mkdir/bind", "format/mkdir/overlay", "mkfs/ext4"] {
+            let error = assemble(&mut Builder::default(), &mounts(kind, &[]), Vec::new(), place(true)).err().unwrap();
+            assert!(error.to_string().contains(&format!("type {kind:?}: meant for containerd's mount manager")), "{error}");
+        }
+        let error =
+            assemble(&mut Builder::default(), &mounts("ext4", &["X-containerd.mkfs.fs=ext4"]), Vec::new(), place(true)).err().unwrap();
+        assert!(error.to_string().contains("X-containerd.mkfs.fs=ext4"), "{error}");
+    }
+
+    #[test]
+    fn other_filesystems_go_to_the_kernel_with_their_options() {
+        for (kind, options, text) in [
+            ("zfs", &["zfsutil", "noatime"] as &[&str], "#0 = mount zfs [source=zfs,zfsutil] noatime\n"),
+            ("btrfs", &["subvol=a", "ro"], "#0 = mount btrfs [source=btrfs,ro,subvol=a] ro\n"),
+            ("xfs", &["nouuid", "rw", "sync", "nosuid"], "#0 = mount xfs [source=xfs,sync,nouuid] nosuid\n"),
+            ("erofs", &["ro", "loop"], "#0 = loop mount \"erofs\" erofs [ro] ro\n"),
+            ("ext4", &["loop", "direct-io"], "#0 = loop mount \"ext4\", direct I/O, ext4 [] -\n"),
+        ] {
+            let mut plan = Builder::default();
+            assemble(&mut plan, &mounts(kind, options), Vec::new(), place(true)).unwrap();
+            assert_eq!(plan.finish().0.to_string(), text);
+        }
     }
 }

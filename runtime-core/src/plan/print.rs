@@ -121,7 +121,10 @@ impl fmt::Display for Step {
             Self::Settle { host, mount, .. } => write!(f, "attach {mount} for now, make it again if {} has changed", host.table),
             Self::SourceDirectory { path } => write!(f, "enter {:?} of the host", text(path)),
             Self::NewMount { filesystem, mount } => write!(f, "{mount} = mount {filesystem}"),
-            Self::LoopMount { source, filesystem, mount, .. } => write!(f, "{mount} = loop mount {:?} {filesystem}", text(source)),
+            Self::LoopMount { source, direct_io, filesystem, mount } => {
+                let direct = if *direct_io { ", direct I/O," } else { "" };
+                write!(f, "{mount} = loop mount {:?}{direct} {filesystem}", text(source))
+            }
             Self::UserNamespace { uid_map, gid_map, namespace } => {
                 let ranges = |map: &CStr| text(map).trim_end().replace('\n', ", ");
                 write!(f, "{namespace} = user namespace, users {}, groups {}", ranges(uid_map), ranges(gid_map))

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use runtime_core::compile::RootMount;
+use runtime_core::plan::Step;
+use runtime_core::plan::report::{GO, Message};
 use serde_json::json;
 
-use super::bed::{Bed, Bundle, Test, fill};
+use super::bed::{Bed, Bundle, Running, Test, fill};
 
 pub const TESTS: &[Test] = &[
     ("overlay, layer by layer", overlay_new),
@@ -16,6 +18,7 @@ pub const TESTS: &[Test] = &[
     ("data-only layers", data_only),
     ("a read-only overlay of two layers", read_only_overlay),
     ("an ext4 image behind a loop device", loop_device),
+    ("many that want a loop device at once", many_loop_devices),
     ("a bind of a directory, read-only", bind),
     ("idmapped layers, both ways", idmapped_overlay),
     ("300 idmapped layers", many_idmapped_layers),
@@ -129,6 +132,33 @@ fn loop_device(bed: &Bed) {
     let mut bundle = Bundle::new("stat -f -c %t /; touch /x && echo written");
     bundle.rootfs = vec![RootMount { fstype: "ext4".into(), source, target: String::new(), options: vec!["loop".into()] }];
     assert_eq!(bundle.output(bed), "ef53\nwritten\n");
+}
+
+/// Each asks which device is free, and all but one find it taken.
+fn many_loop_devices(bed: &Bed) {
+    let directory = tempfile::tempdir().unwrap();
+    let source = image(directory.path()).display().to_string();
+    let script =
+        format!("for device in /sys/block/loop*; do grep -q {source} $device/loop/backing_file && cat $device/ro; done 2>/dev/null; true");
+    let start = |_| {
+        let mut bundle = Bundle::new(&script);
+        let options = ["loop", "ro", "direct-io"].map(str::to_owned).into();
+        bundle.rootfs = vec![RootMount { fstype: "ext4".into(), source: source.clone(), target: String::new(), options }];
+        let (mut compiled, report, output) = bundle.compile().unwrap();
+        compiled.launch.plan.steps.insert(0, Step::PauseForHooks);
+        bed.launch(compiled, report, output)
+    };
+    let all: Vec<Running> = (0..24).map(start).collect();
+    for running in &all {
+        assert!(matches!(running.next(), Some(Message::Hooks)));
+    }
+    for running in &all {
+        rustix::io::write(&running.report, &[GO]).unwrap();
+    }
+    for running in all {
+        let output = running.finish().unwrap();
+        assert!(output.starts_with("1\n") && !output.contains('0'), "{output}");
+    }
 }
 
 fn bind(bed: &Bed) {
