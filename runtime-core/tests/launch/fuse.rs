@@ -1,8 +1,6 @@
 //! Root filesystems made by mount helpers: a real FUSE server, small enough to be this program.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,10 +8,10 @@ use runtime_core::compile::{ByHelper, Compiled, RootMount, by_helper};
 use runtime_core::plan::report;
 use runtime_core::sys::process;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount_bind, unmount};
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use super::bed::{Bed, Bundle, Running, Test, null};
+use super::fuse_server::SERVER;
 
 pub const TESTS: &[Test] = &[
     ("a FUSE filesystem lives as long as its container", lifetime),
@@ -23,8 +21,6 @@ pub const TESTS: &[Test] = &[
     ("a mount helper that hangs is killed with all that it started", hanging),
 ];
 
-/// The argument that makes this program a FUSE server.
-pub const SERVER: &str = "fuse-server";
 const LONG: Duration = Duration::from_secs(10);
 
 /// Where the plan looks for helpers first, with a directory of the test's over it. The real one stays as it is.
@@ -194,42 +190,4 @@ fn children_of(pid: &str) -> Vec<String> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     assert!(!children.is_empty());
     children.split_ascii_whitespace().map(str::to_owned).collect()
-}
-
-/// The server: mounts, goes to the background, and answers for a directory of 12:34's until the mount is gone.
-pub fn serve() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let mut device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
-    let data = std::ffi::CString::new(format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd())).unwrap();
-    rustix::mount::mount(arguments[2].as_str(), arguments[3].as_str(), "fuse.test", MountFlags::empty(), data.as_c_str()).unwrap();
-    if let runtime_core::sys::fork::Fork::Parent(_) = runtime_core::sys::fork::fork().unwrap() {
-        return;
-    }
-    let mut request = vec![0u8; 1 << 18];
-    loop {
-        match device.read(&mut request) {
-            Ok(length) => drop(device.write(&answer(&request[..length]))),
-            Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => return,
-            Err(_) => {}
-        }
-    }
-}
-
-/// fuse(4): a header of the length, an errno and the request's number; then what the request asks for.
-fn answer(request: &[u8]) -> Vec<u8> {
-    const GETATTR: u32 = 3;
-    const INIT: u32 = 26;
-    let word = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
-    let (errno, body): (i32, Vec<u32>) = match word(4) {
-        // Version 7.31; the rest is zero: no limits that matter, no flags.
-        INIT => (0, [7, 31].into_iter().chain([0; 14]).collect()),
-        // For ever valid; inode 1; a directory with two links.
-        GETATTR => (0, vec![u32::MAX, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0o40755, 2, 12, 34, 0, 512, 0]),
-        _ => (-libc::ENOSYS, Vec::new()),
-    };
-    let mut answer = (16 + 4 * body.len() as u32).to_ne_bytes().to_vec();
-    answer.extend(errno.to_ne_bytes());
-    answer.extend(&request[8..16]);
-    answer.extend(body.iter().flat_map(|word| word.to_ne_bytes()));
-    answer
 }

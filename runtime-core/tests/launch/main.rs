@@ -11,6 +11,7 @@ mod exec;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod fuse;
+mod fuse_server;
 mod hooks;
 mod hostile;
 mod mounts;
@@ -28,8 +29,8 @@ fn main() {
     if wanted == sealed::CHILD {
         return sealed::child();
     }
-    if wanted == fuse::SERVER {
-        return fuse::serve();
+    if wanted == fuse_server::SERVER {
+        return fuse_server::serve().unwrap();
     }
     #[cfg(feature = "failpoints")]
     if wanted == failpoints::FEATURES {

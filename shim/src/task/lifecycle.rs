@@ -31,6 +31,8 @@ const REMOVAL: Duration = Duration::from_secs(2);
 const LATE_REMOVAL: Duration = Duration::from_secs(600);
 /// How long a process that was told to die may take.
 const DEATH: Duration = Duration::from_secs(5);
+/// How long the server of a root filesystem may keep such a process waiting.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// Lets the first process go.
 ///
@@ -144,9 +146,12 @@ pub fn update(container: &Container, resources: &Resources) -> Result<()> {
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] after the end.
-pub fn kill(container: &Container, process: &Process, signal: i32, all: bool) -> Result<()> {
+pub fn kill(container: &Arc<Container>, process: &Process, signal: i32, all: bool) -> Result<()> {
     if !(0..=64).contains(&signal) {
         return Err(Error::invalid(format!("{signal} is no signal")));
+    }
+    if signal == libc::SIGKILL && process.exec_id.is_empty() {
+        outlast_servers(container);
     }
     if all && process.exec_id.is_empty() {
         return kill_all(container, signal);
@@ -157,6 +162,22 @@ pub fn kill(container: &Container, process: &Process, signal: i32, all: bool) ->
         container.cgroup.thaw()?;
     }
     Ok(())
+}
+
+/// A process that waits for an answer of its root filesystem's server cannot be killed, until the server is.
+fn outlast_servers(container: &Arc<Container>) {
+    if container.servers.is_empty() {
+        return;
+    }
+    let container = Arc::clone(container);
+    tokio::spawn(async move {
+        if timeout(ANSWER, container.init.wait_told()).await.is_err() {
+            log::warn!("{}: a process does not die, killing the servers of its root filesystem", container.id);
+            for server in &container.servers {
+                server.kill().await;
+            }
+        }
+    });
 }
 
 fn kill_all(container: &Container, signal: i32) -> Result<()> {
@@ -183,6 +204,7 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Dele
     init.state().allow(Action::Delete)?;
     if init.state() == State::Created {
         // Its end is told like any other.
+        outlast_servers(container);
         let _ = init.signal(libc::SIGKILL);
         let dead = timeout(DEATH, init.wait_told()).await;
         dead.map_err(|_| Error::new(ErrorKind::FailedPrecondition, "the first process does not die"))?;

@@ -18,6 +18,7 @@ use tests::{Context, Result, ensure, ensure_eq, proc};
 use ttrpc::Code;
 
 use crate::SOON;
+use crate::fuse_server::{SERVER, SILENT};
 
 /// A shim that finds the script as `mount.fuse3`.
 fn shim(hand: &Hand, bundle: &Bundle, script: &str) -> Result<Shim> {
@@ -98,6 +99,25 @@ pub fn that_fail_or_hang(hand: &mut Hand) -> Result<()> {
 
     fs::remove_file(&helper)?;
     refused(shim.create(request(&bundle)?), Code::FAILED_PRECONDITION, "mount helper \"mount.fuse3\" is not in /usr/local/sbin:")?;
+    shim.shutdown(&bundle.id)
+}
+
+/// A process that waits for it cannot be killed: the server has to be.
+pub fn whose_server_is_silent(hand: &mut Hand) -> Result<()> {
+    let bundle = hand.bundle("a", &["cat", "/mnt/nosuch"])?;
+    let program = std::env::current_exe()?.display().to_string();
+    let shim = shim(hand, &bundle, &format!("exec {program} {SERVER} \"$@\" {}", bundle.id))?;
+    let mut mounts = request(&bundle)?.rootfs;
+    mounts[0].target = "/mnt".to_owned();
+    mounts[0].options = vec![SILENT.to_owned()];
+    let mut request = create_request(&bundle)?;
+    request.rootfs.append(&mut mounts);
+    shim.create(request)?;
+    let pid = shim.start(&bundle.id, "")?;
+    eventually("it waits", SOON, || proc::process(pid).is_some_and(|process| process.state == 'S' && process.name == "cat"))?;
+    shim.kill(&bundle.id, "", 9)?;
+    ensure_eq!(shim.wait(&bundle.id, "")?.exit_status, 137, "status");
+    shim.delete(&bundle.id, "")?;
     shim.shutdown(&bundle.id)
 }
 

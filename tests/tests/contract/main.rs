@@ -4,6 +4,8 @@ mod codes;
 mod create;
 mod exec;
 mod exit;
+#[path = "../../../runtime-core/tests/launch/fuse_server.rs"]
+mod fuse_server;
 mod helpers;
 mod kill;
 mod resources;
@@ -19,6 +21,9 @@ use tests::{hand_cases, requests};
 const SOON: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).is_some_and(|argument| argument == fuse_server::SERVER) {
+        return fuse_server::serve().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
     let cases = hand_cases![
         exit::early_exit,
         exit::exit_before_the_pid_is_known,
@@ -45,6 +50,7 @@ fn main() -> ExitCode {
         create::deleted_without_a_start,
         helpers::root_by_a_helper,
         helpers::that_fail_or_hang,
+        helpers::whose_server_is_silent,
         helpers::of_a_dead_daemon,
         kill::created,
         kill::paused,

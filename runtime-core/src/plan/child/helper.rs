@@ -61,6 +61,8 @@ impl Child<'_> {
     }
 
     pub(super) fn keep(&mut self) -> Result<(), Failed> {
+        // For people who list processes.
+        let _ = rustix::thread::set_name(c"coracle-fuse");
         self.slots.fill_with(|| None);
         process::close_from(3)?;
         loop {
