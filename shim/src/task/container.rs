@@ -54,67 +54,29 @@ pub struct Container {
     pub changing: tokio::sync::Mutex<()>,
     /// Read while a process is launched, written (true) when the first one has ended: then no other one is launched any more.
     pub ending: tokio::sync::RwLock<bool>,
+    /// Execs, the record, kills for lack of memory.
+    pub account: Account,
+}
+
+/// What the container itself keeps account of.
+pub struct Account {
     execs: Mutex<HashMap<String, Arc<Process>>>,
     record: Mutex<Record>,
     oom: Mutex<Option<OomWatch>>,
 }
 
-/// What a container is made of.
-pub struct Parts {
-    /// [`Container::id`].
-    pub id: String,
-    /// [`Container::bundle`].
-    pub bundle: PathBuf,
-    /// [`Container::cgroup`].
-    pub cgroup: Cgroup,
-    /// [`Container::namespaces`].
-    pub namespaces: Joined,
-    /// [`Container::filter`].
-    pub filter: Option<Arc<Filter>>,
-    /// [`Container::no_new_keyring`].
-    pub no_new_keyring: bool,
-    /// [`Container::owner`].
-    pub owner: Option<Owner>,
-    /// [`Container::hooks`].
-    pub hooks: Hooks,
-    /// [`Container::init`].
-    pub init: Arc<Process>,
-    /// [`Container::servers`].
-    pub servers: Vec<Server>,
-    /// What is on disk.
-    pub record: Record,
+impl Account {
+    /// Of a container that has been made: what is on disk, and where its memory is counted.
+    pub fn new(record: Record, cgroup: &Cgroup) -> Self {
+        let oom = cgroup.oom_watch().unwrap_or_else(|error| {
+            log::warn!("{}: out-of-memory kills will not be reported: {error}", record.id);
+            None
+        });
+        Self { execs: Mutex::default(), record: Mutex::new(record), oom: Mutex::new(oom) }
+    }
 }
 
 impl Container {
-    /// Puts the parts together.
-    pub fn new(parts: Parts) -> Self {
-        let Parts { id, bundle, cgroup, namespaces, filter, no_new_keyring, owner, hooks, init, servers, record } = parts;
-        let oom = match cgroup.oom_watch() {
-            Ok(watch) => watch,
-            Err(error) => {
-                log::warn!("{id}: out-of-memory kills will not be reported: {error}");
-                None
-            }
-        };
-        Self {
-            id,
-            bundle,
-            cgroup,
-            namespaces,
-            filter,
-            no_new_keyring,
-            owner,
-            hooks,
-            init,
-            servers,
-            changing: tokio::sync::Mutex::default(),
-            ending: tokio::sync::RwLock::new(false),
-            execs: Mutex::default(),
-            record: Mutex::new(record),
-            oom: Mutex::new(oom),
-        }
-    }
-
     /// The process that a request means: an empty `exec_id` is the first one.
     ///
     /// # Errors
@@ -124,7 +86,7 @@ impl Container {
             return Ok(Arc::clone(&self.init));
         }
         let missing = || Error::new(ErrorKind::NotFound, format!("exec {exec_id:?} of container {:?} does not exist", self.id));
-        lock(&self.execs).get(exec_id).cloned().ok_or_else(missing)
+        lock(&self.account.execs).get(exec_id).cloned().ok_or_else(missing)
     }
 
     /// Adds an exec'd process.
@@ -132,7 +94,7 @@ impl Container {
     /// # Errors
     /// [`ErrorKind::AlreadyExists`].
     pub fn add(&self, process: Arc<Process>) -> Result<()> {
-        let mut execs = lock(&self.execs);
+        let mut execs = lock(&self.account.execs);
         if execs.contains_key(&process.exec_id) {
             let message = format!("exec {:?} of container {:?} already exists", process.exec_id, self.id);
             return Err(Error::new(ErrorKind::AlreadyExists, message));
@@ -143,17 +105,17 @@ impl Container {
 
     /// Forgets an exec'd process.
     pub fn remove(&self, exec_id: &str) {
-        lock(&self.execs).remove(exec_id);
+        lock(&self.account.execs).remove(exec_id);
     }
 
     /// The exec'd processes.
     pub fn execs(&self) -> Vec<Arc<Process>> {
-        lock(&self.execs).values().cloned().collect()
+        lock(&self.account.execs).values().cloned().collect()
     }
 
     /// Tells of kills that nobody has been told of: whether there were any.
     pub fn tell_oom(&self, node: &Node) -> bool {
-        let mut oom = lock(&self.oom);
+        let mut oom = lock(&self.account.oom);
         let killed = oom.as_mut().map_or(Ok(0), OomWatch::take).unwrap_or_else(|error| {
             log::warn!("{}: {error}", self.id);
             0
@@ -171,7 +133,7 @@ impl Container {
     /// The reactor refuses the descriptor.
     pub fn watch_oom(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
         let watched = {
-            let oom = lock(&self.oom);
+            let oom = lock(&self.account.oom);
             let Some(oom) = oom.as_ref() else { return Ok(()) };
             let interest = match oom.watch().trigger() {
                 Trigger::Readable => Interest::READABLE,
@@ -262,7 +224,7 @@ impl Container {
     /// For `delete`, should the daemon die before it was asked.
     fn note_exit(&self, exit: Exit) {
         let at = exit.at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64);
-        let mut record = lock(&self.record);
+        let mut record = lock(&self.account.record);
         record.exited = Some((exit.status, at));
         if let Err(error) = record.write(&self.bundle) {
             log::warn!("{}: {error}", self.id);

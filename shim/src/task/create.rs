@@ -17,7 +17,7 @@ use runtime_core::spec::Spec;
 use runtime_core::sys::process::send_signal;
 use tokio::sync::watch;
 
-use super::container::{Container, Parts};
+use super::container::{Account, Container};
 use super::hooks::{Hooks, given_up, nobody_wants_it};
 use super::node::{Child, Node, Progress};
 use super::process::Process;
@@ -125,21 +125,22 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     match making.make(&mut undo, &path, &init, record).await {
         Ok((child, record)) => {
             let Some(cgroup) = undo.cgroup.take() else { return Err(Error::new(ErrorKind::Internal, "cgroup: lost")) };
-            let hooks = Hooks::of(&spec, &request.id, &bundle);
-            let container = Arc::new(Container::new(Parts {
+            let container = Container {
                 id: request.id.clone(),
+                account: Account::new(record, &cgroup),
+                hooks: Hooks::of(&spec, &request.id, &bundle),
                 bundle,
                 cgroup,
                 namespaces: Joined::of(&spec.linux.namespaces),
                 filter,
                 no_new_keyring: options.no_new_keyring,
                 owner,
-                hooks,
                 init,
                 servers: undo.servers,
-                record,
-            }));
-            Ok(Created { container, child })
+                changing: tokio::sync::Mutex::default(),
+                ending: tokio::sync::RwLock::new(false),
+            };
+            Ok(Created { container: Arc::new(container), child })
         }
         Err(error) => {
             undo.run().await;
