@@ -164,6 +164,10 @@ pub fn attach_all(plan: &mut Builder, mounts: &Mounts<'_>, root: Slot) -> Result
             Kind::Filesystem { fstype, source } => {
                 let late = filesystem(plan, fstype, source, &entry.options, entry.slot)?;
                 sealed_later.extend(late.then_some(entry.slot));
+                if *fstype == "tmpfs" && entry.options.value("mode").is_none() {
+                    // As runc: a tmpfs in place of the image's directory is as open as that was, not for everybody to write.
+                    plan.step(Step::TakeMode { mount: entry.slot, root, target: entry.target.clone() });
+                }
             }
             Kind::CgroupV1(hierarchies, new) => {
                 cgroup_v1(plan, entry, hierarchies, *new, root, rule)?;
