@@ -1,7 +1,8 @@
 //! Device nodes, links and the directory they are in.
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount};
 
+use super::options::Options;
 use super::{cstring, relative};
 use crate::error::{Error, Result};
 use crate::plan::{Builder, Node, Slot, Step};
@@ -21,15 +22,27 @@ const LINKS: [(&str, &str); 5] = [
 
 const MODE: u32 = 0o666;
 
-/// Emits the nodes and links, and gives the opened `/dev`; nothing is made in a `/dev` that is bound from elsewhere.
+/// The container's `/dev`.
+pub struct Devices {
+    /// Opened.
+    pub directory: Slot,
+    /// It is somebody else's.
+    pub bound: bool,
+    /// What is mounted in it appears at the other's place, too.
+    pub shared: bool,
+}
+
+/// Emits the nodes and links; nothing is made in a `/dev` that is bound from elsewhere.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a device that makes no sense.
-pub fn make(plan: &mut Builder, spec: &Spec, root: Slot) -> Result<Slot> {
-    let devices = plan.slot();
-    plan.step(Step::OpenDirectory { root, path: c"dev".to_owned(), directory: devices });
-    if dev_is_bound(spec) {
-        return Ok(devices);
+pub fn make(plan: &mut Builder, spec: &Spec, root: Slot) -> Result<Devices> {
+    let directory = plan.slot();
+    plan.step(Step::OpenDirectory { root, path: c"dev".to_owned(), directory });
+    if let Some(mount) = bound_dev(spec) {
+        let options = Options::parse(mount.options().iter().flatten().map(String::as_str))?;
+        let shared = options.propagation.iter().any(|(propagation, _)| *propagation == libc::MS_SHARED);
+        return Ok(Devices { directory, bound: true, shared });
     }
     let given: Vec<&LinuxDevice> = spec.linux.devices.iter().collect();
     for (name, major, minor) in DEFAULT {
@@ -48,13 +61,13 @@ pub fn make(plan: &mut Builder, spec: &Spec, root: Slot) -> Result<Slot> {
     }
     for (name, target) in LINKS {
         let (name, target) = (cstring("link", name)?, cstring("link", target)?);
-        plan.step(Step::Symlink { directory: devices, name, target });
+        plan.step(Step::Symlink { directory, name, target });
     }
-    Ok(devices)
+    Ok(Devices { directory, bound: false, shared: false })
 }
 
-fn dev_is_bound(spec: &Spec) -> bool {
-    spec.mounts.iter().any(|mount| {
+fn bound_dev(spec: &Spec) -> Option<&Mount> {
+    spec.mounts.iter().find(|mount| {
         let bound =
             mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
         bound && mount.destination().components().eq(std::path::Path::new("/dev").components())

@@ -38,7 +38,7 @@ pub struct Joining<'a> {
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) by the field's name.
 pub fn joining(inputs: Joining<'_>) -> Result<Compiled> {
     let program = process::program(inputs.process)?;
-    join(inputs, program)
+    join(inputs, program, process::Home::LookedUp)
 }
 
 /// A `startContainer` hook: the program is the hook's, everything else is as for the container's first process, which is ready and waits.
@@ -95,10 +95,10 @@ pub fn start_container_hook(inputs: StartContainerHook<'_>) -> Result<Compiled> 
         report: inputs.report,
         no_new_keyring: inputs.no_new_keyring,
     };
-    join(joining, program)
+    join(joining, program, process::Home::AsGiven)
 }
 
-fn join(inputs: Joining<'_>, program: Program) -> Result<Compiled> {
+fn join(inputs: Joining<'_>, program: Program, home: process::Home) -> Result<Compiled> {
     let process = inputs.process;
     let mut plan = Builder::default();
     let report = plan.give(inputs.report);
@@ -112,7 +112,7 @@ fn join(inputs: Joining<'_>, program: Program) -> Result<Compiled> {
     plan.step(Step::Join { namespace: init, flags: inputs.namespaces.flags() });
     plan.step(Step::Session);
     process::joined_streams(&mut plan, &streams, process)?;
-    process::confine(&mut plan, process, inputs.filter, process::Until::Executed)?;
+    process::confine(&mut plan, process, home, inputs.filter, process::Until::Executed)?;
 
     let (plan, descriptors) = plan.finish();
     let pid_namespace = inputs.namespaces.has_pid().then_some(init);

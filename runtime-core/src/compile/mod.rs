@@ -130,7 +130,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let sealed_later = mounts::attach_all(&mut plan, &mounts, root)?;
     let devices = devices::make(&mut plan, spec, root)?;
     plan.step(Step::Session);
-    process::streams(&mut plan, &streams, process, mounts.devpts, devices)?;
+    process::streams(&mut plan, &streams, process, mounts.devpts, &devices)?;
     if hooks {
         plan.step(Step::PauseForHooks);
     }
@@ -141,7 +141,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     process::names(&mut plan, spec)?;
     process::make_working_directory(&mut plan, process)?;
     mounts::seal(&mut plan, spec, masks, &sealed_later)?;
-    process::confine(&mut plan, process, inputs.filter, process::Until::Started)?;
+    process::confine(&mut plan, process, process::Home::LookedUp, inputs.filter, process::Until::Started)?;
 
     let (plan, descriptors) = plan.finish();
     let (clone_flags, pid_namespace) = (joined.clone_flags(), joined.pid());

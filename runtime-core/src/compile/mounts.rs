@@ -27,7 +27,7 @@ const PROC_FILES: &[&str] = &[
     "proc/sys/crypto/fips_enabled",
 ];
 /// A filesystem for nothing: what covers a masked directory (nr_inodes=1 fails on some kernels).
-const EMPTY: [(&str, &str); 3] = [("nr_blocks", "1"), ("nr_inodes", "2"), ("mode", "755")];
+const EMPTY: [(&str, &str); 4] = [("source", "tmpfs"), ("nr_blocks", "1"), ("nr_inodes", "2"), ("mode", "755")];
 
 /// The mounts of a spec, their sources opened.
 pub struct Mounts<'a> {
@@ -164,6 +164,10 @@ pub fn attach_all(plan: &mut Builder, mounts: &Mounts<'_>, root: Slot) -> Result
             Kind::Filesystem { fstype, source } => {
                 let late = filesystem(plan, fstype, source, &entry.options, entry.slot)?;
                 sealed_later.extend(late.then_some(entry.slot));
+                if *fstype == "tmpfs" && entry.options.value("mode").is_none() {
+                    // As runc: a tmpfs in place of the image's directory is as open as that was, not for everybody to write.
+                    plan.step(Step::TakeMode { mount: entry.slot, root, target: entry.target.clone() });
+                }
             }
             Kind::CgroupV1(hierarchies, new) => {
                 cgroup_v1(plan, entry, hierarchies, *new, root, rule)?;
@@ -212,22 +216,19 @@ fn cgroup_v1(
     rule: Target,
 ) -> Result<()> {
     let attributes = entry.options.set & !attr::RDONLY;
-    let settings = rootfs::settings(&[("mode".to_owned(), Some("755".to_owned()))])?;
+    let source = |name: &str| ("source".to_owned(), Some(name.to_owned()));
+    let settings = rootfs::settings(&[source("tmpfs"), ("mode".to_owned(), Some("755".to_owned()))])?;
     new_mount(plan, c"tmpfs", settings, attributes, entry.slot);
     plan.step(Step::Attach { mount: entry.slot, root, target: entry.target.clone(), rule });
     for (slot, hierarchy) in hierarchies {
         let name = cstring("cgroup", &hierarchy.name)?;
         plan.step(Step::MakeDirectory { directory: entry.slot, name: name.clone(), mode: 0o755 });
         if new {
-            let options: Vec<_> = hierarchy
-                .options
-                .split(',')
-                .map(|option| match option.split_once('=') {
-                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-                    None => (option.to_owned(), None),
-                })
-                .collect();
-            let options = rootfs::settings(&options)?;
+            let given = hierarchy.options.split(',').map(|option| match option.split_once('=') {
+                Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                None => (option.to_owned(), None),
+            });
+            let options = rootfs::settings(&[source("cgroup")].into_iter().chain(given).collect::<Vec<_>>())?;
             new_mount(plan, c"cgroup", options, entry.options.set, *slot);
         }
         plan.step(Step::Attach { mount: *slot, root: entry.slot, target: name.clone(), rule: Target::Ordinary });

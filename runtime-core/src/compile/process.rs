@@ -4,9 +4,10 @@ use std::ffi::CString;
 
 use oci_spec::runtime::PosixRlimitType;
 
+use super::devices::Devices;
 use super::{GivenStreams, cstring, cstrings};
 use crate::error::{Error, Result};
-use crate::plan::{Builder, Program, Slot, Step};
+use crate::plan::{Builder, Cover, Program, Slot, Step};
 use crate::seccomp::Filter;
 use crate::spec::{Capabilities, Process, Spec};
 
@@ -72,12 +73,20 @@ pub fn host_side(plan: &mut Builder, process: &Process, id: &str, no_new_keyring
 }
 
 /// The streams of a first process.
-pub fn streams(plan: &mut Builder, streams: &GivenStreams, process: &Process, devpts: Option<Slot>, devices: Slot) -> Result<()> {
+pub fn streams(plan: &mut Builder, streams: &GivenStreams, process: &Process, devpts: Option<Slot>, devices: &Devices) -> Result<()> {
     match streams {
         GivenStreams::Given(slots) => given(plan, slots, process),
         GivenStreams::Terminal => {
-            let devpts = devpts.ok_or_else(|| Error::invalid("process.terminal: no devpts is mounted in the container"))?;
-            plan.step(Step::Console { devpts, devices, uid: process.user.uid, size: size(process) });
+            if devpts.is_none() && !devices.bound {
+                return Err(Error::invalid("process.terminal: no devpts is mounted in the container"));
+            }
+            let cover = match devices {
+                // The host must not find a container's terminal in place of its console.
+                Devices { shared: true, .. } => Cover::Never,
+                Devices { bound: true, .. } => Cover::IfThere,
+                Devices { .. } => Cover::Made,
+            };
+            plan.step(Step::Console { devpts, devices: devices.directory, cover, uid: process.user.uid, size: size(process) });
         }
     }
     Ok(())
@@ -115,6 +124,20 @@ pub fn names(plan: &mut Builder, spec: &Spec) -> Result<()> {
     Ok(())
 }
 
+/// What becomes of an environment without `HOME`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    /// It is completed.
+    LookedUp,
+    /// It stays as it is.
+    AsGiven,
+}
+
+/// An empty value counts as none, as it does for runc.
+fn has_home(process: &Process) -> bool {
+    process.env.iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty()))
+}
+
 /// Where a plan goes on its own.
 pub enum Until {
     /// It waits for the start.
@@ -131,8 +154,11 @@ pub enum Until {
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) by the field's name.
-pub fn confine(plan: &mut Builder, process: &Process, filter: Option<&Filter>, until: Until) -> Result<()> {
+pub fn confine(plan: &mut Builder, process: &Process, home: Home, filter: Option<&Filter>, until: Until) -> Result<()> {
     plan.step(Step::CloseOthers { first: 3 });
+    if home == Home::LookedUp && !has_home(process) {
+        plan.step(Step::Home { uid: process.user.uid });
+    }
     plan.step(Step::Umask { mask: process.user.umask.unwrap_or(UMASK) & 0o777 });
     let directory = cstring("process.cwd", &process.cwd)?;
     plan.step(Step::WorkingDirectory { path: directory.clone(), later: true });
@@ -239,9 +265,8 @@ pub fn program(process: &Process) -> Result<Program> {
             .collect::<Result<_>>()?
     };
     let mut environment = process.env.clone();
-    if !environment.iter().any(|entry| entry.starts_with("HOME=")) {
-        // runc looks the home directory up in the image's passwd; nothing of the image is read here.
-        environment.push(if process.user.uid == 0 { "HOME=/root" } else { "HOME=/" }.to_owned());
+    if !has_home(process) {
+        environment.retain(|entry| entry != "HOME=");
     }
     let (arguments, environment) = (cstrings("process.args", &process.args)?, cstrings("process.env", &environment)?);
     Ok(Program { name: name.to_owned(), candidates, arguments, environment })

@@ -146,7 +146,9 @@ fn cgroups_come_first_and_the_host_is_closed_before_the_containers_paths_are_use
         let joins = at(&plan, |step| matches!(step, Step::JoinCgroup { .. }));
         assert_eq!(joins, (0..joins.len()).collect::<Vec<_>>());
         let close = |step: &Step| matches!(step, Step::CloseOthers { .. });
-        before(&case, &plan, close, |step| matches!(step, Step::WorkingDirectory { .. } | Step::FindProgram | Step::Ready));
+        before(&case, &plan, close, |step| {
+            matches!(step, Step::Home { .. } | Step::WorkingDirectory { .. } | Step::FindProgram | Step::Ready)
+        });
         before(&case, &plan, |step| matches!(step, Step::Pivot { .. }), close);
     }
 }
@@ -172,7 +174,7 @@ fn the_filter_is_loaded_with_rights_only_where_it_must_be() {
         process.no_new_privileges = no_new_privileges;
         let filter = crate::seccomp::Filter { program: Vec::new(), flags: 0, skipped: Vec::new() };
         let mut builder = Builder::default();
-        process::confine(&mut builder, &process, Some(&filter), process::Until::Started).unwrap();
+        process::confine(&mut builder, &process, process::Home::LookedUp, Some(&filter), process::Until::Started).unwrap();
         let (plan, _) = builder.finish();
         let load = at(&plan, |step| matches!(step, Step::Seccomp { .. }));
         let identity = at(&plan, |step| matches!(step, Step::Identity { .. }));

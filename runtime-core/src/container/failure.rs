@@ -134,6 +134,7 @@ fn part(step: &Step, detail: u16) -> Option<String> {
         (Step::Console { .. } | Step::JoinedConsole { .. }, 1) => name("not a terminal multiplexer"),
         (Step::Console { .. } | Step::JoinedConsole { .. }, 3) => name("chown"),
         (Step::Console { .. }, 4 | 5) => name("/dev/console"),
+        (Step::Console { .. }, 7) => name("/dev/pts"),
         (Step::Device { .. }, 1) => name("parent directory"),
         (Step::Device { .. }, 2) => name("something else is there"),
         (Step::Identity { .. }, 1) => name("setgroups"),

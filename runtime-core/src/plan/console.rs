@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::pty::OpenptFlags;
 
+use super::Cover;
 use super::child::{Failed, part};
 use super::decimal::decimal;
 use super::root::{self, Links, Name};
@@ -63,7 +64,10 @@ fn is_multiplexer(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 
 impl Console {
     /// Puts the peer at `/dev/console`: the mount is cloned from the devpts that the peer came from, and compared with it.
-    pub fn cover(&self, devpts: BorrowedFd<'_>, devices: BorrowedFd<'_>) -> Result<(), Failed> {
+    pub fn cover(&self, devpts: BorrowedFd<'_>, devices: BorrowedFd<'_>, cover: Cover) -> Result<(), Failed> {
+        if cover == Cover::Never {
+            return Ok(());
+        }
         let (mut digits, mut name) = ([0; 10], Name::default());
         let name = name.set(decimal(tty::peer_number(self.master.as_fd())?, &mut digits))?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
@@ -72,12 +76,16 @@ impl Console {
             return Err(Failed { detail: 4, errno: Errno::NOTTY });
         }
         let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
-        match rustix::fs::openat(devices, c"console", create, Mode::from_raw_mode(0o666)) {
-            Ok(_) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(Failed { detail: 5, errno }),
+        if cover == Cover::Made {
+            match rustix::fs::openat(devices, c"console", create, Mode::from_raw_mode(0o666)) {
+                Ok(_) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(Failed { detail: 5, errno }),
+            }
         }
-        let target =
-            rustix::fs::openat(devices, c"console", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(part(5))?;
+        let target = match rustix::fs::openat(devices, c"console", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+            Err(Errno::NOENT) if cover == Cover::IfThere => return Ok(()),
+            result => result.map_err(part(5))?,
+        };
         if FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode).is_symlink() {
             return Err(Failed { detail: 5, errno: Errno::LOOP });
         }

@@ -25,7 +25,8 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use super::Launch;
-use super::child::{Child, run};
+use super::child::{Child, HOME, run};
+use super::passwd::HOME_MAX;
 use crate::cgroup::{Cgroup, CgroupPath, Host};
 use crate::error::{Context, Error, Result};
 use crate::sys::fork::{Fork, fork};
@@ -336,7 +337,7 @@ impl Server {
         }
         slots.resize_with(usize::from(launch.plan.slots), || None);
         let arguments = StringArray::new(launch.program.arguments.clone());
-        let environment = StringArray::new(launch.program.environment.clone());
+        let mut environment = StringArray::with_room(launch.program.environment.clone(), HOME.len() + HOME_MAX);
         let find = |slot: Option<super::Slot>| match slot {
             Some(slot) => slots.get(usize::from(slot.0)).and_then(Option::as_ref).map(Some).ok_or(Errno::BADF),
             None => Ok(None),
@@ -350,7 +351,7 @@ impl Server {
         if matches!(cloned, Ok(Cloned::Child)) {
             // The new process must not keep the daemon's socket open when the launcher dies.
             process::close_number(CONTROL);
-            run(Child { launch, arguments: &arguments, environment: &environment, slots: &mut slots, stub: self.stub.as_fd() });
+            run(Child { launch, arguments: &arguments, environment: &mut environment, slots: &mut slots, stub: self.stub.as_fd() });
         }
         if pid_namespace.is_some() && process::setns(self.own_pid_namespace.as_fd(), libc::CLONE_NEWPID).is_err() {
             // Every later container would be born in this one's namespace.

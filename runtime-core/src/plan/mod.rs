@@ -9,6 +9,7 @@ pub mod child;
 mod console;
 mod decimal;
 pub mod launcher;
+mod passwd;
 mod print;
 pub mod report;
 mod root;
@@ -90,6 +91,8 @@ pub enum Step {
     /// Attaches a clone of a part of the host's tree for the time being, from when on it follows the host's mounts. If these have changed since
     /// it was made, it lacks something for good, and is made again.
     Settle { host: Host, mount: Slot, again: Vec<Step> },
+    /// Gives the root of a new filesystem the permissions of its mount point, if that is there already.
+    TakeMode { mount: Slot, root: Slot, target: CString },
     /// Attaches a mount beneath the root; missing parents and the mount point are made.
     Attach { mount: Slot, root: Slot, target: CString, rule: Target },
     /// Opens a directory beneath the root, made if missing.
@@ -100,8 +103,9 @@ pub enum Step {
     Device { root: Slot, path: CString, node: Node },
     /// Makes a symbolic link in an opened directory, replacing what is no directory.
     Symlink { directory: Slot, name: CString, target: CString },
-    /// A pseudoterminal from the container's own devpts: the master goes to the parent, the peer becomes the console.
-    Console { devpts: Slot, devices: Slot, uid: u32, size: Option<(u16, u16)> },
+    /// A pseudoterminal from the container's own devpts, or the one in `pts` of a `/dev` that is not its own: the master goes to the parent,
+    /// the peer becomes `console` in `devices`.
+    Console { devpts: Option<Slot>, devices: Slot, cover: Cover, uid: u32, size: Option<(u16, u16)> },
     /// The same for a process that joins a container: the terminal multiplexer is looked up beneath `/` and checked.
     JoinedConsole { uid: u32, size: Option<(u16, u16)> },
 
@@ -133,6 +137,8 @@ pub enum Step {
     Rlimit { resource: u32, soft: u64, hard: u64 },
     /// umask(2).
     Umask { mask: u32 },
+    /// Adds `HOME` to the environment, as the container's passwd(5) has it for a user; `/` if it says nothing.
+    Home { uid: u32 },
     /// Makes a directory of the container, with parents, if missing.
     MakeWorkingDirectory { path: CString },
     /// Drops everything but these capabilities from the bounding set.
@@ -198,6 +204,17 @@ pub struct Node {
     pub uid: u32,
     /// The owner's group.
     pub gid: u32,
+}
+
+/// What becomes of `/dev/console` when there is a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cover {
+    /// It is the terminal.
+    Made,
+    /// The same if it exists: the directory is not the container's.
+    IfThere,
+    /// It is left alone: what is mounted on it would be seen outside of the container.
+    Never,
 }
 
 /// What may lie under a mount point (contract of the OCI spec, and of the published attacks on `/proc`).

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::fmt;
 
-use super::{Filesystem, Node, Plan, Slot, Step, Target};
+use super::{Cover, Filesystem, Node, Plan, Slot, Step, Target};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -147,6 +147,7 @@ impl fmt::Display for Step {
             Self::EnterStub => write!(f, "enter an empty mount namespace"),
             Self::Propagation { flags } => write!(f, "change propagation of / to {}", propagation(*flags)),
             Self::AttachRoot { mount, path, root } => write!(f, "{root} = attach root {mount} at {:?}", text(path)),
+            Self::TakeMode { mount, target, .. } => write!(f, "give {mount} the mode of \"/{}\"", text(target)),
             Self::Attach { mount, target, rule, .. } => {
                 let rule = match rule {
                     Target::Ordinary => "",
@@ -160,7 +161,14 @@ impl fmt::Display for Step {
             Self::MakeDirectory { directory, name, mode } => write!(f, "make directory {:?} in {directory}, mode {mode:o}", text(name)),
             Self::Device { path, node, .. } => write!(f, "make device \"/{}\": {node}", text(path)),
             Self::Symlink { name, target, directory } => write!(f, "make link {:?} -> {:?} in {directory}", text(name), text(target)),
-            Self::Console { uid, size, .. } => write!(f, "make console for user {uid}, size {size:?}"),
+            Self::Console { uid, size, cover, .. } => {
+                let what = match cover {
+                    Cover::Made => "console",
+                    Cover::IfThere => "terminal, over a console that is there,",
+                    Cover::Never => "terminal that is no console",
+                };
+                write!(f, "make {what} for user {uid}, size {size:?}")
+            }
             Self::JoinedConsole { uid, size } => write!(f, "make terminal for user {uid}, size {size:?}"),
             Self::PauseForHooks => write!(f, "wait for hooks"),
             Self::Pivot { root } => write!(f, "pivot root to {root}"),
@@ -177,6 +185,7 @@ impl fmt::Display for Step {
             Self::OwnStreams { uid } => write!(f, "give streams to user {uid}"),
             Self::Rlimit { resource, soft, hard } => write!(f, "set rlimit {resource} to {soft}:{hard}"),
             Self::Umask { mask } => write!(f, "set umask {mask:04o}"),
+            Self::Home { uid } => write!(f, "find home of user {uid}"),
             Self::MakeWorkingDirectory { path } => write!(f, "make working directory {:?}", text(path)),
             Self::BoundingSet { keep } => write!(f, "keep bounding set {keep:#x}"),
             Self::Seccomp { program, flags } => write!(f, "load seccomp filter of {} instructions, flags {flags:#x}", program.len()),

@@ -77,13 +77,47 @@ pub fn exit(status: i32) -> ! {
 pub struct StringArray {
     pointers: Vec<*const libc::c_char>,
     _strings: Vec<CString>,
+    room: Vec<u8>,
 }
 
 impl StringArray {
     /// Keeps `strings` and their addresses.
     pub fn new(strings: Vec<CString>) -> Self {
         let pointers = strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
-        Self { pointers, _strings: strings }
+        Self { pointers, _strings: strings, room: Vec::new() }
+    }
+
+    /// The same with room for one more string of up to `room` bytes, which [`StringArray::add`] puts at the end without allocating.
+    pub fn with_room(strings: Vec<CString>, room: usize) -> Self {
+        let mut array = Self::new(strings);
+        array.pointers.push(ptr::null());
+        array.room = vec![0; room + 1];
+        array
+    }
+
+    /// Adds the string that there is room for, put together from `parts`.
+    ///
+    /// # Errors
+    /// `E2BIG` if there is no room, `EINVAL` for a NUL.
+    pub fn add(&mut self, parts: &[&[u8]]) -> Result<(), Errno> {
+        // The last pointer stays NULL.
+        let spare = self.pointers.iter().position(|pointer| pointer.is_null()).filter(|spare| spare + 1 < self.pointers.len());
+        let (Some(spare), Some(most)) = (spare, self.room.len().checked_sub(1)) else { return Err(Errno::TOOBIG) };
+        let mut length = 0;
+        for part in parts {
+            if part.contains(&0) {
+                return Err(Errno::INVAL);
+            }
+            let end = length + part.len();
+            if end > most {
+                return Err(Errno::TOOBIG);
+            }
+            self.room[length..end].copy_from_slice(part);
+            length = end;
+        }
+        self.room[length] = 0;
+        self.pointers[spare] = self.room.as_ptr().cast();
+        Ok(())
     }
 }
 

@@ -8,7 +8,8 @@ pub const TESTS: &[Test] = &[
     ("a container runs and sees only its own", runs),
     ("programs that cannot run are told from each other", programs),
     ("PATH is searched as the user", path_is_searched),
-    ("HOME has a default", home),
+    ("HOME is the user's of the image", home),
+    ("HOME without a usable passwd", odd_passwd),
     ("the working directory is made, also in a read-only root", working_directory_is_made),
     ("a working directory that only the user may enter", working_directory_of_user),
     ("a root that is moved instead of pivoted", moved_root),
@@ -64,12 +65,47 @@ fn path_is_searched(bed: &Bed) {
 }
 
 fn home(bed: &Bed) {
-    let script = "env | grep -c . ; echo $HOME";
-    assert_eq!(Bundle::new(script).output(bed).lines().last(), Some("/root"));
-    let user = Bundle::new(script).with("/process/user", json!({"uid": 7, "gid": 7}));
-    assert_eq!(user.output(bed).lines().last(), Some("/"));
-    let given = user.with("/process/env", json!(["PATH=/bin", "HOME=/h"]));
-    assert_eq!(given.output(bed).lines().last(), Some("/h"));
+    let script = "env | grep -c '^HOME='; echo $HOME";
+    let user = |uid: u32| Bundle::new(script).with("/process/user", json!({"uid": uid, "gid": 7}));
+    let with_passwd = |uid: u32| {
+        let bundle = user(uid);
+        std::fs::create_dir(bundle.root().join("etc")).unwrap();
+        std::fs::write(bundle.root().join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nseven:x:7:7::/home/seven:/bin/sh\n").unwrap();
+        bundle
+    };
+    for (uid, home) in [(0, "/root"), (7, "/home/seven"), (8, "/")] {
+        assert_eq!(with_passwd(uid).output(bed), format!("1\n{home}\n"));
+    }
+    assert_eq!(user(0).output(bed), "1\n/\n");
+    let given = with_passwd(7).with("/process/env", json!(["PATH=/bin", "HOME=/h"]));
+    assert_eq!(given.output(bed), "1\n/h\n");
+    let empty = with_passwd(7).with("/process/env", json!(["HOME=", "PATH=/bin"]));
+    assert_eq!(empty.output(bed), "1\n/home/seven\n");
+
+    let bundle = with_passwd(0).with("/process/args", json!(["cat", "/run/fifo"]));
+    let mut init = bundle.start(bed);
+    init.ready();
+    let joined = bundle.join_output(bed, &init, json!({"args": ["sh", "-c", "echo $HOME"], "user": {"uid": 7, "gid": 7}}));
+    assert_eq!(joined, "/home/seven\n");
+    init.kill();
+}
+
+/// Whatever an image has in the place of its passwd, the start neither waits nor fails, and reads nothing of the host.
+fn odd_passwd(bed: &Bed) {
+    type Make = fn(&std::path::Path);
+    let kinds: [Make; 5] = [
+        |path| std::fs::create_dir(path).unwrap(),
+        |path| rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap(),
+        |path| std::os::unix::fs::symlink("passwd", path).unwrap(),
+        |path| std::os::unix::fs::symlink("/proc/1/root/etc/passwd", path).unwrap(),
+        |path| std::os::unix::fs::symlink("../../../../etc/shadow", path).unwrap(),
+    ];
+    for make in kinds {
+        let bundle = Bundle::new("echo $HOME");
+        std::fs::create_dir(bundle.root().join("etc")).unwrap();
+        make(&bundle.root().join("etc/passwd"));
+        assert_eq!(bundle.output(bed), "/\n");
+    }
 }
 
 fn working_directory_is_made(bed: &Bed) {

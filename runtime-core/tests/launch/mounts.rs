@@ -14,6 +14,8 @@ pub const TESTS: &[Test] = &[
     ("devices have the spec's modes, whatever the mask", devices),
     ("a bound /dev is left alone", bound_dev),
     ("a read-only tmpfs gets its mount points first", read_only_tmpfs),
+    ("a tmpfs has the mode of the directory that it covers", tmpfs_mode),
+    ("a file and a directory do not cover each other", file_and_directory),
     ("binds: ro is for one mount, rro for all below", recursive_read_only),
     ("binds of files, options in order", bind_options),
     ("propagation of binds", propagation),
@@ -87,6 +89,32 @@ fn read_only_tmpfs(bed: &Bed) {
         .mount("/t", "tmpfs", "tmpfs", &["ro", "size=1m"])
         .mount("/t/inner", "tmpfs", "tmpfs", &[]);
     assert_eq!(bundle.output(bed), "touch: /t/x: Read-only file system\ninner\n");
+}
+
+fn tmpfs_mode(bed: &Bed) {
+    let bundle = Bundle::new("stat -c '%n %a %u' /closed /new /given /real")
+        .mount("/closed", "tmpfs", "tmpfs", &["ro"])
+        .mount("/new", "tmpfs", "tmpfs", &[])
+        .mount("/given", "tmpfs", "tmpfs", &["mode=711"])
+        .mount("/link", "tmpfs", "tmpfs", &["uid=3"]);
+    for (name, mode) in [("closed", 0o750), ("given", 0o750), ("real", 0o2705)] {
+        std::fs::create_dir(bundle.root().join(name)).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(bundle.root().join(name), mode).unwrap();
+    }
+    std::os::unix::fs::symlink("/real", bundle.root().join("link")).unwrap();
+    assert_eq!(bundle.output(bed), "/closed 750 0\n/new 1777 0\n/given 711 0\n/real 2705 3\n");
+}
+
+fn file_and_directory(bed: &Bed) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    for (source, destination) in [(file.as_path(), "/bin"), (directory.path(), "/bin/busybox")] {
+        let source = source.display().to_string();
+        let failure = Bundle::new("").mount(destination, "bind", &source, &["rbind"]).failure(bed);
+        assert_eq!(failure, format!("attach bind {source:?} at {destination:?}: move the mount there: not a directory"));
+    }
 }
 
 /// A tmpfs with another one below it, in the tests' own mount namespace.

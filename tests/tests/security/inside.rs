@@ -25,17 +25,16 @@ pub fn environment_is_the_specs(hand: &mut Hand) -> Result<()> {
         start
     })?;
     let mut expected: Vec<&str> = given.to_vec();
-    expected.push("HOME=/root");
+    expected.push("HOME=/");
     let seen = ran(hand, &shim, &bundle)?;
     let variables: Vec<&str> = seen.stdout.split_terminator('\0').collect();
     ensure_eq!(variables, expected, "environment of the init");
     bundle.edit(|spec| spec["process"]["args"] = json!(["sleep", "1000"]))?;
     shim.create_quiet(&bundle)?;
     shim.start(&bundle.id, "")?;
-    for (given, expected) in [
-        (json!(["PATH=/bin", "ONLY=this"]), "PATH=/bin\0ONLY=this\0HOME=/root\0"),
-        (json!(["PATH=/bin", "HOME=/x"]), "PATH=/bin\0HOME=/x\0"),
-    ] {
+    for (given, expected) in
+        [(json!(["PATH=/bin", "ONLY=this"]), "PATH=/bin\0ONLY=this\0HOME=/\0"), (json!(["PATH=/bin", "HOME=/x"]), "PATH=/bin\0HOME=/x\0")]
+    {
         let mut spec = process(&["sleep", "1000"]);
         spec["env"] = given;
         shim.exec_spec(&bundle.id, "e", &spec)?;

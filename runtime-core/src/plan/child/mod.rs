@@ -59,6 +59,9 @@ pub(crate) mod helper_failed {
 /// Details of [`Step::Settle`].
 pub(crate) const UNSETTLED: u16 = 1;
 
+/// What [`Step::Home`] adds begins with this.
+pub(super) const HOME: &[u8] = b"HOME=";
+
 /// Details of [`Step::WorkingDirectory`].
 pub(crate) const OUTSIDE: u16 = 1;
 
@@ -69,7 +72,7 @@ pub struct Child<'a> {
     /// The program's arguments.
     pub arguments: &'a StringArray,
     /// The program's environment.
-    pub environment: &'a StringArray,
+    pub environment: &'a mut StringArray,
     /// The table of descriptors.
     pub slots: &'a mut [Option<OwnedFd>],
     /// The launcher's nearly empty mount namespace.
@@ -167,12 +170,13 @@ impl Child<'_> {
             Step::EnterStub => self.enter_stub(),
             Step::Propagation { flags } => Ok(mount_change(c"/", MountPropagationFlags::from_bits_retain(*flags as u32))?),
             Step::AttachRoot { mount, path, root } => self.attach_root(*mount, path, *root),
+            Step::TakeMode { mount, root, target } => self.take_mode(*mount, *root, target),
             Step::Attach { mount, root, target, rule } => self.attach(*mount, *root, target, *rule),
             Step::OpenDirectory { root, path, directory } => self.open_directory(*root, path, *directory),
             Step::MakeDirectory { directory, name, mode } => Ok(root::make_directory(self.fd(*directory)?, name, *mode)?),
             Step::Device { root, path, node } => self.device(*root, path, node),
             Step::Symlink { directory, name, target } => self.symlink(*directory, name, target),
-            Step::Console { devpts, devices, uid, size } => self.console(*devpts, *devices, *uid, *size, state),
+            Step::Console { devpts, devices, cover, uid, size } => self.console(*devpts, *devices, *cover, *uid, *size, state),
             Step::JoinedConsole { uid, size } => {
                 let console = console::open_joined(*uid, *size)?;
                 report::child::console(self.report(state)?, console.master.as_fd())?;
@@ -194,6 +198,7 @@ impl Child<'_> {
             Step::OwnStreams { uid } => process::own_streams(*uid),
             Step::Rlimit { resource, soft, hard } => Ok(security::set_rlimit(*resource, *soft, *hard)?),
             Step::Umask { mask } => process::umask(*mask),
+            Step::Home { uid } => process::home(*uid, self.environment),
             Step::MakeWorkingDirectory { path } => process::make_working_directory(path),
             Step::BoundingSet { keep } => process::bounding_set(*keep),
             Step::Seccomp { program, flags } => Ok(security::load_filter(program, *flags)?),

@@ -12,7 +12,7 @@ use rustix::mount::{
 
 use super::{Child, Failed, State, attach, part};
 use crate::plan::root::{self, Links, Make, Name, on_procfs};
-use crate::plan::{Filesystem, Node, Slot, Target, console, report};
+use crate::plan::{Cover, Filesystem, Node, Slot, Target, console, report};
 use crate::sys::{mount, process};
 
 /// How often another process may take the loop device that was just found free.
@@ -113,10 +113,24 @@ impl Child<'_> {
         self.fill(root, opened)
     }
 
+    pub(super) fn take_mode(&self, mount: Slot, root: Slot, target: &CStr) -> Result<(), Failed> {
+        let found = match root::lookup(self.fd(root)?, target, Links::Follow, OFlags::DIRECTORY) {
+            // What is no directory, the attaching will tell of.
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            result => result?,
+        };
+        let mode = Mode::from_raw_mode(rustix::fs::fstat(found)?.st_mode & 0o7777);
+        // fsmount(2) gives a descriptor like one of O_PATH, which fchmod(2) does not take.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(self.fd(mount)?, c".", flags, Mode::empty())?;
+        Ok(rustix::fs::fchmod(directory, mode)?)
+    }
+
     pub(super) fn attach(&mut self, mount: Slot, root: Slot, target: &CStr, rule: Target) -> Result<(), Failed> {
         let mount = self.fd(mount)?;
         let links = if matches!(rule, Target::PlainDirectory | Target::Proc) { Links::Refuse } else { Links::Follow };
-        let kind = if is_directory(mount)? { Make::Directory } else { Make::File };
+        let directory = is_directory(mount)?;
+        let kind = if directory { Make::Directory } else { Make::File };
         let target = root::ensure(self.fd(root)?, target, kind, links).map_err(part(attach::LOOKUP))?;
         let allowed = match rule {
             Target::Ordinary | Target::PlainDirectory => !on_procfs(target.as_fd())?,
@@ -126,7 +140,12 @@ impl Child<'_> {
         if !allowed {
             return Err(Failed { detail: attach::HOSTILE, errno: Errno::PERM });
         }
-        attach_to(mount, target.as_fd()).map_err(part(attach::MOVE))
+        let attached = match attach_to(mount, target.as_fd()) {
+            // move_mount(2) has one errno for much; mount(2) has its own for this mistake, by which Docker knows it.
+            Err(Errno::INVAL) if is_directory(target.as_fd())? != directory => Err(Errno::NOTDIR),
+            result => result,
+        };
+        attached.map_err(part(attach::MOVE))
     }
 
     pub(super) fn open_directory(&mut self, root: Slot, path: &CStr, directory: Slot) -> Result<(), Failed> {
@@ -159,10 +178,27 @@ impl Child<'_> {
         rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(part(3))
     }
 
-    pub(super) fn console(&self, devpts: Slot, devices: Slot, uid: u32, size: Option<(u16, u16)>, state: &State) -> Result<(), Failed> {
-        let console = console::open(self.fd(devpts)?, c"ptmx", uid, size)?;
+    pub(super) fn console(
+        &self,
+        devpts: Option<Slot>,
+        devices: Slot,
+        cover: Cover,
+        uid: u32,
+        size: Option<(u16, u16)>,
+        state: &State,
+    ) -> Result<(), Failed> {
+        let devices = self.fd(devices)?;
+        let found;
+        let devpts = match devpts {
+            Some(devpts) => self.fd(devpts)?,
+            None => {
+                found = root::lookup(devices, c"pts", Links::Refuse, OFlags::DIRECTORY).map_err(part(7))?;
+                found.as_fd()
+            }
+        };
+        let console = console::open(devpts, c"ptmx", uid, size)?;
         report::child::console(self.report(state)?, console.master.as_fd())?;
-        console.cover(self.fd(devpts)?, self.fd(devices)?)?;
+        console.cover(devpts, devices, cover)?;
         console.control()
     }
 

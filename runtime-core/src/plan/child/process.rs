@@ -7,12 +7,15 @@ use rustix::fs::{AtFlags, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::mounts::slash;
-use super::{Failed, OUTSIDE, State, part};
+use super::{Failed, HOME, OUTSIDE, State, part};
 use crate::plan::decimal::decimal;
+use crate::plan::passwd;
 use crate::plan::root::{self, Links, Make, Name};
 use crate::sys::{process, security, tty};
 
 const HIGHEST_CAPABILITY: u32 = 63;
+/// How much of a passwd(5) is read: the image may hold anything, even something without an end.
+const PASSWD_MAX: usize = 4 << 20;
 
 pub fn oom_score_adj(score: i32) -> Result<(), Failed> {
     let mut text = [b'-'; 11];
@@ -78,6 +81,34 @@ pub fn make_working_directory(path: &CStr) -> Result<(), Failed> {
         Ok(_) | Err(Errno::ROFS) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// As runc: an image whose passwd(5) is missing, or is something else, is no error.
+pub fn home(uid: u32, environment: &mut process::StringArray) -> Result<(), Failed> {
+    let mut search = passwd::Search::new(uid);
+    let _ = read_passwd(&mut search);
+    let home = search.home().unwrap_or(b"/");
+    Ok(environment.add(&[HOME, home])?)
+}
+
+fn read_passwd(search: &mut passwd::Search) -> Result<(), Errno> {
+    // A fifo must not keep us waiting for its other end.
+    let file = root::open(slash()?.as_fd(), c"etc/passwd", Links::Follow, OFlags::RDONLY | OFlags::NONBLOCK)?;
+    if !rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode).is_file() {
+        return Ok(());
+    }
+    let mut piece = [0u8; 4096];
+    for _ in 0..PASSWD_MAX / piece.len() {
+        let length = rustix::io::read(&file, &mut piece)?;
+        if length == 0 {
+            search.end_of_line();
+            return Ok(());
+        }
+        if search.take(&piece[..length]) {
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 pub fn bounding_set(keep: u64) -> Result<(), Failed> {
