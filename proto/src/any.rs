@@ -16,6 +16,9 @@ pub const RUNC_CHECKPOINT_OPTIONS: &str = "containerd.runc.v1.CheckpointOptions"
 /// `containerd.runc.v1.ProcessDetails`: the `info` of one process in the answer to `Pids`.
 pub const RUNC_PROCESS_DETAILS: &str = "containerd.runc.v1.ProcessDetails";
 
+/// `containerd.linux.runc.CreateOptions`: what the client of containerd 1.x sends with a task of any other runtime.
+pub const LINUX_CREATE_OPTIONS: &str = "containerd.linux.runc.CreateOptions";
+
 /// `runtimeoptions.v1.Options`: what any other runtime is configured with.
 pub const RUNTIME_OPTIONS: &str = "runtimeoptions.v1.Options";
 

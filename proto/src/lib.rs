@@ -7,4 +7,5 @@ pub use containerd_shim_protos::*;
 pub use prost;
 
 pub mod any;
+pub mod linuxruntime;
 pub mod runtimeoptions;

@@ -1,5 +1,6 @@
-//! The runtime's options, in every form that containerd sends them: typed as runc's (`containerd.runc.v1.Options`), or as TOML text in
-//! `runtimeoptions.v1.Options`, which is what a runtime of its own name gets.
+//! The runtime's options, in every form that containerd sends them: typed as runc's (`containerd.runc.v1.Options`), as TOML text in
+//! `runtimeoptions.v1.Options`, which is what a runtime of its own name gets, or as the `containerd.linux.runc.CreateOptions` that the Go client of
+//! containerd 1.x makes of what it is told for one task of such a runtime.
 
 use std::fs::File;
 use std::io::Read;
@@ -99,6 +100,9 @@ impl Options {
         if any::is(&any.type_url, any::RUNTIME_OPTIONS) {
             return Self::from_runtime(&any.value).map(Some);
         }
+        if any::is(&any.type_url, any::LINUX_CREATE_OPTIONS) {
+            return Self::from_linux(&any.value).map(Some);
+        }
         Ok(None)
     }
 
@@ -123,6 +127,21 @@ impl Options {
             criu_work_path: runc.criu_work_path,
             task_api_address: runc.task_api_address,
             task_api_version: runc.task_api_version,
+        })
+    }
+
+    fn from_linux(bytes: &[u8]) -> Result<Self> {
+        let options = proto::linuxruntime::CreateOptions::decode(bytes)
+            .map_err(|error| Error::invalid(format!("parse options {}: {error}", any::LINUX_CREATE_OPTIONS)))?;
+        Ok(Self {
+            no_pivot_root: options.no_pivot_root,
+            no_new_keyring: options.no_new_keyring,
+            shim_cgroup: options.shim_cgroup,
+            io_uid: options.io_uid,
+            io_gid: options.io_gid,
+            criu_work_path: options.criu_work_path,
+            criu_image_path: options.criu_image_path,
+            ..Self::default()
         })
     }
 
@@ -242,6 +261,14 @@ mod tests {
             assert!(options.no_pivot_root && options.systemd_cgroup);
             assert_eq!((options.io_uid, options.shim_cgroup.as_str(), options.criu_path.as_str()), (1000, "/shims", "/criu"));
         }
+    }
+
+    #[test]
+    fn options_of_one_task_from_an_old_client_are_read() {
+        let sent =
+            proto::linuxruntime::CreateOptions { no_pivot_root: true, shim_cgroup: "/shims".into(), io_gid: 1000, ..Default::default() };
+        let options = Options::from_any(&any("containerd.linux.runc.CreateOptions", sent.encode_to_vec())).unwrap().unwrap();
+        assert_eq!(options, Options { no_pivot_root: true, shim_cgroup: "/shims".into(), io_gid: 1000, ..Options::default() });
     }
 
     #[test]

@@ -492,14 +492,6 @@ fn streams(hand: &mut Hand) -> Result<()> {
         &["link", "symbolic links"],
     ));
     rows.push(row(
-        |_, request| {
-            (request.terminal, request.stderr) = (true, "/dev/null".to_owned());
-            Ok(())
-        },
-        BAD,
-        &["terminal", "stderr"],
-    ));
-    rows.push(row(
         |bundle, request| {
             request.terminal = true;
             bundle.edit(|spec| {

@@ -7,7 +7,7 @@ use tests::case::words;
 use tests::containerd::{Version, eventually};
 use tests::events::Kind;
 use tests::suite::Suite;
-use tests::{Case, Context, Result, cases, ensure, ensure_eq, image, proc};
+use tests::{Case, Context, Result, cases, ensure, ensure_eq, image, paths, proc};
 
 fn main() -> ExitCode {
     Suite {
@@ -40,6 +40,7 @@ fn main() -> ExitCode {
             environment_and_cwd,
             device,
             rootfs,
+            without_pivot,
             layers_on_overlayfs,
             layers_copied_by_native,
             missing_command,
@@ -400,6 +401,17 @@ fn device(case: &Case<'_>) -> Result<()> {
     let default = case
         .run(&[], &["sh", "-c", "for d in null zero full random urandom tty; do [ -c /dev/$d ] || echo no $d; done; echo x >/dev/null"])?;
     ensure_eq!(default, "", "default devices");
+    Ok(())
+}
+
+/// An option of one task. ctr of containerd 1.x, unlike 2.x, sends it to a runtime that is not runc by name in a message of its own.
+fn without_pivot(case: &Case<'_>) -> Result<()> {
+    let id = case.detached(&["--no-pivot"], &["sleep", "1000"])?;
+    ensure_eq!(case.exec(&id, &["cat", "/top"])?, "1", "a file of the image");
+    if paths::is_ours() {
+        let options = std::fs::read_to_string(case.containerd.bundle(&id).join("options.json"))?;
+        ensure!(options.contains(r#""no_pivot_root":true"#), "the options in force are {options}");
+    }
     Ok(())
 }
 
