@@ -1,0 +1,157 @@
+//! `linux`: seccomp, cgroups, limits, namespaces, sysctls, labels.
+
+use serde_json::{Value, json};
+use tests::hand::Hand;
+use tests::{Result, ensure_eq};
+use ttrpc::Code;
+
+use crate::{BAD, Row, refuse_all, spec};
+
+fn profile(profile: Value, code: Code, words: &[&'static str]) -> Row {
+    spec(move |spec| spec["linux"]["seccomp"] = profile.clone(), code, words)
+}
+
+pub fn seccomp_profiles(hand: &mut Hand) -> Result<()> {
+    let rule = |args: Value| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "args": args}]});
+    let rows = vec![
+        profile(json!({}), BAD, &["config.json", "defaultAction"]),
+        profile(json!({"defaultAction": ""}), BAD, &["config.json"]),
+        profile(json!({"defaultAction": "SCMP_ACT_MAYBE"}), BAD, &["config.json", "SCMP_ACT_MAYBE"]),
+        profile(
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_ABACUS"]}),
+            BAD,
+            &["config.json", "SCMP_ARCH_ABACUS"],
+        ),
+        profile(rule(json!([{"index": 9, "value": 1, "op": "SCMP_CMP_EQ"}])), BAD, &["linux.seccomp", "index", "9"]),
+        profile(rule(json!([{"index": 1, "value": 1, "op": "SCMP_CMP_ODD"}])), BAD, &["config.json", "SCMP_CMP_ODD"]),
+        profile(
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/x.sock", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}),
+            Code::UNIMPLEMENTED,
+            &["linux.seccomp"],
+        ),
+    ];
+    refuse_all(hand, rows)
+}
+
+pub fn cgroup_paths(hand: &mut Hand) -> Result<()> {
+    let path = |path: &'static str, words: &[&'static str]| spec(move |spec| spec["linux"]["cgroupsPath"] = json!(path), BAD, words);
+    let rows = vec![
+        path("/../x", &["cgroupsPath", ".."]),
+        path("../x", &["cgroupsPath", ".."]),
+        path("/", &["cgroupsPath", "root"]),
+        path("/a\nb", &["cgroupsPath", "control"]),
+        path("system.slice:x:y", &["cgroupsPath", "systemd"]),
+        spec(|spec| spec["linux"]["cgroupsPath"] = json!(format!("/{}", "x".repeat(300))), BAD, &["cgroupsPath", "too long"]),
+    ];
+    refuse_all(hand, rows)
+}
+
+pub fn limits(hand: &mut Hand) -> Result<()> {
+    let limited = |resources: Value, words: &[&'static str]| {
+        spec(
+            move |spec| {
+                for (key, value) in resources.as_object().into_iter().flatten() {
+                    spec["linux"]["resources"][key] = value.clone();
+                }
+            },
+            BAD,
+            words,
+        )
+    };
+    let rows = vec![
+        limited(json!({"cpu": {"quota": 1, "period": 100_000}}), &["cpu", "quota"]),
+        limited(json!({"cpu": {"period": 7}}), &["cpu", "period"]),
+        limited(json!({"cpu": {"cpus": "900-999"}}), &["cpus", "900-999"]),
+        limited(json!({"cpu": {"cpus": "many"}}), &["cpus", "many"]),
+        limited(json!({"cpu": {"mems": "99"}}), &["mems", "99"]),
+        limited(json!({"memory": {"limit": "much"}}), &["config.json"]),
+        limited(json!({"memory": {"limit": 64 << 20, "swap": 32 << 20}}), &["memory", "swap"]),
+        limited(json!({"hugepageLimits": [{"pageSize": "../../x", "limit": 1}]}), &["hugepageLimits", "../../x"]),
+        limited(json!({"unified": {"../cgroup.procs": "1"}}), &["unified"]),
+        limited(json!({"devices": [{"allow": true, "type": "x", "access": "rwm"}]}), &["devices"]),
+        limited(json!({"devices": [{"allow": true, "type": "c", "major": 1, "minor": 3, "access": "z"}]}), &["devices", "z"]),
+    ];
+    refuse_all(hand, rows)
+}
+
+pub fn namespaces(hand: &mut Hand) -> Result<()> {
+    let with = |namespaces: Value, code: Code, words: &[&'static str]| {
+        spec(
+            move |spec| {
+                let mut all = vec![json!({"type": "mount"})];
+                all.extend(namespaces.as_array().into_iter().flatten().cloned());
+                spec["linux"]["namespaces"] = json!(all);
+            },
+            code,
+            words,
+        )
+    };
+    let rows = vec![
+        with(json!([{"type": "network", "path": "/no/such/netns"}]), Code::UNKNOWN, &["/no/such/netns", "no such file"]),
+        with(json!([{"type": "network", "path": "/proc/self/ns/uts"}]), BAD, &["net", "/proc/self/ns/uts"]),
+        with(json!([{"type": "network", "path": "/etc/passwd"}]), BAD, &["net", "/etc/passwd"]),
+        with(json!([{"type": "network", "path": "netns"}]), BAD, &["netns", "absolute"]),
+        with(json!([{"type": "ipc"}, {"type": "ipc"}]), BAD, &["ipc", "twice"]),
+        with(json!([{"type": "parallel"}]), BAD, &["config.json", "parallel"]),
+        with(json!([{"type": "user"}]), Code::UNIMPLEMENTED, &["linux.namespaces", "user"]),
+        with(json!([{"type": "time"}]), Code::UNIMPLEMENTED, &["linux.namespaces", "time"]),
+        spec(
+            |spec| {
+                spec["hostname"] = json!("x");
+                spec["linux"]["namespaces"] = json!([{"type": "mount"}]);
+            },
+            BAD,
+            &["hostname", "UTS"],
+        ),
+    ];
+    refuse_all(hand, rows)
+}
+
+pub fn sysctls(hand: &mut Hand) -> Result<()> {
+    let sysctl = |name: &'static str, value: &'static str, code: Code, words: &[&'static str]| {
+        spec(move |spec| spec["linux"]["sysctl"] = json!({name: value}), code, words)
+    };
+    let mut rows = vec![
+        sysctl("kernel.core_pattern", "|/x", BAD, &["linux.sysctl", "kernel.core_pattern"]),
+        sysctl("kernel/core_pattern", "|/x", BAD, &["linux.sysctl", "kernel/core_pattern"]),
+        sysctl("net.ipv4.../../kernel/core_pattern", "|/x", BAD, &["linux.sysctl"]),
+        sysctl("net.ipv4.ip_forward=1+kernel.core_pattern", "|/x", BAD, &["linux.sysctl"]),
+        sysctl("net.ipv4.ip_forward", "1\n2", BAD, &["linux.sysctl", "value"]),
+        sysctl("net.ipv4.no_such_thing", "1", Code::UNKNOWN, &["net/ipv4/no_such_thing", "no such file"]),
+        sysctl("net.ipv4.ip_forward", "perhaps", Code::UNKNOWN, &["net/ipv4/ip_forward", "invalid argument"]),
+    ];
+    rows.push(spec(
+        |spec| {
+            spec["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "mount"}]);
+            spec["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
+        },
+        BAD,
+        &["linux.sysctl", "net.ipv4.ip_forward", "host"],
+    ));
+    rows.push(spec(
+        |spec| {
+            spec["linux"]["namespaces"] =
+                json!([{"type": "pid"}, {"type": "mount"}, {"type": "network", "path": format!("/proc/{}/ns/net", std::process::id())}]);
+            spec["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
+        },
+        BAD,
+        &["linux.sysctl", "net.ipv4.ip_forward", "host"],
+    ));
+    let forward = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward")?;
+    let core = std::fs::read_to_string("/proc/sys/kernel/core_pattern")?;
+    refuse_all(hand, rows)?;
+    ensure_eq!(std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward")?, forward, "the host's ip_forward");
+    ensure_eq!(std::fs::read_to_string("/proc/sys/kernel/core_pattern")?, core, "the host's core_pattern");
+    Ok(())
+}
+
+pub fn labels(hand: &mut Hand) -> Result<()> {
+    let rows = vec![
+        spec(|spec| spec["process"]["apparmorProfile"] = json!("strict"), Code::UNIMPLEMENTED, &["process.apparmorProfile"]),
+        spec(|spec| spec["process"]["selinuxLabel"] = json!("a:b:c"), Code::UNIMPLEMENTED, &["process.selinuxLabel"]),
+        spec(|spec| spec["linux"]["mountLabel"] = json!("a:b:c"), Code::UNIMPLEMENTED, &["linux.mountLabel"]),
+        spec(|spec| spec["linux"]["intelRdt"] = json!({"closID": "x"}), Code::UNIMPLEMENTED, &["linux.intelRdt"]),
+        spec(|spec| spec["linux"]["personality"] = json!({"domain": "LINUX32"}), Code::UNIMPLEMENTED, &["linux.personality"]),
+    ];
+    refuse_all(hand, rows)
+}
