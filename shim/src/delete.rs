@@ -48,8 +48,7 @@ fn remove_socket(bundle: &Path) -> Result<()> {
         Ok(address) => {
             // A daemon that dies closes its connections one by one: containerd may call before the last one, which is the listener.
             for _ in 0..DYING_TRIES {
-                socket::remove_dead(address.trim())?;
-                if !address.trim().strip_prefix("unix://").is_some_and(|path| Path::new(path).exists()) {
+                if !socket::remove_dead(address.trim())? {
                     break;
                 }
                 std::thread::park_timeout(DYING_PAUSE);

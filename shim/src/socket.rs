@@ -113,28 +113,30 @@ pub fn claim(path: &Path) -> Result<Claim> {
     }
 }
 
-/// Removes the socket that `address` names, if it is one and nobody listens there. A socket that is gone is fine.
+/// Removes the socket that `address` names, if it is one and nobody listens there. A socket that is gone is fine. Answers whether somebody
+/// listens, so that it stays.
 ///
 /// # Errors
 /// The errno of the step that failed.
-pub fn remove_dead(address: &str) -> Result<()> {
+pub fn remove_dead(address: &str) -> Result<bool> {
     let Some(path) = address.strip_prefix("unix://").map(Path::new).filter(|path| path.is_absolute()) else {
         return Err(Error::invalid(format!("address {address:?}: not a unix socket")));
     };
     let (dir, name) = match open_existing_dir(path) {
-        Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(()),
+        Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(false),
         opened => opened?,
     };
     flock(&dir, FlockOperation::LockExclusive).context(|| format!("lock {:?}", path.parent()))?;
     match statat(&dir, name.as_path(), AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Socket => {}
-        Ok(_) | Err(Errno::NOENT) => return Ok(()),
+        Ok(_) | Err(Errno::NOENT) => return Ok(false),
         Err(errno) => return Err(Error::kernel(format!("stat {path:?}"), errno)),
     }
     if is_live(path)? {
-        return Ok(());
+        return Ok(true);
     }
-    unlinkat(&dir, name.as_path(), AtFlags::empty()).context(|| format!("remove {path:?}"))
+    unlinkat(&dir, name.as_path(), AtFlags::empty()).context(|| format!("remove {path:?}"))?;
+    Ok(false)
 }
 
 impl SocketFile {
@@ -326,16 +328,13 @@ mod tests {
     fn only_a_dead_socket_is_removed() {
         let tmp = tempfile::tempdir().unwrap();
         let path = socket_in(tmp.path());
-        remove_dead(&address(&path)).unwrap();
+        assert!(!remove_dead(&address(&path)).unwrap());
         let bound = bound(&path);
-        remove_dead(&address(&path)).unwrap();
-        assert!(path.exists());
+        assert!(remove_dead(&address(&path)).unwrap() && path.exists());
         drop(bound.listener);
-        remove_dead(&address(&path)).unwrap();
-        assert!(!path.exists());
+        assert!(!remove_dead(&address(&path)).unwrap() && !path.exists());
         std::fs::write(&path, "not a socket").unwrap();
-        remove_dead(&address(&path)).unwrap();
-        assert!(path.exists());
+        assert!(!remove_dead(&address(&path)).unwrap() && path.exists());
         assert!(remove_dead("vsock://1:2").is_err());
     }
 }
