@@ -56,6 +56,7 @@ lint: tools
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 audit:
+	@$(CARGO) deny --version >/dev/null 2>&1 || { echo "audit: cargo-deny is missing; run: cargo install --locked cargo-deny" >&2; exit 1; }
 	$(CARGO) deny check
 
 clean:
