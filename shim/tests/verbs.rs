@@ -279,15 +279,17 @@ impl Cgroups {
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        for dir in &self.0 {
-            // The launcher follows its daemon a moment later.
-            let gone = (0..200).any(|_| {
-                std::thread::park_timeout(std::time::Duration::from_millis(10));
-                std::fs::remove_dir(dir).is_ok()
-            });
-            assert!(gone || std::thread::panicking(), "{dir:?} is still in use");
-        }
+        self.0.iter().for_each(|dir| remove_cgroup(dir));
     }
+}
+
+fn remove_cgroup(dir: &Path) {
+    // The launcher follows its daemon a moment later.
+    let gone = (0..200).any(|_| {
+        std::thread::park_timeout(std::time::Duration::from_millis(10));
+        std::fs::remove_dir(dir).is_ok()
+    });
+    assert!(gone || std::thread::panicking(), "{dir:?} is still in use");
 }
 
 /// Where this machine has cgroups: two v1 hierarchies, or the one of v2.
@@ -325,7 +327,7 @@ fn the_daemon_is_born_into_the_shim_cgroup_of_v2() {
     assert!(membership.lines().any(|line| line == format!("0::/{name}")), "{membership}");
     drop(node);
     let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].into_iter().find(|dir| Path::new(dir).join(&name).exists());
-    std::fs::remove_dir(Path::new(unified.unwrap()).join(&name)).unwrap();
+    remove_cgroup(&Path::new(unified.unwrap()).join(&name));
 }
 
 #[test]

@@ -59,6 +59,11 @@ impl Hand {
         &self.dir
     }
 
+    /// A directory on disk: below `/run`, programs may not be executed.
+    pub fn data(&self) -> &PathBuf {
+        &self.data
+    }
+
     /// A bundle whose container runs `args`, with its log fifo; the ledger watches its id.
     pub fn bundle(&mut self, name: &str, args: &[&str]) -> Result<Bundle> {
         let id = self.watch(name);

@@ -87,8 +87,8 @@ fn mounts() -> BTreeSet<String> {
 
 /// All processes of the shims sleep, and nothing wakes them.
 fn expect_idle(shims: &[Shims]) -> Result<String> {
-    // What the last start left to be done.
-    wait::pause_for(Duration::from_millis(500));
+    // What the last start left to be done, and what is given back when no call has followed it for a while.
+    wait::pause_for(Duration::from_secs(3));
     let read = || shims.iter().map(Shims::read).collect::<Result<Vec<_>>>();
     let (before, began) = (read()?, Instant::now());
     wait::pause_for(QUIET);

@@ -22,7 +22,7 @@ use crate::fuse_server::{SERVER, SILENT};
 
 /// A shim that finds the script as `mount.fuse3`.
 fn shim(hand: &Hand, bundle: &Bundle, script: &str) -> Result<Shim> {
-    let place = hand.dir().join("helpers");
+    let place = hand.data().join("helpers");
     fs::create_dir_all(&place)?;
     let helper = place.join("mount.fuse3");
     fs::write(&helper, format!("#!/bin/sh\n{script}\n"))?;
@@ -83,7 +83,7 @@ pub fn that_fail_or_hang(hand: &mut Hand) -> Result<()> {
     expect_nothing_of(&bundle, &files)?;
 
     let entered = hand.dir().join("entered");
-    let helper: PathBuf = hand.dir().join("helpers/mount.fuse3");
+    let helper: PathBuf = hand.data().join("helpers/mount.fuse3");
     fs::write(&helper, format!("#!/bin/sh\necho >{}\nsleep 1000 & wait\n", entered.display()))?;
     std::thread::scope(|scope| -> Result<()> {
         let request = request(&bundle)?;
