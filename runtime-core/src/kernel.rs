@@ -1,5 +1,6 @@
 //! What the running kernel can do beyond the floor, Linux 5.14: asked once.
 
+use std::ffi::CStr;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
@@ -10,7 +11,7 @@ use rustix::mount::{FsOpenFlags, fsconfig_set_fd, fsconfig_set_string, fsopen};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Features {
-    /// Overlay takes its layers one by one, as `lowerdir+` and `datadir+` (Linux 6.5, Documentation/filesystems/overlayfs.rst).
+    /// Overlay takes its layers one by one, as `lowerdir+` and `datadir+` (Linux 6.8, Documentation/filesystems/overlayfs.rst).
     pub layers_one_by_one: bool,
     /// Overlay takes detached mounts as layers (Linux 6.15, which also lets fsconfig(2) take `O_PATH` descriptors, as these are).
     pub layers_by_descriptor: bool,
@@ -33,9 +34,15 @@ impl Features {
 }
 
 /// fsconfig(2) refuses an option that the filesystem does not know; nothing is mounted by asking.
-fn overlay_takes(option: &std::ffi::CStr) -> bool {
-    let Ok(context) = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC) else { return false };
-    fsconfig_set_string(context.as_fd(), option, c"/").is_ok()
+///
+/// Before Linux 6.5 overlay learned its options only when it was mounted, and fsconfig(2) took any (fs/fs_context.c, `legacy_parse_param`),
+/// so an answer counts only where nonsense is refused.
+fn overlay_takes(option: &CStr) -> bool {
+    let taken = |option: &CStr| {
+        let Ok(context) = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC) else { return false };
+        fsconfig_set_string(context.as_fd(), option, c"/").is_ok()
+    };
+    taken(option) && !taken(c"nosuchdir+")
 }
 
 fn overlay_takes_descriptors() -> bool {
@@ -50,12 +57,13 @@ mod tests {
 
     #[test]
     fn an_option_that_overlay_lacks_is_told_from_one_that_it_has() {
-        assert!(!overlay_takes(c"nosuchdir+"));
+        assert!(!overlay_takes(c"othernonsense+"));
         // Both the running kernel and the check must know it.
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse::<u32>().ok());
         let version = (numbers.next().unwrap(), numbers.next().unwrap());
-        assert_eq!(overlay_takes(c"lowerdir+"), version >= (6, 5), "{release}");
+        assert_eq!(overlay_takes(c"lowerdir+"), version >= (6, 8), "{release}");
+        assert_eq!(overlay_takes(c"workdir"), version >= (6, 5), "{release}");
         assert_eq!(overlay_takes_descriptors(), version >= (6, 15), "{release}");
     }
 }

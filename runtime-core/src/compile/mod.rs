@@ -74,7 +74,7 @@ pub struct Container<'a> {
     pub no_pivot_root: bool,
     /// Leave the caller's session keyring in place.
     pub no_new_keyring: bool,
-    /// Whether overlay takes its layers one by one (Linux 6.5).
+    /// Whether overlay takes its layers one by one (Linux 6.8).
     pub layers_one_by_one: bool,
     /// Whether overlay takes detached mounts as layers (Linux 6.15).
     pub layers_by_descriptor: bool,

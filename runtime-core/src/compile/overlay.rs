@@ -127,7 +127,7 @@ impl<'a> Overlay<'a> {
     /// `lower` are the layers' names in `base`; `name` makes the names of the upper directories.
     fn mount_call(&self, base: &Path, target: &Path, lower: &[String], name: impl Fn(&str) -> String) -> Result<Step> {
         if self.layers.iter().any(|(kind, _)| *kind == LayerKind::DataOnly) {
-            return Err(Error::new(ErrorKind::Unimplemented, "data-only layers need a kernel whose overlay knows lowerdir+ (Linux 6.5)"));
+            return Err(Error::new(ErrorKind::Unimplemented, "data-only layers need a kernel whose overlay knows lowerdir+ (Linux 6.8)"));
         }
         let mut data = vec![format!("lowerdir={}", lower.join(":"))];
         for (key, value) in self.options.filesystem(false).into_iter().filter(|(key, _)| key != "lowerdir") {
