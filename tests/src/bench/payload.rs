@@ -78,8 +78,16 @@ mod tests {
     fn they_run() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path()).unwrap();
-        assert!(std::process::Command::new(dir.path().join("true")).status().unwrap().success());
-        let mut pause = std::process::Command::new(dir.path().join("pause")).spawn().unwrap();
+        let run = |name: &str| {
+            // A test beside this one may just have forked, and its child holds the file open for writing until it executes.
+            let spawned = || match std::process::Command::new(dir.path().join(name)).spawn() {
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => None,
+                spawned => Some(spawned),
+            };
+            crate::wait::until(std::time::Duration::from_secs(5), spawned).unwrap().unwrap()
+        };
+        assert!(run("true").wait().unwrap().success());
+        let mut pause = run("pause");
         assert!(crate::command::wait_for(&mut pause, std::time::Duration::from_millis(50)).unwrap().is_none());
         pause.kill().unwrap();
         pause.wait().unwrap();
