@@ -88,14 +88,14 @@ impl Node {
         let own = self.dir.path().to_str().unwrap().as_bytes().to_vec();
         let is_ours = |pid: &Pid| {
             let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            // A launcher goes with its daemon.
-            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            name.trim() != "coracle-launch"
-                && command.starts_with(SHIM.as_bytes())
-                && command.windows(own.len()).any(|window| window == own)
+            command.starts_with(SHIM.as_bytes()) && command.windows(own.len()).any(|window| window == own)
         };
         let entries = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name());
-        entries.filter_map(|name| name.to_str()?.parse().ok()).map(Pid::from_raw).filter(is_ours).collect()
+        let pids = entries.filter_map(|name| name.to_str()?.parse().ok()).map(Pid::from_raw);
+        let ours: Vec<Pid> = pids.filter(is_ours).collect();
+        // A launcher goes with its daemon, its parent; it may not have its own name yet.
+        let is_launcher = |pid: &Pid| parent(*pid).is_some_and(|parent| ours.contains(&parent));
+        ours.iter().copied().filter(|pid| !is_launcher(pid)).collect()
     }
 
     fn daemon(&self) -> Pid {
@@ -117,6 +117,11 @@ impl Drop for Node {
             let _ = waitpid(pid, None);
         }
     }
+}
+
+fn parent(pid: Pid) -> Option<Pid> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok().map(Pid::from_raw)
 }
 
 fn run(command: &mut Command, input: &[u8]) -> Output {
