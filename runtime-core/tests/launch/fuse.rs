@@ -135,8 +135,11 @@ fn failures(bed: &Bed) {
     assert!(failure("head -c 100000 /dev/zero | tr '\\0' x; exit 1").len() < 300);
     let _none = Helpers::new("");
     std::fs::remove_file(Path::new(PLACE).join("mount.fuse3")).unwrap();
-    let sentence = launch(bed, target.path()).failure();
-    assert!(sentence.starts_with("mount helper \"mount.fuse3\" is not in /usr/local/sbin:"), "{sentence}");
+    // A host that has fuse3 has it in a later place.
+    if !["/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|place| Path::new(place).join("mount.fuse3").exists()) {
+        let sentence = launch(bed, target.path()).failure();
+        assert!(sentence.starts_with("mount helper \"mount.fuse3\" is not in /usr/local/sbin:"), "{sentence}");
+    }
 }
 
 fn helper_has_nothing(bed: &Bed) {
