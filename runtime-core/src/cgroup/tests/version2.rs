@@ -9,7 +9,7 @@ fn all_of_it_in_a_mount_namespace_with_cgroup2() {
     let program = std::env::current_exe().unwrap();
     let script = "[ -e /sys/fs/cgroup/cgroup.controllers ] || mount -t cgroup2 none /sys/fs/cgroup || exit; \
                   exec \"$0\" --exact --nocapture --test-threads 1 \"$@\"";
-    let tests = ["lifecycle", "forking", "devices", "watch", "statistics", "clone_into", "joining"];
+    let tests = ["lifecycle", "forking", "devices", "watch", "statistics", "clone_into", "joining", "occupied"];
     let names = tests.map(|name| format!("cgroup::tests::version2::inside_{name}"));
     let mut unshare = Command::new("unshare");
     unshare.args(["-m", "sh", "-c", script]).arg(program).args(&names).env(INSIDE, "1");
@@ -133,5 +133,22 @@ fn inside_joining() {
         assert_eq!(place(), of("init"));
         init.kill().unwrap();
         init.wait().unwrap();
+    }
+}
+
+#[test]
+fn inside_occupied() {
+    if inside() {
+        let parent = Scratch::new("v2-occupied", "{}");
+        let mut child = parent.run("read stop");
+        let path = CgroupPath::new(&parent.host, Some(&format!("/coracle-test-{}-v2-occupied/web", std::process::id())), "web").unwrap();
+        let cgroup = Cgroup::create(&parent.host, &path, &Resources::default()).unwrap();
+        let tree = cgroup.unified().unwrap();
+        assert_eq!((tree.dir.read("cgroup.type").unwrap().trim(), tree.dir.read("cgroup.controllers").unwrap().trim()), ("domain", ""));
+        cgroup.remove(LONG).unwrap();
+        let error = Cgroup::create(&parent.host, &path, &resources(r#"{"memory": {"limit": 33554432}}"#)).unwrap_err();
+        assert_eq!(error.to_string(), "resources.memory.limit: the cgroup controller \"memory\" is not available here");
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }
