@@ -206,6 +206,17 @@ impl Cgroup {
         }
     }
 
+    /// How many processes were killed for want of memory since the cgroup was made; 0 where nobody counts them.
+    ///
+    /// # Errors
+    /// `NotFound` once it is gone.
+    pub fn out_of_memory_kills(&self) -> Result<u64> {
+        Ok(match self.stats()? {
+            Stats::V1(stats) => stats.memory_oom_control.map_or(0, |counters| counters.oom_kill),
+            Stats::V2(stats) => stats.memory_events.map_or(0, |counters| counters.oom_kill),
+        })
+    }
+
     /// The v2 tree, if there is one.
     fn unified(&self) -> Option<&Tree> {
         self.trees.iter().find(|tree| tree.version == Version::V2)

@@ -78,11 +78,7 @@ fn an_allocator_is_killed_and_reported() {
     assert!(reported, "no report");
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(libc::SIGKILL));
     assert_eq!((watch.take().unwrap(), watch.take().unwrap()), (1, 0));
-    let counted = match scratch.cgroup().stats().unwrap() {
-        Stats::V1(stats) => stats.memory_oom_control.unwrap().oom_kill,
-        Stats::V2(stats) => stats.memory_events.unwrap().oom_kill,
-    };
-    assert_eq!(counted, 1);
+    assert_eq!(scratch.cgroup().out_of_memory_kills().unwrap(), 1);
 }
 
 /// What both versions count: ns of processor time in all and in user or kernel mode, periods and ns without, bytes, faults, processes.
