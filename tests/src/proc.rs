@@ -96,6 +96,13 @@ pub fn cgroup_of(pid: u32, controller: &str) -> Result<PathBuf> {
     Ok(root.target.join(path[2].trim_start_matches('/')))
 }
 
+/// The directory of a process's cgroup of version 2, if there is one.
+pub fn unified_cgroup_of(pid: u32) -> Option<PathBuf> {
+    let groups = process(pid)?.cgroups;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    cgroup_roots().into_iter().map(|root| root.join(path)).find(|dir| dir.join("cgroup.subtree_control").exists())
+}
+
 /// What a long-lived process holds; equal before and after, or it leaks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {

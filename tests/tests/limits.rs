@@ -18,6 +18,7 @@ fn main() -> ExitCode {
             allocator_is_killed_and_reported,
             a_killed_child_is_reported,
             no_report_without_a_limit,
+            too_little_memory_to_start,
             spinner_is_held_to_its_quota,
             fork_bomb_stops_at_the_limit,
             device_not_allowed,
@@ -55,6 +56,12 @@ fn no_report_without_a_limit(case: &Case<'_>) -> Result<()> {
     let id = case.detached(&[], &["sh", "-c", &format!("{ALLOCATE} && kill -9 $$")])?;
     case.events.wait(&id, Kind::Exit, SOON)?;
     ensure!(case.events.of(&id).iter().all(|event| event.kind != Kind::Oom), "an OOM event without an OOM");
+    Ok(())
+}
+
+fn too_little_memory_to_start(case: &Case<'_>) -> Result<()> {
+    let refused = case.try_run(&["--memory-limit", "16384"], &["true"])?;
+    ensure!(refused.code != 0 && ["memory limit", "memory.limit"].iter().any(|words| refused.stderr.contains(words)), "{refused:?}");
     Ok(())
 }
 

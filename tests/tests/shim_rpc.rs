@@ -22,6 +22,7 @@ type Entry = (&'static str, fn(&mut Hand) -> Result<()>);
 const CASES: &[Entry] = &[
     ("life_of_a_container", life_of_a_container),
     ("exec", exec),
+    ("exec_beside_cgroups_of_the_containers_own", exec_beside_cgroups_of_the_containers_own),
     ("unknown_ids", unknown_ids),
     ("pause_and_pids", pause_and_pids),
     ("stats_fit_the_cgroup_mode", stats_fit_the_cgroup_mode),
@@ -77,6 +78,28 @@ fn exec(hand: &mut Hand) -> Result<()> {
     shim.kill(&bundle.id, "", 9)?;
     ensure_eq!(shim.wait(&bundle.id, "")?.exit_status, 137, "exit status of the init");
     ensure_eq!(shim.wait(&bundle.id, "f")?.exit_status, 137, "exit status of its exec");
+    shim.delete(&bundle.id, "")?;
+    shim.shutdown(&bundle.id)
+}
+
+/// What systemd or a container engine in a container does to its cgroup of version 2; where that has no controllers, only the move is made.
+fn exec_beside_cgroups_of_the_containers_own(hand: &mut Hand) -> Result<()> {
+    let bundle = hand.bundle("a", &["sleep", "1000"])?;
+    let shim = hand.shim(&bundle)?;
+    let pid = shim.create_quiet(&bundle)?;
+    shim.start(&bundle.id, "")?;
+    if let Some(cgroup) = proc::unified_cgroup_of(pid) {
+        std::fs::create_dir(cgroup.join("init"))?;
+        std::fs::write(cgroup.join("init/cgroup.procs"), pid.to_string())?;
+        for controller in std::fs::read_to_string(cgroup.join("cgroup.controllers"))?.split_whitespace() {
+            std::fs::write(cgroup.join("cgroup.subtree_control"), format!("+{controller}"))?;
+        }
+    }
+    shim.exec(&bundle.id, "e", &["sh", "-c", "exit 3"])?;
+    shim.start(&bundle.id, "e")?;
+    ensure_eq!(shim.wait(&bundle.id, "e")?.exit_status, 3, "exit status");
+    shim.kill(&bundle.id, "", 9)?;
+    shim.wait(&bundle.id, "")?;
     shim.delete(&bundle.id, "")?;
     shim.shutdown(&bundle.id)
 }

@@ -129,6 +129,25 @@ impl Cgroup {
         self.unified().map(|tree| tree.dir.as_fd())
     }
 
+    /// The v2 directory in which a process that joins the container of `init` is born.
+    ///
+    /// It is that of [`Cgroup::dir_fd`], unless the container has handed controllers to cgroups of its own (systemd or a container engine
+    /// inside): then no process may be in the cgroup itself (cgroups(7), "no internal processes"), and as with runc the one of `init` is taken.
+    ///
+    /// # Errors
+    /// The cgroup is gone.
+    pub fn joining_dir(&self, init: i32) -> Result<Option<OwnedFd>> {
+        let Some(tree) = self.unified() else { return Ok(None) };
+        if !v2::hands_down(&tree.dir)? {
+            return tree.dir.as_fd().try_clone_to_owned().map(Some).context(|| format!("dup {}", tree.dir.path()));
+        }
+        let file = format!("/proc/{init}/cgroup");
+        let text = std::fs::read_to_string(&file).context(|| format!("read {file}"))?;
+        let below = v2::own_line(&text).and_then(|path| tree.below(path)).unwrap_or_default();
+        let dir = tree.dir.open(below).context(|| format!("open cgroup {}/{below}", tree.dir.path()))?;
+        Ok(Some(dir.into()))
+    }
+
     /// Moves a process in, in every hierarchy. For processes that exist already; new ones are better born inside.
     ///
     /// # Errors
@@ -185,6 +204,17 @@ impl Cgroup {
             Ok(_) if self.mode == Mode::V2 => Ok(Stats::V2(Box::new(stats::v2::read(&primary.dir)?))),
             Ok(_) => Ok(Stats::V1(Box::new(stats::v1::read(|controller| self.home(controller).map(|tree| &tree.dir))?))),
         }
+    }
+
+    /// How many processes were killed for want of memory since the cgroup was made; 0 where nobody counts them.
+    ///
+    /// # Errors
+    /// `NotFound` once it is gone.
+    pub fn out_of_memory_kills(&self) -> Result<u64> {
+        Ok(match self.stats()? {
+            Stats::V1(stats) => stats.memory_oom_control.map_or(0, |counters| counters.oom_kill),
+            Stats::V2(stats) => stats.memory_events.map_or(0, |counters| counters.oom_kill),
+        })
     }
 
     /// The v2 tree, if there is one.

@@ -102,6 +102,12 @@ impl Tree {
         self.controllers.iter().any(|name| name == controller)
     }
 
+    /// What follows this directory in a path from the hierarchy's root, if it is inside.
+    pub fn below<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let rest = path.strip_prefix('/')?.strip_prefix(&self.path)?;
+        if rest.is_empty() { Some("") } else { rest.strip_prefix('/') }
+    }
+
     /// The parent directory, opened anew, and the name of this one in it. `None` when the parent is gone, and this one with it.
     pub fn parent(&self) -> Result<Option<(Dir, &str)>> {
         let (parent, name) = self.path.rsplit_once('/').unwrap_or(("", &self.path));

@@ -5,7 +5,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Makes controllers available to the children of `parent`: those of `wanted`, or all, that it has and does not hand down yet, in one write.
 ///
-/// A controller that cannot be handed down (a parent with processes, realtime tasks) is no failure here: a limit that needs it will say so.
+/// A controller that cannot be handed down (realtime tasks) is no failure here: a limit that needs it will say so. Of a parent with processes
+/// the kernel would still take some (cpu, cpuset, pids), but its children could then be threaded cgroups only, so none is handed down.
 pub(super) fn hand_down(parent: &Dir, wanted: Option<&[&'static str]>) -> Result<()> {
     if wanted.is_some_and(<[_]>::is_empty) {
         return Ok(());
@@ -15,7 +16,7 @@ pub(super) fn hand_down(parent: &Dir, wanted: Option<&[&'static str]>) -> Result
     let is_wanted = |name: &&String| wanted.is_none_or(|wanted| wanted.contains(&name.as_str()));
     let missing = available.iter().filter(is_wanted).filter(|name| !enabled.split_whitespace().any(|other| other == *name));
     let missing: Vec<String> = missing.map(|name| format!("+{name}")).collect();
-    if missing.is_empty() || parent.write("cgroup.subtree_control", &missing.join(" ")).is_ok() {
+    if missing.is_empty() || is_occupied(parent)? || parent.write("cgroup.subtree_control", &missing.join(" ")).is_ok() {
         return Ok(());
     }
     for one in &missing {
@@ -24,8 +25,24 @@ pub(super) fn hand_down(parent: &Dir, wanted: Option<&[&'static str]>) -> Result
     Ok(())
 }
 
+/// Whether processes are in `dir` itself. They may be in the root, which alone has no type, whatever it hands down.
+fn is_occupied(dir: &Dir) -> Result<bool> {
+    let is_root = dir.read_if_any("cgroup.type")?.is_none();
+    Ok(!is_root && dir.read_if_any("cgroup.procs")?.is_some_and(|pids| !pids.trim().is_empty()))
+}
+
 pub(super) fn controllers(dir: &Dir) -> Result<Vec<String>> {
     Ok(dir.read_if_any("cgroup.controllers")?.unwrap_or_default().split_whitespace().map(str::to_owned).collect())
+}
+
+/// Whether a controller is enabled for the children of `dir`: processes may then be in these only.
+pub(super) fn hands_down(dir: &Dir) -> Result<bool> {
+    Ok(dir.read_if_any("cgroup.subtree_control")?.is_some_and(|enabled| !enabled.trim().is_empty()))
+}
+
+/// The path of the version 2 tree in a `/proc/<pid>/cgroup`.
+pub(super) fn own_line(proc_pid_cgroup: &str) -> Option<&str> {
+    proc_pid_cgroup.lines().find_map(|line| line.strip_prefix("0::"))
 }
 
 /// A cgroup below a threaded one takes no process until it is made threaded itself, and then has no memory or io controller (cgroups(7)).

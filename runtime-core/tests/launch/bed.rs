@@ -88,6 +88,11 @@ impl Bed {
     }
 }
 
+/// Both ways where the running kernel knows the newer one.
+pub fn ways(newer: bool) -> impl Iterator<Item = bool> {
+    [true, false].into_iter().filter(move |way| newer || !way)
+}
+
 /// A bundle and what its container is compiled with.
 pub struct Bundle {
     pub directory: tempfile::TempDir,

@@ -135,8 +135,12 @@ fn failures(bed: &Bed) {
     assert!(failure("head -c 100000 /dev/zero | tr '\\0' x; exit 1").len() < 300);
     let _none = Helpers::new("");
     std::fs::remove_file(Path::new(PLACE).join("mount.fuse3")).unwrap();
+    // A host that has fuse3 has its helper in a later place, and that one knows no such type.
+    let installed = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|place| Path::new(place).join("mount.fuse3").exists());
+    let expected =
+        if installed { "mount helper mount.fuse3: exit status" } else { "mount helper \"mount.fuse3\" is not in /usr/local/sbin:" };
     let sentence = launch(bed, target.path()).failure();
-    assert!(sentence.starts_with("mount helper \"mount.fuse3\" is not in /usr/local/sbin:"), "{sentence}");
+    assert!(sentence.starts_with(expected), "{sentence}");
 }
 
 fn helper_has_nothing(bed: &Bed) {

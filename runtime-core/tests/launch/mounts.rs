@@ -335,7 +335,7 @@ fn given_namespace(bed: &Bed) {
         }
         let lower = bundle.root().display().to_string();
         bundle.rootfs = vec![overlay(snapshots.path(), &lower)];
-        bundle.layers_one_by_one = one_by_one;
+        bundle.layers_one_by_one &= one_by_one;
         let fifo = bundle.root().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
         let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();

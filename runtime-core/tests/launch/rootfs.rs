@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use runtime_core::compile::RootMount;
+use runtime_core::kernel::Features;
 use runtime_core::plan::Step;
 use runtime_core::plan::report::{GO, Message};
 use serde_json::json;
 
-use super::bed::{Bed, Bundle, Running, Test, fill};
+use super::bed::{Bed, Bundle, Running, Test, fill, ways};
 
 pub const TESTS: &[Test] = &[
-    ("overlay, layer by layer", overlay_new),
-    ("overlay by mount(2)", overlay_old),
+    ("overlay, layer by layer and by mount(2)", writes_go_up),
     ("120 layers with long paths, both ways", long_paths),
     ("300 layers", many_layers),
     ("data-only layers", data_only),
@@ -53,23 +53,17 @@ fn overlay(bundle: &mut Bundle, lower: &[PathBuf], extra: &[&str]) {
     bundle.rootfs = vec![RootMount { fstype: "overlay".into(), source: "overlay".into(), target: String::new(), options }];
 }
 
-fn writes_go_up(bed: &Bed, one_by_one: bool) {
-    let snapshots = tempfile::tempdir().unwrap();
-    let mut bundle = Bundle::new("echo /f*; echo hello > /new; stat -f -c %t /");
-    let lower = layers(snapshots.path(), 3, |index| index.to_string());
-    overlay(&mut bundle, &lower, &["index=off"]);
-    bundle.layers_one_by_one = one_by_one;
-    assert_eq!(bundle.output(bed), "/f0 /f1 /f2\n794c7630\n");
-    assert_eq!(std::fs::read_to_string(snapshots.path().join("upper/new")).unwrap(), "hello\n");
-    assert!(!lower[0].join("new").exists());
-}
-
-fn overlay_new(bed: &Bed) {
-    writes_go_up(bed, true);
-}
-
-fn overlay_old(bed: &Bed) {
-    writes_go_up(bed, false);
+fn writes_go_up(bed: &Bed) {
+    for one_by_one in ways(Features::get().layers_one_by_one) {
+        let snapshots = tempfile::tempdir().unwrap();
+        let mut bundle = Bundle::new("echo /f*; echo hello > /new; stat -f -c %t /");
+        let lower = layers(snapshots.path(), 3, |index| index.to_string());
+        overlay(&mut bundle, &lower, &["index=off"]);
+        bundle.layers_one_by_one = one_by_one;
+        assert_eq!(bundle.output(bed), "/f0 /f1 /f2\n794c7630\n", "one by one: {one_by_one}");
+        assert_eq!(std::fs::read_to_string(snapshots.path().join("upper/new")).unwrap(), "hello\n");
+        assert!(!lower[0].join("new").exists());
+    }
 }
 
 fn long_paths(bed: &Bed) {
@@ -77,7 +71,7 @@ fn long_paths(bed: &Bed) {
     let deep = snapshots.path().join("a".repeat(200)).join("b".repeat(100));
     let lower = layers(&deep, 120, |index| format!("{index}-{}", "c".repeat(20)));
     assert!(lower[0].as_os_str().len() > 255 && lower.len() * 255 > 4096);
-    for one_by_one in [true, false] {
+    for one_by_one in ways(Features::get().layers_one_by_one) {
         let mut bundle = Bundle::new("ls / | grep -c ^f");
         overlay(&mut bundle, &lower, &[]);
         bundle.layers_one_by_one = one_by_one;
@@ -89,8 +83,9 @@ fn many_layers(bed: &Bed) {
     let snapshots = tempfile::tempdir().unwrap();
     let mut bundle = Bundle::new("ls / | grep -c ^f");
     overlay(&mut bundle, &layers(snapshots.path(), 300, |index| format!("layer-number-{index}")), &[]);
-    bundle.layers_one_by_one = true;
-    assert_eq!(bundle.output(bed), "300\n");
+    if bundle.layers_one_by_one {
+        assert_eq!(bundle.output(bed), "300\n");
+    }
     // What does not fit a page is refused before anything is done, in words.
     bundle.layers_one_by_one = false;
     assert!(bundle.failure(bed).contains("300 layers need"), "{}", bundle.failure(bed));
@@ -103,9 +98,10 @@ fn data_only(bed: &Bed) {
     overlay(&mut bundle, &lower[..1], &["metacopy=on", "redirect_dir=on"]);
     let list = format!("lowerdir={}::{}::{}", lower[0].display(), lower[1].display(), lower[2].display());
     bundle.rootfs[0].options[2] = list;
-    bundle.layers_one_by_one = true;
-    // The contents of data-only layers are reached through other layers alone.
-    assert_eq!(bundle.output(bed), "/f0\n");
+    if bundle.layers_one_by_one {
+        // The contents of data-only layers are reached through other layers alone.
+        assert_eq!(bundle.output(bed), "/f0\n");
+    }
     bundle.layers_one_by_one = false;
     assert!(bundle.failure(bed).contains("data-only layers need"), "{}", bundle.failure(bed));
 }
@@ -116,7 +112,7 @@ fn read_only_overlay(bed: &Bed) {
     for directory in ["proc", "sys", "dev", "run"] {
         std::fs::create_dir(lower[0].join(directory)).unwrap();
     }
-    for one_by_one in [true, false] {
+    for one_by_one in ways(Features::get().layers_one_by_one) {
         let mut bundle = Bundle::new("echo /f*; touch /x 2>&1 || true");
         overlay(&mut bundle, &lower, &[]);
         let options = vec![format!("lowerdir={}:{}", lower[0].display(), lower[1].display())];
@@ -185,7 +181,7 @@ fn open_to_all(root: &Path) {
 }
 
 fn idmapped_overlay(bed: &Bed) {
-    for by_descriptor in [true, false] {
+    for by_descriptor in ways(Features::get().layers_by_descriptor) {
         let snapshots = tempfile::tempdir().unwrap();
         let script = "stat -c '%n %u:%g' /f0 /f1 /f2; echo x > /f1; stat -c '%n %u:%g' /f1; grep -c ' / / ' /proc/self/mountinfo";
         let mut bundle = Bundle::new(script);
@@ -209,7 +205,7 @@ fn many_idmapped_layers(bed: &Bed) {
     let snapshots = tempfile::tempdir().unwrap();
     let mut bundle = Bundle::new("ls / | grep -c ^f; stat -c %u /f299");
     overlay(&mut bundle, &layers(snapshots.path(), 300, |index| format!("layer-number-{index}")), &MAPS);
-    for by_descriptor in [true, false] {
+    for by_descriptor in ways(Features::get().layers_by_descriptor) {
         bundle.layers_by_descriptor = by_descriptor;
         assert_eq!(bundle.output(bed), "300\n100000\n", "{by_descriptor}");
     }

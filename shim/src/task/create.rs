@@ -195,7 +195,7 @@ impl Making<'_> {
         record.init = ProcessId::of(child.pid);
         record.write(self.bundle)?;
         failpoint::inside(Rpc::Create).await?;
-        self.accompany(&child, &io).await?;
+        self.accompany(&child, &io, undo.cgroup.as_ref()).await?;
         write_atomically(&self.bundle.join("init.pid"), child.pid.to_string().as_bytes())?;
         self.options.save(self.bundle)?;
         io.start();
@@ -216,7 +216,7 @@ impl Making<'_> {
     }
 
     /// Until the child waits for its start.
-    async fn accompany(&self, child: &Child, io: &Io) -> Result<()> {
+    async fn accompany(&self, child: &Child, io: &Io, cgroup: Option<&Cgroup>) -> Result<()> {
         loop {
             let progress = tokio::select! {
                 () = given_up(&self.given_up) => return Err(nobody_wants_it()),
@@ -233,12 +233,17 @@ impl Making<'_> {
                     hooks.run(self.node, Point::CreateContainer, child.pid, Some((&child.pidfd, flags))).await?;
                     child.go()?;
                 }
-                Progress::Executed | Progress::Mount(_) => {
-                    return Err(Error::new(ErrorKind::Internal, "the container's first process was killed before it was ready"));
-                }
+                Progress::Executed | Progress::Mount(_) => return Err(killed(cgroup)),
             }
         }
     }
+}
+
+/// The child has ended without a report: somebody has killed it, most likely the kernel.
+fn killed(cgroup: Option<&Cgroup>) -> Error {
+    let out_of_memory = cgroup.is_some_and(|cgroup| cgroup.out_of_memory_kills().is_ok_and(|count| count > 0));
+    let why = if out_of_memory { ": out of memory, resources.memory.limit is too low" } else { "" };
+    Error::new(ErrorKind::Internal, format!("the container's first process was killed before it was ready{why}"))
 }
 
 fn absolute(bundle: &str) -> Result<PathBuf> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proto::api::ExecProcessRequest;
 use proto::events::task::{TaskExecAdded, TaskExecStarted};
-use runtime_core::compile::{self, Joining};
+use runtime_core::compile::{self, CgroupView, Joining};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
 use runtime_core::spec::Process as Spec;
@@ -103,7 +103,7 @@ async fn launch(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<Proc
         namespaces: &container.namespaces,
         process: spec,
         init: init.try_clone().context(|| "dup")?,
-        cgroup: view(&container.cgroup)?,
+        cgroup: CgroupView { directory: container.cgroup.joining_dir(container.init.pid())?, ..view(&container.cgroup)? },
         streams: streams(ends),
         filter: container.filter.as_deref(),
         report: child_report,

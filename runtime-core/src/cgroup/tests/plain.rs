@@ -42,6 +42,20 @@ fn controllers_are_handed_down_in_one_write_and_only_where_missing() {
 }
 
 #[test]
+fn a_parent_with_processes_hands_nothing_down() {
+    let (tree, host) = v2_tree(&[]);
+    let write = |name, text| std::fs::write(tree.path().join("pod").join(name), text).unwrap();
+    write("cgroup.subtree_control", "\n");
+    write("cgroup.procs", "1\n");
+    write("cgroup.type", "domain\n");
+    make(&host);
+    assert_eq!(text(tree.path(), "pod/cgroup.subtree_control"), "\n");
+    write("cgroup.procs", "");
+    make(&host);
+    assert_eq!(text(tree.path(), "pod/cgroup.subtree_control"), "+cpuset +cpu +io +memory +hugetlb +pids");
+}
+
+#[test]
 fn v2_limits_arrive_in_their_files() {
     let files = ["memory.max", "memory.low", "memory.high", "memory.swap.max", "cpu.weight", "cpu.max", "pids.max", "io.weight"];
     let (tree, host) = v2_tree(&files);
