@@ -325,18 +325,25 @@ fn write_all(dir: &Dir, settings: Vec<(&'static str, Setting)>) -> Result<()> {
     for (field, setting) in settings {
         match write(dir, &setting) {
             Ok(()) => {}
-            Err(Errno::INVAL) => deferred.push((field, setting)),
-            Err(errno) => return Err(knobs::refused(field, &setting, dir, errno)),
+            Err((_, Errno::INVAL)) => deferred.push((field, setting)),
+            Err((refused, errno)) => return Err(knobs::refused(field, refused, dir, errno)),
         }
     }
-    deferred.into_iter().try_for_each(|(field, setting)| write(dir, &setting).map_err(|errno| knobs::refused(field, &setting, dir, errno)))
+    let again =
+        |(field, setting): (&str, Setting)| write(dir, &setting).map_err(|(refused, errno)| knobs::refused(field, refused, dir, errno));
+    deferred.into_iter().try_for_each(again)
 }
 
-fn write(dir: &Dir, setting: &Setting) -> Result<(), Errno> {
+/// Writes the setting, or what there is in place of it; the error is of the one that was refused.
+fn write<'a>(dir: &Dir, setting: &'a Setting) -> Result<(), (&'a Setting, Errno)> {
     match (dir.write(&setting.file, &setting.value), &setting.otherwise) {
-        (Err(Errno::NOENT), Some(other)) => write(dir, other),
+        // BFQ has its file, and no weights for a device with another scheduler.
+        (Err(first @ (Errno::NOENT | Errno::OPNOTSUPP)), Some(other)) => write(dir, other).map_err(|(refused, errno)| match errno {
+            Errno::NOENT => (setting, first),
+            _ => (refused, errno),
+        }),
         (Err(Errno::NOENT | Errno::OPNOTSUPP), None) if setting.dispensable => Ok(()),
-        (result, _) => result,
+        (result, _) => result.map_err(|errno| (setting, errno)),
     }
 }
 

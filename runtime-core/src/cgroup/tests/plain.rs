@@ -82,6 +82,21 @@ fn a_limit_without_its_controller_is_an_error_only_if_it_limits() {
 }
 
 #[test]
+fn a_refusal_names_the_file_that_refused() {
+    let json = r#"{"blockIO": {"weight": 500}}"#;
+    for (present, file) in [(None, "io.bfq.weight"), (Some("io.bfq.weight"), "io.bfq.weight"), (Some("io.weight"), "io.weight")] {
+        let (tree, host) = v2_tree(&[]);
+        let cgroup = make(&host);
+        if let Some(name) = present {
+            // A directory cannot be written.
+            std::fs::create_dir(tree.path().join("pod/web").join(name)).unwrap();
+        }
+        let error = cgroup.apply(&resources(json)).unwrap_err().to_string();
+        assert!(error.contains(&format!("/pod/web/{file}: ")), "{error}");
+    }
+}
+
+#[test]
 fn v1_writes_go_to_the_hierarchy_of_their_controller() {
     let tree = tempfile::tempdir().unwrap();
     let files =
