@@ -64,6 +64,8 @@ pub struct Setup {
     pub shim: Option<PathBuf>,
     /// What is in its environment, and in that of its shims.
     pub environment: Vec<(String, String)>,
+    /// The tables of CRI's configuration; without them it is off.
+    pub cri: Option<String>,
 }
 
 /// A running containerd. Dropping it stops it and removes what it kept.
@@ -89,8 +91,8 @@ impl Containerd {
         let (dir, data) = (paths::run_dir().join(&name), paths::data_dir()?.join(&name));
         fs::create_dir_all(&dir)?;
         fs::create_dir_all(&data)?;
-        fs::write(dir.join("config.toml"), config(version, &dir, &data))?;
         let setup = setup(&dir);
+        fs::write(dir.join("config.toml"), config(version, &dir, &data, setup.cri.as_deref()))?;
         let child = spawn(version, &dir, &setup)?;
         Ok(Containerd { version, dir, data, setup, child })
     }
@@ -112,7 +114,12 @@ impl Containerd {
 
     /// The bundle of a container in this run's namespace.
     pub fn bundle(&self, id: &str) -> PathBuf {
-        self.dir.join("state/io.containerd.runtime.v2.task").join(paths::tag()).join(id)
+        self.bundle_in(paths::tag(), id)
+    }
+
+    /// The bundle of a container in a namespace of containerd's.
+    pub fn bundle_in(&self, namespace: &str, id: &str) -> PathBuf {
+        self.dir.join("state/io.containerd.runtime.v2.task").join(namespace).join(id)
     }
 
     /// The process.
@@ -122,20 +129,25 @@ impl Containerd {
 
     /// A `ctr` of the same version, talking to it.
     pub fn ctr(&self) -> Ctr<'_> {
-        Ctr::new(self)
+        Ctr::new(self, paths::tag())
     }
 
     /// Makes images, imports and unpacks them.
     pub fn import(&self, layers: &[usize]) -> Result<()> {
         let file = self.data.join("images.tar");
         image::archive(layers, &file)?;
+        self.import_into(paths::tag(), &file)
+    }
+
+    /// Imports the images of an archive into a namespace and unpacks them; the archive is removed.
+    pub fn import_into(&self, namespace: &str, file: &Path) -> Result<()> {
         let archive = file.to_str().context(|| "the checkout's path is not UTF-8".to_owned())?;
         let mut args = vec!["images", "import"];
         // 1.7 and later otherwise hand the work to the transfer service, which unpacks only for configured platforms.
         args.extend((self.version != Version::V16).then_some("--local"));
         args.push(archive);
-        self.ctr().ok(&args)?;
-        Ok(fs::remove_file(&file)?)
+        Ctr::new(self, namespace).ok(&args)?;
+        Ok(fs::remove_file(file)?)
     }
 
     /// SIGKILL, and waits for the end.
@@ -226,7 +238,11 @@ fn remove(dir: &Path, data: &Path, tag: &str) {
 fn spawn(version: Version, dir: &Path, setup: &Setup) -> Result<Child> {
     let program = version.program("containerd")?;
     let shim = setup.shim.as_ref().map(|dir| format!("{}:", dir.display())).unwrap_or_default();
-    let mut child = Command::new(&program)
+    let mut command = match &setup.cri {
+        None => Command::new(&program),
+        Some(_) => in_own_network(&program),
+    };
+    let mut child = command
         .arg("--config")
         .arg(dir.join("config.toml"))
         .env_clear()
@@ -251,6 +267,13 @@ fn spawn(version: Version, dir: &Path, setup: &Setup) -> Result<Child> {
     Ok(child)
 }
 
+/// Bridges, addresses and the streaming server's port are then this containerd's own. The pid stays the same through each execve.
+fn in_own_network(program: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--", "/bin/busybox", "sh", "-c", "/bin/busybox ip link set lo up && exec \"$0\" \"$@\""]).arg(program);
+    command
+}
+
 /// Copies containerd's log to a file, and tells once that it serves.
 fn booted(stderr: ChildStderr, mut log: File) -> Receiver<()> {
     let (sender, receiver) = channel();
@@ -269,20 +292,24 @@ fn booted(stderr: ChildStderr, mut log: File) -> Receiver<()> {
     receiver
 }
 
-/// The least that runs tasks: no CRI, no NRI, no device-mapper and its like; nothing outside of its own directories.
-fn config(version: Version, dir: &Path, data: &Path) -> String {
-    let disabled = [
-        "io.containerd.grpc.v1.cri",
-        "io.containerd.cri.v1.images",
-        "io.containerd.cri.v1.runtime",
-        "io.containerd.podsandbox.controller.v1.podsandbox",
-        "io.containerd.sandbox.controller.v1.podsandbox",
+/// What serves Kubernetes; off unless it is configured.
+const CRI: [&str; 6] = [
+    "io.containerd.image-verifier.v1.bindir",
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.images",
+    "io.containerd.cri.v1.runtime",
+    "io.containerd.podsandbox.controller.v1.podsandbox",
+    "io.containerd.sandbox.controller.v1.podsandbox",
+];
+
+/// The least that runs tasks: no NRI, no device-mapper and its like, CRI where it is asked for; nothing outside of its own directories.
+fn config(version: Version, dir: &Path, data: &Path, cri: Option<&str>) -> String {
+    let mut disabled = vec![
         "io.containerd.nri.v1.nri",
         "io.containerd.internal.v1.opt",
         "io.containerd.internal.v1.restart",
         "io.containerd.internal.v1.tracing",
         "io.containerd.tracing.processor.v1.otlp",
-        "io.containerd.image-verifier.v1.bindir",
         "io.containerd.snapshotter.v1.aufs",
         "io.containerd.snapshotter.v1.blockfile",
         "io.containerd.snapshotter.v1.btrfs",
@@ -290,11 +317,14 @@ fn config(version: Version, dir: &Path, data: &Path) -> String {
         "io.containerd.snapshotter.v1.erofs",
         "io.containerd.snapshotter.v1.zfs",
     ];
-    let format = if version == Version::V2 { 3 } else { 2 };
+    if cri.is_none() {
+        disabled.extend(CRI);
+    }
+    let (format, cri) = (if version == Version::V2 { 3 } else { 2 }, cri.unwrap_or_default());
     let (dir, data) = (dir.display(), data.display());
     format!(
         "version = {format}\nroot = \"{data}\"\nstate = \"{dir}/state\"\ndisabled_plugins = {disabled:?}\n\
-         [grpc]\naddress = \"{dir}/containerd.sock\"\n[ttrpc]\naddress = \"{dir}/containerd.sock.ttrpc\"\n[debug]\nlevel = \"debug\"\n"
+         [grpc]\naddress = \"{dir}/containerd.sock\"\n[ttrpc]\naddress = \"{dir}/containerd.sock.ttrpc\"\n[debug]\nlevel = \"debug\"\n{cri}"
     )
 }
 

@@ -6,22 +6,23 @@ use std::time::Duration;
 use crate::command::{self, Output};
 use crate::containerd::Containerd;
 use crate::pty::Pty;
-use crate::{Result, ensure, fail, paths};
+use crate::{Result, ensure, fail};
 
-/// `ctr`, bound to one containerd and to this run's namespace.
+/// `ctr`, bound to one containerd and to a namespace in it.
 pub struct Ctr<'a> {
     containerd: &'a Containerd,
+    namespace: &'a str,
 }
 
 impl<'a> Ctr<'a> {
-    pub(crate) fn new(containerd: &'a Containerd) -> Ctr<'a> {
-        Ctr { containerd }
+    pub(crate) fn new(containerd: &'a Containerd, namespace: &'a str) -> Ctr<'a> {
+        Ctr { containerd, namespace }
     }
 
     /// The command, ready to be changed or spawned by the caller.
     pub fn command(&self, args: &[&str]) -> Result<Command> {
         let mut command = Command::new(self.containerd.version.program("ctr")?);
-        command.arg("--address").arg(self.containerd.address()).args(["--namespace", paths::tag()]).args(args);
+        command.arg("--address").arg(self.containerd.address()).args(["--namespace", self.namespace]).args(args);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("TERM", "xterm");
         command.stdin(std::process::Stdio::null());
         Ok(command)

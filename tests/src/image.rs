@@ -41,14 +41,23 @@ pub fn applets() -> Result<&'static [String]> {
 /// Writes an archive for `ctr images import` to `path`, with the image of each of `counts`.
 pub fn archive(counts: &[usize], path: &Path) -> Result<()> {
     let mut layout = Layout::default();
-    layout.tar.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
-    let mut manifests = Vec::new();
-    for count in counts {
-        manifests.push(layout.image(*count)?);
-    }
-    let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests});
-    layout.tar.file("index.json", 0o644, index.to_string().as_bytes());
-    Ok(std::fs::write(path, layout.tar.finish())?)
+    let images = counts.iter().map(|count| layout.image(*count)).collect::<Result<Vec<_>>>()?;
+    layout.write(&images, path)
+}
+
+/// The name of the image whose only program holds a pod's namespaces.
+pub const PAUSE: &str = "docker.io/coracle/pause:1";
+
+/// Writes an archive with the pause image to `path`; `work` is a directory for its compilation.
+pub fn pause_archive(work: &Path, path: &Path) -> Result<()> {
+    let (source, program) = (work.join("pause.c"), work.join("pause"));
+    std::fs::write(&source, include_str!("pause.c"))?;
+    output(Command::new("cc").args(["-static", "-Os", "-s", "-o"]).arg(&program).arg(&source))?;
+    let mut tar = Tar::default();
+    tar.file("pause", 0o755, &std::fs::read(&program)?);
+    let mut layout = Layout::default();
+    let entry = layout.image_of(PAUSE, &[tar.finish()], json!({"Entrypoint": ["/pause"]}));
+    layout.write(&[entry], path)
 }
 
 #[derive(Default)]
@@ -67,26 +76,35 @@ impl Layout {
     }
 
     fn image(&mut self, count: usize) -> Result<Value> {
-        let mut layers = Vec::new();
-        for number in 1..=count {
-            let content = if number == count { top_layer(number)? } else { lower_layer(number) };
-            layers.push(self.blob("application/vnd.oci.image.layer.v1.tar", &content));
-        }
+        let mut layers: Vec<Vec<u8>> = (1..count).map(lower_layer).collect();
+        layers.push(top_layer(count)?);
+        Ok(self.image_of(&name(count), &layers, json!({"Env": ["PATH=/bin:/sbin", "FROM_IMAGE=yes"], "Cmd": ["sh"]})))
+    }
+
+    /// Adds an image and answers its entry for the index.
+    fn image_of(&mut self, name: &str, layers: &[Vec<u8>], config: Value) -> Value {
+        let layers: Vec<Value> = layers.iter().map(|layer| self.blob("application/vnd.oci.image.layer.v1.tar", layer)).collect();
         let ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
         let arch = match std::env::consts::ARCH {
             "aarch64" => "arm64",
             _ => "amd64",
         };
-        let config = json!({
-            "architecture": arch, "os": "linux", "rootfs": {"type": "layers", "diff_ids": ids},
-            "config": {"Env": ["PATH=/bin:/sbin", "FROM_IMAGE=yes"], "Cmd": ["sh"]},
-        });
+        let config = json!({"architecture": arch, "os": "linux", "rootfs": {"type": "layers", "diff_ids": ids}, "config": config});
         let config = self.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
         let media_type = "application/vnd.oci.image.manifest.v1+json";
         let manifest = json!({"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers});
         let mut entry = self.blob(media_type, manifest.to_string().as_bytes());
-        entry["annotations"] = json!({"io.containerd.image.name": name(count), "org.opencontainers.image.ref.name": count.to_string()});
-        Ok(entry)
+        let tag = name.rsplit(':').next();
+        entry["annotations"] = json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag});
+        entry
+    }
+
+    /// Writes the archive with an index of `images`.
+    fn write(mut self, images: &[Value], path: &Path) -> Result<()> {
+        self.tar.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
+        let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": images});
+        self.tar.file("index.json", 0o644, index.to_string().as_bytes());
+        Ok(std::fs::write(path, self.tar.finish())?)
     }
 }
 

@@ -7,6 +7,7 @@ pub mod bundle;
 pub mod case;
 pub mod command;
 pub mod containerd;
+pub mod cri;
 pub mod ctr;
 pub mod events;
 pub mod failpoint;

@@ -97,7 +97,7 @@ impl Rig {
         let shim = paths::failpoint_dir()?;
         let containerd = Containerd::start_with(version, |dir| {
             let environment = vec![(DIRECTORY.to_owned(), dir.join("fp").display().to_string()), (IDLE.to_owned(), IDLE_MS.to_owned())];
-            Setup { shim: Some(shim), environment }
+            Setup { shim: Some(shim), environment, ..Setup::default() }
         })?;
         let points = containerd.dir().join("fp");
         std::fs::create_dir_all(&points)?;

@@ -1,0 +1,163 @@
+//! A containerd with CRI, as a node has it: every way to install the shim is a handler of its own.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::api::{ImageSpec, ImageStatusRequest};
+use super::client::Cri;
+use crate::containerd::{Containerd, Setup, Version, eventually};
+use crate::{Result, image, paths};
+
+/// The namespace that CRI uses in containerd.
+pub const NAMESPACE: &str = "k8s.io";
+
+/// A way to install the shim, and what is compared with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// `runtime_type = "io.containerd.coracle.v2"`.
+    Own,
+    /// `runtime_type = "io.containerd.runc.v2"` with `runtime_path`.
+    Path,
+    /// `runtime_type = "io.containerd.runc.v2"`, which finds the shim under the name of runc's.
+    DropIn,
+    /// containerd's own shim with runc.
+    Runc,
+}
+
+impl Style {
+    /// The ways to install the shim.
+    pub const ALL: [Style; 3] = [Style::Own, Style::Path, Style::DropIn];
+
+    /// The handler's name, and the column of the table in the documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Style::Own => "own",
+            Style::Path => "path",
+            Style::DropIn => "drop-in",
+            Style::Runc => "runc",
+        }
+    }
+
+    /// The handler's table, of which `runtime` is the path to its parent.
+    fn table(self, runtime: &str, suite: &str) -> Result<String> {
+        let shim = paths::shim_dir()?.join(paths::binary_name(paths::OURS));
+        let lines = match self {
+            Style::Own => "runtime_type = \"io.containerd.coracle.v2\"\n".to_owned(),
+            Style::Path => format!("runtime_type = \"io.containerd.runc.v2\"\nruntime_path = {:?}\n", shim),
+            Style::DropIn => "runtime_type = \"io.containerd.runc.v2\"\n".to_owned(),
+            Style::Runc => {
+                let shim = paths::cache(suite)?.join("usr/bin/containerd-shim-runc-v2");
+                let runc = paths::cache("bookworm")?.join("usr/sbin/runc");
+                format!(
+                    "runtime_type = \"io.containerd.runc.v2\"\nruntime_path = {shim:?}\n[{runtime}.{}.options]\nBinaryName = {runc:?}\n",
+                    self.name()
+                )
+            }
+        };
+        Ok(format!("[{runtime}.{}]\n{lines}", self.name()))
+    }
+}
+
+/// A running containerd with CRI, its images and its network.
+pub struct Node {
+    /// The containerd.
+    pub containerd: Containerd,
+}
+
+impl Node {
+    /// Starts one, with what else is to be in the environment of containerd and its shims.
+    pub fn start(version: Version, environment: &[(&str, &str)]) -> Result<Node> {
+        let mut prepared = Ok(());
+        let containerd = Containerd::start_with(version, |dir| {
+            let mut setup =
+                Setup { environment: environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(), ..Setup::default() };
+            prepared = prepare(version, dir).map(|cri| {
+                setup.cri = Some(cri);
+                setup.shim = Some(dir.join("bin"));
+            });
+            setup
+        });
+        prepared?;
+        let node = Node { containerd: containerd? };
+        node.import()?;
+        Ok(node)
+    }
+
+    /// A client of its own.
+    pub fn cri(&self) -> Result<Cri> {
+        Cri::new(&self.containerd.address())
+    }
+
+    /// Both images, as CRI sees them.
+    fn import(&self) -> Result<()> {
+        let (busybox, pause) = (self.containerd.data().join("busybox.tar"), self.containerd.data().join("pause.tar"));
+        image::archive(&[1], &busybox)?;
+        image::pause_archive(self.containerd.data(), &pause)?;
+        self.containerd.import_into(NAMESPACE, &busybox)?;
+        self.containerd.import_into(NAMESPACE, &pause)?;
+        let cri = self.cri()?;
+        for name in [image::name(1), image::PAUSE.to_owned()] {
+            // CRI learns of images by containerd's events.
+            eventually(&format!("CRI knows {name}"), Duration::from_secs(10), || {
+                let image = Some(ImageSpec { image: name.clone(), ..ImageSpec::default() });
+                cri.image_status(ImageStatusRequest { image, verbose: false }).is_ok_and(|reply| reply.image.is_some())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the directories of programs and of the network's configuration, and answers CRI's tables.
+fn prepare(version: Version, dir: &Path) -> Result<String> {
+    let (bin, net) = (dir.join("bin"), dir.join("net.d"));
+    fs::create_dir_all(&bin)?;
+    fs::create_dir_all(&net)?;
+    let shim = paths::shim_dir()?.join(paths::binary_name(paths::OURS));
+    symlink(&shim, bin.join(paths::binary_name(paths::OURS)))?;
+    symlink(&shim, bin.join("containerd-shim-runc-v2"))?;
+    let network = json!({
+        "cniVersion": "0.4.0", "name": "pods",
+        "plugins": [
+            {"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
+                "ipam": {"type": "host-local", "dataDir": dir.join("ipam"), "ranges": [[{"subnet": "10.88.0.0/16"}]]}},
+            {"type": "portmap", "capabilities": {"portMappings": true}, "snat": false},
+        ],
+    });
+    fs::write(net.join("10-pods.conflist"), network.to_string())?;
+    tables(version, &net)
+}
+
+/// CRI's configuration in the format of the version.
+fn tables(version: Version, net: &Path) -> Result<String> {
+    let cni = paths::cache("bookworm")?.join("usr/lib/cni");
+    let (grpc, runtime) = match version {
+        Version::V16 | Version::V17 => ("plugins.\"io.containerd.grpc.v1.cri\"", "plugins.\"io.containerd.grpc.v1.cri\""),
+        Version::V2 => ("plugins.\"io.containerd.grpc.v1.cri\"", "plugins.\"io.containerd.cri.v1.runtime\""),
+    };
+    let mut text = format!("[{grpc}]\nstream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\ndisable_tcp_service = false\n");
+    let mut rest = "restrict_oom_score_adj = true\nnetns_mounts_under_state_dir = true\ntolerate_missing_hugetlb_controller = true\n\
+         enable_unprivileged_ports = true\nenable_unprivileged_icmp = true\nmax_container_log_line_size = 16384\n"
+        .to_owned();
+    if version == Version::V2 {
+        let images = "plugins.\"io.containerd.cri.v1.images\"";
+        write!(
+            text,
+            "[{images}]\nsnapshotter = \"overlayfs\"\n[{images}.pinned_images]\nsandbox = {:?}\n[{runtime}]\n{rest}",
+            image::PAUSE
+        )?;
+        write!(text, "[{runtime}.cni]\nbin_dir = {cni:?}\nconf_dir = {net:?}\n")?;
+    } else {
+        write!(rest, "sandbox_image = {:?}\n[{runtime}.cni]\nbin_dir = {cni:?}\nconf_dir = {net:?}\n", image::PAUSE)?;
+        text += &rest;
+    }
+    write!(text, "[{runtime}.containerd]\ndefault_runtime_name = \"own\"\n")?;
+    for style in [Style::Own, Style::Path, Style::DropIn, Style::Runc] {
+        text += &style.table(&format!("{runtime}.containerd.runtimes"), version.suite())?;
+    }
+    Ok(text)
+}

@@ -1,0 +1,54 @@
+//! Pods and containers from nothing to gone, and what runs in them.
+
+use tests::cri::PodCase;
+use tests::cri::api::{ContainerState, ExecSyncRequest, PodSandboxState};
+use tests::cri::pod::strings;
+use tests::{Result, ensure, ensure_eq, proc};
+
+pub fn pod_and_container(case: &PodCase<'_>) -> Result<()> {
+    let pod = case.pod("pod")?;
+    ensure_eq!(pod.status()?.state(), PodSandboxState::SandboxReady, "state of the pod");
+    let first = pod.sleeper("first")?;
+    ensure_eq!(first.status()?.state(), ContainerState::ContainerRunning, "state");
+    let second = pod.container("second", &["sh", "-c", "exit 7"])?;
+    let status = second.wait_exit()?;
+    ensure_eq!((status.exit_code, status.reason.as_str()), (7, "Error"), "end of the second");
+    ensure_eq!(daemons(&pod.id), 1, "daemons of the pod");
+    first.stop(0)?;
+    ensure_eq!(first.status()?.exit_code, 137, "exit code after SIGKILL");
+    first.remove()?;
+    pod.stop()?;
+    ensure_eq!(pod.status()?.state(), PodSandboxState::SandboxNotready, "state of the stopped pod");
+    pod.remove()
+}
+
+/// The processes whose parents are not of the pod's shim, but which are: the launcher is the daemon's child.
+fn daemons(pod: &str) -> usize {
+    let shims: Vec<_> =
+        proc::all().into_iter().filter(|p| p.command_line.contains("containerd-shim") && p.command_line.contains(pod)).collect();
+    shims.iter().filter(|p| !shims.iter().any(|other| other.pid == p.parent)).count()
+}
+
+pub fn exec_sync(case: &PodCase<'_>) -> Result<()> {
+    let container = case.pod("pod")?.sleeper("app")?;
+    let done = container.exec(&["sh", "-c", "echo out; echo err >&2; exit 3"])?;
+    ensure_eq!((done.exit_code, done.stdout.as_slice(), done.stderr.as_slice()), (3, &b"out\n"[..], &b"err\n"[..]), "answer");
+    let request = ExecSyncRequest { container_id: container.id.clone(), cmd: strings(&["sleep", "1000"]), timeout: 1 };
+    let late = case.cri.exec_sync(request).err().map(|status| status.code());
+    ensure_eq!(late, Some(tonic::Code::DeadlineExceeded), "answer after the time limit");
+    ensure!(!container.shell("ps")?.contains("sleep 1000\n"), "the process lives on after its time limit");
+    Ok(())
+}
+
+pub fn logs(case: &PodCase<'_>) -> Result<()> {
+    let pod = case.pod("pod")?;
+    let container = pod.container("app", &["sh", "-c", "echo one; echo two >&2; printf three"])?;
+    container.wait_exit()?;
+    container.wait_printed("three")?;
+    let log = std::fs::read_to_string(&container.log)?;
+    let kinds: Vec<&str> = log.lines().filter_map(|line| line.split_once(' ').map(|(_, rest)| rest)).collect();
+    for wanted in ["stdout F one", "stderr F two", "stdout P three"] {
+        ensure!(kinds.contains(&wanted), "no {wanted:?} in {log:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! The kubelet's part played against containerd's CRI plugin: every case on every containerd and in every way to install the shim.
+//!
+//! What must pass where is the table of deploy/docs/kubernetes.md, which is read here: a case without a row, a row without a case, a gap
+//! without a cause and a gap that is none are failures.
+
+mod basics;
+mod table;
+
+use std::process::ExitCode;
+
+use tests::containerd::Version;
+use tests::cri::{Node, PodCase, Style};
+use tests::suite::{Lane, LaneCase, Named, main_of, main_of_lanes, versions};
+use tests::{Failure, Result};
+
+use table::Table;
+
+/// A named case.
+type Entry = (&'static str, fn(&PodCase<'_>) -> Result<()>);
+
+/// Names each function by its identifier, with its module.
+macro_rules! entries {
+    ($($module:ident: $($name:ident),* $(,)?;)*) => { &[$($((stringify!($name), $module::$name as fn(&PodCase<'_>) -> Result<()>)),*),*] };
+}
+
+const CASES: &[Entry] = entries! {
+    basics: pod_and_container, exec_sync, logs;
+};
+
+fn main() -> ExitCode {
+    let table = match table::read(CASES.iter().map(|case| case.0)) {
+        Ok(table) => table,
+        Err(e) => {
+            return main_of(
+                vec![("pods::table".to_owned(), Box::new(move || Err(Failure(e.0.clone()))) as Box<dyn Fn() -> Result<()>>)] as Vec<Named>
+            );
+        }
+    };
+    let pairs = versions().into_iter().flat_map(|version| Style::ALL.map(|style| (version, style)));
+    main_of_lanes(pairs.map(|(version, style)| lane(&table, version, style)).collect())
+}
+
+/// All cases on one containerd of their own, in one style.
+fn lane(table: &Table, version: Version, style: Style) -> Lane<Node> {
+    let full = |name: &str| format!("pods::{}::{}::{name}", version.name(), style.name());
+    let case = |entry: &Entry| -> (String, LaneCase<Node>) {
+        let (gap, function) = (table.gap(entry.0, version, style), entry.1);
+        (full(entry.0), Box::new(move |node| run(node, style, function, gap.as_deref())))
+    };
+    Lane {
+        prepare: Box::new(move || Node::start(version, &[])),
+        cases: CASES.iter().map(case).collect(),
+        end: (full("containerd_stops"), |mut node| node.containerd.stop()),
+    }
+}
+
+/// Runs one case and balances its ledger. Where the table has a gap the case must fail, and still leave nothing.
+fn run(node: &Node, style: Style, function: fn(&PodCase<'_>) -> Result<()>, gap: Option<&str>) -> Result<()> {
+    let case = PodCase::new(node, style)?;
+    let result = match (function(&case), gap) {
+        (Ok(()), Some(cause)) => Err(Failure(format!("passes, though the table says that it cannot ({cause})"))),
+        (Err(_), Some(_)) => Ok(()),
+        (result, None) => result,
+    };
+    match (result, case.close()) {
+        (Ok(()), closed) => closed,
+        (Err(e), Ok(())) => Err(e),
+        (Err(e), Err(closed)) => Err(Failure(format!("{e}\n    and: {closed}"))),
+    }
+}
