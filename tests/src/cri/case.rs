@@ -1,8 +1,8 @@
 //! One case on one node and in one style: names of its own, and a ledger that must balance at its end.
 
-use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::api::{self, ListPodSandboxRequest, PodSandboxFilter, RemovePodSandboxRequest};
 use super::client::Cri;
@@ -21,7 +21,7 @@ pub struct PodCase<'a> {
     /// Its client.
     pub cri: Cri,
     word: String,
-    scope: RefCell<Scope>,
+    scope: Mutex<Scope>,
     before: Entries,
 }
 
@@ -32,7 +32,12 @@ impl<'a> PodCase<'a> {
         let word = format!("{}-{}p", paths::tag(), COUNT.fetch_add(1, Ordering::Relaxed));
         let scope = Scope { words: vec![word.clone()], ..Scope::default() };
         let before = ledger::read(&scope);
-        Ok(PodCase { node, style, cri: node.cri()?, word, scope: RefCell::new(scope), before })
+        Ok(PodCase { node, style, cri: node.cri()?, word, scope: Mutex::new(scope), before })
+    }
+
+    /// Another of the same node and style, for a thread of its own.
+    pub fn again(&self) -> Result<PodCase<'a>> {
+        PodCase::new(self.node, self.style)
     }
 
     /// The containerd's generation.
@@ -65,7 +70,7 @@ impl<'a> PodCase<'a> {
 
     /// Has the ledger look for a container or pod, too.
     pub fn watch(&self, id: &str) {
-        self.scope.borrow_mut().add(&self.node.containerd.address(), NAMESPACE, id);
+        self.scope.lock().unwrap_or_else(PoisonError::into_inner).add(&self.node.containerd.address(), NAMESPACE, id);
     }
 
     /// Removes the pods that the case did not, and fails if anything is left on the host.
@@ -80,7 +85,7 @@ impl<'a> PodCase<'a> {
             self.cri.remove_pod_sandbox(remove).context(|| format!("removal of {}", pod.id))?;
         }
         self.remove_parents();
-        ledger::expect_clean(&self.scope.into_inner(), &self.before)
+        ledger::expect_clean(&self.scope.into_inner().unwrap_or_else(PoisonError::into_inner), &self.before)
     }
 
     /// The cgroups of pods are the kubelet's to remove. What still has a container's in it stays, for the ledger to find.

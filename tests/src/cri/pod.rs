@@ -23,7 +23,8 @@ pub struct Pod<'c> {
 }
 
 impl<'c> Pod<'c> {
-    pub(super) fn run(case: &'c PodCase<'c>, name: &str, change: impl FnOnce(&mut api::PodSandboxConfig)) -> Result<Pod<'c>> {
+    /// RunPodSandbox of a pod in the style of a case.
+    pub fn run(case: &'c PodCase<'c>, name: &str, change: impl FnOnce(&mut api::PodSandboxConfig)) -> Result<Pod<'c>> {
         let mut config = config(case, name)?;
         change(&mut config);
         let request = api::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: case.style.name().to_owned() };
@@ -136,7 +137,7 @@ impl Container<'_> {
     /// ExecSync without a time limit.
     pub fn exec(&self, command: &[&str]) -> Result<api::ExecSyncResponse> {
         let request = api::ExecSyncRequest { container_id: self.id.clone(), cmd: strings(command), timeout: 0 };
-        Ok(self.case.cri.exec_sync(request).context(|| format!("exec of {command:?} in {}", self.name()))?)
+        self.case.cri.exec_sync(request).context(|| format!("exec of {command:?} in {}", self.name()))
     }
 
     /// ExecSync of a shell's text, which must end with 0; answers stdout without its last newline.

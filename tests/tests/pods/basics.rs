@@ -13,7 +13,7 @@ pub fn pod_and_container(case: &PodCase<'_>) -> Result<()> {
     let second = pod.container("second", &["sh", "-c", "exit 7"])?;
     let status = second.wait_exit()?;
     ensure_eq!((status.exit_code, status.reason.as_str()), (7, "Error"), "end of the second");
-    ensure_eq!(daemons(&pod.id), 1, "daemons of the pod");
+    ensure_eq!(daemons(&pod.id).len(), 1, "daemons of the pod");
     first.stop(0)?;
     ensure_eq!(first.status()?.exit_code, 137, "exit code after SIGKILL");
     first.remove()?;
@@ -22,11 +22,11 @@ pub fn pod_and_container(case: &PodCase<'_>) -> Result<()> {
     pod.remove()
 }
 
-/// The processes whose parents are not of the pod's shim, but which are: the launcher is the daemon's child.
-fn daemons(pod: &str) -> usize {
+/// The pod's shims that are no child of another: the launcher is the daemon's.
+pub fn daemons(pod: &str) -> Vec<u32> {
     let shims: Vec<_> =
         proc::all().into_iter().filter(|p| p.command_line.contains("containerd-shim") && p.command_line.contains(pod)).collect();
-    shims.iter().filter(|p| !shims.iter().any(|other| other.pid == p.parent)).count()
+    shims.iter().filter(|p| !shims.iter().any(|other| other.pid == p.parent)).map(|p| p.pid).collect()
 }
 
 pub fn exec_sync(case: &PodCase<'_>) -> Result<()> {
