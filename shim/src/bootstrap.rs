@@ -16,6 +16,8 @@ use proto::protobuf::Message;
 use proto::protobuf::well_known_types::any::Any;
 use runtime_core::error::{Context, Error, Result};
 
+use crate::group::Grouping;
+
 /// The most that is read from standard input, as in containerd.
 const MAX_INPUT_BYTES: u64 = 10 << 20;
 
@@ -24,6 +26,9 @@ const SOCKET_DIR: &str = "/run/containerd/s";
 
 /// The operator's wish for the task API that is announced: `2` (the default) or `3`.
 const TASK_API: &str = "CORACLE_TASK_API";
+
+/// The operator's wish for who shares a daemon: `pod` (the default) or `node`.
+const GROUPING: &str = "CORACLE_GROUPING";
 
 /// The environment of `start`, as far as the contract names it.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +39,8 @@ pub struct Environment {
     pub grpc_address: String,
     /// `CORACLE_TASK_API`.
     pub task_api: String,
+    /// `CORACLE_GROUPING`.
+    pub grouping: String,
     /// `SCHED_CORE` is set and not empty.
     pub sched_core: bool,
 }
@@ -46,6 +53,7 @@ impl Environment {
             ttrpc_address: get("TTRPC_ADDRESS"),
             grpc_address: get("GRPC_ADDRESS"),
             task_api: get(TASK_API),
+            grouping: get(GROUPING),
             sched_core: std::env::var_os("SCHED_CORE").is_some_and(|value| !value.is_empty()),
         }
     }
@@ -110,6 +118,8 @@ pub struct Bootstrap {
     pub extensions: Vec<Any>,
     /// The task API to announce.
     pub task_api: TaskApi,
+    /// Who shares the daemon, unless the runtime's options say otherwise.
+    pub grouping: Grouping,
     /// The form of the answer.
     pub protocol: Protocol,
     /// Whether the shim and its containers get a core scheduling cookie of their own.
@@ -190,6 +200,7 @@ impl Bootstrap {
             socket_dir: PathBuf::from(SOCKET_DIR),
             extensions,
             task_api: task_api(&environment.task_api)?,
+            grouping: Grouping::parse(GROUPING, &environment.grouping)?,
             protocol: Protocol::Legacy,
             sched_core: environment.sched_core,
         })

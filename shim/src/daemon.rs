@@ -8,6 +8,7 @@ use runtime_core::plan::launcher::Launcher;
 use rustix::fs::{Mode, OFlags};
 
 use crate::bootstrap::Bootstrap;
+use crate::group::Grouping;
 use crate::idle::Clients;
 use crate::options::Options;
 use crate::ready::Ready;
@@ -21,7 +22,9 @@ pub struct Config {
     pub bundle: PathBuf,
     /// The options that came with `start`; each Create may bring its own.
     pub options: Options,
-    /// The group that shares this daemon, where there is one.
+    /// Who shares this daemon.
+    pub grouping: Grouping,
+    /// The name of the group that shares it, where there is one.
     pub group: Option<String>,
     /// What containerd said.
     pub bootstrap: Bootstrap,
@@ -47,7 +50,8 @@ fn prepare(config: &Config) -> Result<()> {
     silence()?;
     rustix::process::setsid().context(|| "setsid")?;
     rustix::process::chdir("/").context(|| "chdir to /")?;
-    logger::init(&config.bundle, config.bootstrap.log_level, &config.bootstrap.id, &config.bootstrap.namespace)?;
+    let id = if config.grouping == Grouping::Node { "node" } else { &config.bootstrap.id };
+    logger::init(&config.bundle, config.bootstrap.log_level, id, &config.bootstrap.namespace)?;
     // Here and not in `start`, so that whatever the daemon forks is born in the right cgroup with the right score.
     if !config.options.shim_cgroup.is_empty() {
         place::enter_cgroup(&config.options.shim_cgroup)?;

@@ -1,9 +1,9 @@
 //! Who is connected, and how long a daemon stays for whom: one that containerd has lost before its first container, or after its last, must not
 //! stay for ever (containerd#5015, #6860). And what it gives back when nobody calls.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use runtime_core::sys::memory;
 use tokio::sync::watch;
@@ -15,6 +15,9 @@ const ALONE: Duration = Duration::from_secs(60);
 /// and never calls it.
 const CONNECTED: u32 = 5;
 
+/// How long a daemon that was asked to end stays for who was just told its address.
+pub const LINGER: Duration = Duration::from_secs(2);
+
 /// How long after a call another one is expected. In a time of calls it is looked at so often, too.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -22,6 +25,7 @@ const QUIET: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Default)]
 pub struct Clients {
     count: watch::Sender<usize>,
+    last: Arc<Mutex<Option<Instant>>>,
     calls: watch::Sender<()>,
     quiet: Quiet,
 }
@@ -47,8 +51,14 @@ pub struct Present(Clients);
 impl Clients {
     /// Counts one more.
     pub fn enter(&self) -> Present {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.count.send_modify(|count| *count += 1);
         Present(self.clone())
+    }
+
+    /// Whether one has come within [`LINGER`].
+    pub fn came_just_now(&self) -> bool {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|last| last.elapsed() < LINGER)
     }
 
     /// Sees them come and go.

@@ -56,6 +56,13 @@ pub fn init(bundle: &Path, level: LevelFilter, id: &str, namespace: &str) -> Res
     Ok(())
 }
 
+/// Turns to the fifo `log` of another bundle, if the one of now is gone: the daemon of a group outlives its first container.
+pub fn follow(bundle: &Path) {
+    if let Some(logger) = LOGGER.get() {
+        logger.follow(bundle);
+    }
+}
+
 /// The number of lines that were lost so far because nobody read them.
 pub fn dropped() -> u64 {
     LOGGER.get().map_or(0, |logger| logger.sink.lock().unwrap_or_else(PoisonError::into_inner).dropped)
@@ -67,6 +74,14 @@ impl Logger {
         push_field(&mut fields, "id", id);
         push_field(&mut fields, "namespace", namespace);
         Self { level, fields, sink: Mutex::new(Sink { path: path.to_path_buf(), fifo: None, dropped: 0 }) }
+    }
+
+    fn follow(&self, bundle: &Path) {
+        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        if !sink.path.exists() {
+            sink.path = bundle.join("log");
+            sink.fifo = None;
+        }
     }
 
     fn line(&self, level: &str, message: &str) -> Vec<u8> {
@@ -229,6 +244,21 @@ mod tests {
         logger.write("info", "five");
         let heard = text(&mut second);
         assert!(heard.contains("msg=\"1 log lines were lost") && heard.contains("msg=\"five\"") && !heard.contains("four"), "{heard}");
+    }
+
+    #[test]
+    fn a_log_that_is_gone_is_replaced_and_another_is_not() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (old, new) = (fifo(first.path()), fifo(second.path()));
+        let (mut reads_old, mut reads_new) = (reader(&old), reader(&new));
+        let logger = Logger::new(&old, LevelFilter::Info, "web", "ns");
+        logger.follow(second.path());
+        logger.write("info", "one");
+        assert!(text(&mut reads_old).contains("one"));
+        std::fs::remove_file(&old).unwrap();
+        logger.follow(second.path());
+        logger.write("info", "two");
+        assert!(text(&mut reads_new).contains("two"));
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub struct Options {
     pub task_api_address: String,
     /// The version of the sandbox's task service (containerd 2.0 to 2.2).
     pub task_api_version: u32,
+    /// Who shares a daemon: `pod` or `node`; only in TOML.
+    pub grouping: String,
 }
 
 /// The keys that TOML may hold.
@@ -73,6 +75,7 @@ const KEYS: &[&str] = &[
     "criu_work_path",
     "task_api_address",
     "task_api_version",
+    "grouping",
 ];
 
 impl Options {
@@ -127,6 +130,7 @@ impl Options {
             criu_work_path: runc.criu_work_path,
             task_api_address: runc.task_api_address,
             task_api_version: runc.task_api_version,
+            grouping: String::new(),
         })
     }
 

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::bootstrap::{Bootstrap, Environment};
 use crate::daemon::Config;
 use crate::events::Events;
+use crate::group::Grouping;
 use crate::idle::Clients;
 use crate::serve::{Context, Shutdown};
 use crate::task::hooks::Hooks;
@@ -35,7 +36,7 @@ pub fn run(flags: &Flags, bundle: &Path, bound: Duration) -> Result<()> {
     let launcher = Launcher::spawn()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "make the async runtime")?;
     runtime.block_on(async {
-        let config = Config { bundle: bundle.to_path_buf(), options: Default::default(), group: None, bootstrap };
+        let config = Config { bundle: bundle.to_path_buf(), options: Default::default(), grouping: Grouping::Pod, group: None, bootstrap };
         let events = Events::new("", &config.bootstrap.namespace);
         let context = Context { config: Arc::new(config), events, clients: Clients::default(), shutdown: Shutdown::default() };
         let node = Node::new(context, launcher)?;

@@ -1,12 +1,14 @@
 //! The daemon's one server: which services are on the socket, and when it ends.
 
 use std::collections::HashMap;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::shim_async::{Task, create_task};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::launcher::Launcher;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use ttrpc::asynchronous::transport::Listener;
@@ -15,6 +17,7 @@ use ttrpc::asynchronous::{Server, Service};
 use crate::accept::SameUser;
 use crate::daemon::Config;
 use crate::events::Events;
+use crate::group::Grouping;
 use crate::idle::Clients;
 use crate::logger;
 use crate::ready::Ready;
@@ -105,7 +108,8 @@ async fn serve_those(
     let events = Events::new(&config.bootstrap.ttrpc_address, &config.bootstrap.namespace);
     let context = Context { config: Arc::new(config), events, clients, shutdown: Shutdown::default() };
     context.config.options.tell_ignored();
-    let signals = Signals::new()?;
+    let mut signals = Signals::new()?;
+    let queue = listener.try_clone().context(|| "copy the socket")?;
     let accepted = SameUser::new(listener, context.clients.clone()).context(|| "register the socket")?;
     let mut server = Server::new().add_listener(Listener::new(accepted)).register_service(services(&context)?);
     server.start().await.map_err(|error| Error::new(ErrorKind::Internal, format!("start the server: {error}")))?;
@@ -116,9 +120,15 @@ async fn serve_those(
     }
     tokio::spawn(context.clients.clone().rest_between_calls());
     log::debug!("serving {} for {:?}", file.address(), context.config.group);
-    until_shutdown(&context, signals).await;
     // While the listener is open the name is ours, so nobody else's socket can be removed.
-    let removed = file.remove();
+    let removed = loop {
+        let wanted = until_shutdown(&context, &mut signals).await == End::Unneeded && context.config.grouping == Grouping::Node;
+        // A `start` that found the daemon alive has left a trace of it: a client that waits, or has come just now.
+        match file.remove_unless(|| wanted && (is_waited_for(&queue) || context.clients.came_just_now())) {
+            Ok(false) => {}
+            removed => break removed.map(drop),
+        }
+    };
     // A client that keeps its connection open must not keep the daemon.
     let _ = tokio::time::timeout(DISCONNECT, server.shutdown()).await;
     let left = context.events.flush(FLUSH).await;
@@ -145,15 +155,32 @@ impl Signals {
     }
 }
 
-async fn until_shutdown(context: &Context, mut signals: Signals) {
-    loop {
+/// Why the daemon is to end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It has no container.
+    Unneeded,
+    /// Somebody sent a signal.
+    Told,
+}
+
+async fn until_shutdown(context: &Context, signals: &mut Signals) -> End {
+    let name = loop {
         tokio::select! {
-            () = context.shutdown.requested() => return,
-            _ = signals.terminate.recv() => return log::info!("shutting down on SIGTERM"),
-            _ = signals.interrupt.recv() => return log::info!("shutting down on SIGINT"),
+            () = context.shutdown.requested() => return End::Unneeded,
+            _ = signals.terminate.recv() => break "SIGTERM",
+            _ = signals.interrupt.recv() => break "SIGINT",
             _ = signals.dump.recv() => log::info!("{}", state(context)),
         }
-    }
+    };
+    log::info!("shutting down on {name}");
+    End::Told
+}
+
+/// Whether a client waits to be accepted.
+fn is_waited_for(queue: &UnixListener) -> bool {
+    let now = Timespec::default();
+    poll(&mut [PollFd::new(queue, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// One line about the daemon, for who sends SIGUSR1.
@@ -201,7 +228,7 @@ mod tests {
     fn config(bundle: &Path) -> Config {
         let flags = Flags { id: "web".into(), namespace: "ns".into(), ..Flags::default() };
         let bootstrap = Bootstrap::resolve(&flags, &[], &Environment::default()).unwrap();
-        Config { bundle: bundle.to_path_buf(), options: Default::default(), group: None, bootstrap }
+        Config { bundle: bundle.to_path_buf(), options: Default::default(), grouping: Grouping::Pod, group: None, bootstrap }
     }
 
     fn bound(path: &Path) -> Bound {

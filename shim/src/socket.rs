@@ -151,13 +151,25 @@ impl SocketFile {
     /// # Errors
     /// The errno of the step that failed.
     pub fn remove(&self) -> Result<()> {
+        self.remove_unless(|| false).map(drop)
+    }
+
+    /// As [`SocketFile::remove`], unless somebody wants it, which is asked when no `start` can be looking at it. Answers whether it is gone.
+    ///
+    /// # Errors
+    /// The errno of the step that failed.
+    pub fn remove_unless(&self, wanted: impl FnOnce() -> bool) -> Result<bool> {
         let (dir, name) = open_existing_dir(&self.path)?;
         flock(&dir, FlockOperation::LockExclusive).context(|| format!("lock {:?}", self.path.parent()))?;
+        if wanted() {
+            return Ok(false);
+        }
         match statat(&dir, name.as_path(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if (stat.st_dev, stat.st_ino) == (self.device, self.inode) => {
-                unlinkat(&dir, name.as_path(), AtFlags::empty()).context(|| format!("remove {:?}", self.path))
+                unlinkat(&dir, name.as_path(), AtFlags::empty()).context(|| format!("remove {:?}", self.path))?;
+                Ok(true)
             }
-            Ok(_) | Err(Errno::NOENT) => Ok(()),
+            Ok(_) | Err(Errno::NOENT) => Ok(true),
             Err(errno) => Err(Error::kernel(format!("stat {:?}", self.path), errno)),
         }
     }

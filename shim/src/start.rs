@@ -14,11 +14,12 @@ use rustix::process::Pid;
 use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 
 use crate::bootstrap::{Bootstrap, Environment, read_stdin};
+use crate::bundle;
 use crate::daemon::{Config, daemon};
+use crate::group::Grouping;
 use crate::options::Options;
 use crate::ready::{self, Outcome, Ready};
 use crate::socket::{self, Bound, Claim};
-use crate::{bundle, group};
 
 /// The file in the bundle that tells containerd before 2.0 where the shim is after a restart; later ones fall back to it.
 const ADDRESS_FILE: &str = "address";
@@ -31,7 +32,8 @@ pub fn start(flags: &Flags) -> Result<()> {
     let bootstrap = Bootstrap::resolve(flags, &read_stdin()?, &Environment::read())?;
     let bundle = bundle::dir(&flags.bundle)?;
     let options = Options::from_extensions(&bootstrap.extensions)?;
-    let group = group::of(&bundle)?;
+    let grouping = grouping(&bootstrap, &options)?;
+    let group = grouping.group(&bundle)?;
     let name = group.as_deref().unwrap_or(&bootstrap.id);
     let path = socket::path(&bootstrap.socket_dir, &bootstrap.grpc_address, &bootstrap.namespace, name)?;
     let address = socket::address(&path);
@@ -41,8 +43,17 @@ pub fn start(flags: &Flags) -> Result<()> {
             bundle::write_atomic(&bundle, ADDRESS_FILE, address.as_bytes())?;
             print(&reply)
         }
-        Claim::Bound(bound) => Start { config: Config { bundle, options, group, bootstrap }, bound, address, reply }.run(),
+        Claim::Bound(bound) => Start { config: Config { bundle, options, grouping, group, bootstrap }, bound, address, reply }.run(),
     }
+}
+
+/// What the runtime's options say, else the environment.
+fn grouping(bootstrap: &Bootstrap, options: &Options) -> Result<Grouping> {
+    let grouping = if options.grouping.is_empty() { bootstrap.grouping } else { Grouping::parse("option grouping", &options.grouping)? };
+    if grouping == Grouping::Node && bootstrap.sched_core {
+        return Err(Error::invalid("SCHED_CORE with one daemon for the whole node: all pods would share a core scheduling cookie"));
+    }
+    Ok(grouping)
 }
 
 /// A start that has to make the daemon.

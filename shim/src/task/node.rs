@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::LinuxSeccomp;
@@ -35,6 +36,8 @@ pub struct Node {
     watched: Mutex<HashMap<String, CgroupPath>>,
     children: Mutex<Children>,
     filters: Mutex<seccomp::Cache>,
+    /// Whether containerd has asked the daemon of a node to end, and no container has come since.
+    pub dismissed: AtomicBool,
 }
 
 /// The launcher and its socket on the reactor.
@@ -116,6 +119,7 @@ impl Node {
             watched: Mutex::default(),
             children: Mutex::default(),
             filters: Mutex::default(),
+            dismissed: AtomicBool::new(false),
         });
         tokio::spawn(reap_orphans(Arc::clone(&node), signal(SignalKind::child()).context(|| "handle SIGCHLD")?));
         Ok(node)

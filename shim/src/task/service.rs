@@ -3,7 +3,9 @@
 //! A handler is dropped when its client goes away or its time is up, so whatever changes something runs in a task of its own.
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use proto::api::{
@@ -29,7 +31,8 @@ use super::{create, exec, lifecycle, stats};
 use crate::bootstrap::check_identifier;
 use crate::clock::timestamp;
 use crate::failpoint::{self, Rpc};
-use crate::idle;
+use crate::group::Grouping;
+use crate::{idle, logger};
 
 /// See the module.
 #[derive(Clone)]
@@ -71,12 +74,17 @@ impl Service {
         let context = &self.node.context;
         let mut clients = context.clients.watch();
         loop {
-            let limit = idle::limit(*clients.borrow_and_update());
+            let count = *clients.borrow_and_update();
+            let dismissed = count == 0 && self.node.dismissed.load(Ordering::Relaxed);
+            let limit = if dismissed { idle::LINGER } else { idle::limit(count) };
             let unchanged = tokio::time::timeout(limit, clients.changed()).await.is_err();
             self.table.forget_abandoned();
             if unchanged && self.table.empty_for() >= Some(limit) {
-                log::warn!("shutting down: nobody has asked for a container for {} s", limit.as_secs());
-                return context.shutdown.request();
+                if !dismissed {
+                    log::warn!("shutting down: nobody has asked for a container for {} s", limit.as_secs());
+                }
+                // The end is put off if somebody comes at this moment; then this goes on.
+                context.shutdown.request();
             }
         }
     }
@@ -96,6 +104,8 @@ impl Service {
     async fn create_container(self, request: CreateTaskRequest) -> Result<u32> {
         check_identifier("id", &request.id)?;
         let reserved = self.table.reserve(&request.id)?;
+        self.node.dismissed.store(false, Ordering::Relaxed);
+        logger::follow(Path::new(&request.bundle));
         let created = create::create(&self.node, &request, reserved.given_up()).await?;
         let container = created.container;
         let pid = container.init.pid() as u32;
@@ -371,7 +381,11 @@ impl Task for Service {
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
         inside(Rpc::Shutdown).await?;
         if self.table.empty_for().is_some() {
-            self.node.context.shutdown.request();
+            match self.node.context.config.grouping {
+                Grouping::Pod => self.node.context.shutdown.request(),
+                // Another pod may be about to come; whoever called goes away, which wakes the one who looks.
+                Grouping::Node => self.node.dismissed.store(true, Ordering::Relaxed),
+            }
         }
         Ok(Empty::new())
     }

@@ -1,5 +1,6 @@
 //! Pods and containers, configured as the kubelet does it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -79,6 +80,12 @@ impl<'c> Pod<'c> {
         self.case.cri.pod_sandbox_status(request)?.status.context(|| "no status of the pod".to_owned())
     }
 
+    /// The pid of what holds its namespaces, on the host.
+    pub fn pid(&self) -> Result<u32> {
+        let request = api::PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: true };
+        pid_in(self.case.cri.pod_sandbox_status(request)?.info)
+    }
+
     /// StopPodSandbox.
     pub fn stop(&self) -> Result<()> {
         self.case.cri.stop_pod_sandbox(api::StopPodSandboxRequest { pod_sandbox_id: self.id.clone() })?;
@@ -120,10 +127,7 @@ impl Container<'_> {
     /// The pid of its first process on the host.
     pub fn pid(&self) -> Result<u32> {
         let request = api::ContainerStatusRequest { container_id: self.id.clone(), verbose: true };
-        let info = self.case.cri.container_status(request)?.info.remove("info").context(|| "no verbose information".to_owned())?;
-        let info: serde_json::Value = serde_json::from_str(&info)?;
-        let pid = info["pid"].as_u64().context(|| format!("no pid in {info}"))?;
-        Ok(u32::try_from(pid)?)
+        pid_in(self.case.cri.container_status(request)?.info)
     }
 
     /// Waits for its end and answers the last status.
@@ -182,6 +186,14 @@ impl Container<'_> {
     fn name(&self) -> &str {
         self.config.metadata.as_ref().map_or("", |metadata| metadata.name.as_str())
     }
+}
+
+/// The pid in the JSON that containerd adds to a verbose status.
+fn pid_in(mut info: HashMap<String, String>) -> Result<u32> {
+    let info = info.remove("info").context(|| "no verbose information".to_owned())?;
+    let info: serde_json::Value = serde_json::from_str(&info)?;
+    let pid = info["pid"].as_u64().context(|| format!("no pid in {info}"))?;
+    Ok(u32::try_from(pid)?)
 }
 
 /// The content of one stream of a log: each line has time, stream, `F` or `P` (whole or partial) and text.

@@ -3,7 +3,7 @@
 use tests::cri::PodCase;
 use tests::cri::api::{ContainerState, ExecSyncRequest, PodSandboxState};
 use tests::cri::pod::strings;
-use tests::{Result, ensure, ensure_eq, proc};
+use tests::{Context, Result, ensure, ensure_eq, proc};
 
 pub fn pod_and_container(case: &PodCase<'_>) -> Result<()> {
     let pod = case.pod("pod")?;
@@ -13,7 +13,7 @@ pub fn pod_and_container(case: &PodCase<'_>) -> Result<()> {
     let second = pod.container("second", &["sh", "-c", "exit 7"])?;
     let status = second.wait_exit()?;
     ensure_eq!((status.exit_code, status.reason.as_str()), (7, "Error"), "end of the second");
-    ensure_eq!(daemons(&pod.id).len(), 1, "daemons of the pod");
+    ensure_eq!(daemon_of(first.pid()?)?, daemon_of(pod.pid()?)?, "daemon of the container and of what holds the pod");
     first.stop(0)?;
     ensure_eq!(first.status()?.exit_code, 137, "exit code after SIGKILL");
     first.remove()?;
@@ -22,11 +22,9 @@ pub fn pod_and_container(case: &PodCase<'_>) -> Result<()> {
     pod.remove()
 }
 
-/// The pod's shims that are no child of another: the launcher is the daemon's.
-pub fn daemons(pod: &str) -> Vec<u32> {
-    let shims: Vec<_> =
-        proc::all().into_iter().filter(|p| p.command_line.contains("containerd-shim") && p.command_line.contains(pod)).collect();
-    shims.iter().filter(|p| !shims.iter().any(|other| other.pid == p.parent)).map(|p| p.pid).collect()
+/// The parent of a container's first process.
+pub fn daemon_of(pid: u32) -> Result<u32> {
+    Ok(proc::process(pid).context(|| format!("process {pid} is gone"))?.parent)
 }
 
 pub fn exec_sync(case: &PodCase<'_>) -> Result<()> {

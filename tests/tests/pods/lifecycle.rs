@@ -132,9 +132,7 @@ fn one_of_many(case: &PodCase<'_>, number: usize) -> Result<()> {
 pub fn daemon_killed(case: &PodCase<'_>) -> Result<()> {
     let pod = case.pod("pod")?;
     let apps = [pod.sleeper("a")?, pod.sleeper("b")?, pod.sleeper("c")?];
-    let daemon = crate::basics::daemons(&pod.id);
-    ensure_eq!(daemon.len(), 1, "daemons of the pod");
-    tests::command::signal(daemon[0], rustix::process::Signal::KILL)?;
+    tests::command::signal(crate::basics::daemon_of(apps[0].pid()?)?, rustix::process::Signal::KILL)?;
     for app in &apps {
         // 255 where CRI's own call for the end broke before the answer of `delete` came.
         let code = app.wait_exit()?.exit_code;

@@ -51,15 +51,18 @@ fn main() -> ExitCode {
         }
     };
     let pairs = versions().into_iter().flat_map(|version| Style::ALL.map(|style| (version, style)));
-    main_of_lanes(pairs.map(|(version, style)| lane(&table, version, style)).collect())
+    let mut lanes: Vec<Lane<Node>> = pairs.map(|(version, style)| lane(&table, version, style, style.name(), &[])).collect();
+    // All pods of a node in one daemon.
+    lanes.extend(versions().into_iter().map(|version| lane(&table, version, Style::Own, "node", &[("CORACLE_GROUPING", "node")])));
+    main_of_lanes(lanes)
 }
 
 /// All cases on one containerd of their own, in one style.
-fn lane(table: &Table, version: Version, style: Style) -> Lane<Node> {
-    let full = |name: &str| format!("pods::{}::{}::{name}", version.name(), style.name());
+fn lane(table: &Table, version: Version, style: Style, name: &str, environment: &'static [(&str, &str)]) -> Lane<Node> {
+    let full = |case: &str| format!("pods::{}::{name}::{case}", version.name());
     let case = |entry: &Entry| -> (String, LaneCase<Node>) {
         let (gap, function) = (table.gap(entry.0, version, style), entry.1);
-        let log = format!("pods-{}-{}", version.name(), style.name());
+        let log = format!("pods-{}-{name}", version.name());
         (
             full(entry.0),
             Box::new(move |node| {
@@ -71,7 +74,7 @@ fn lane(table: &Table, version: Version, style: Style) -> Lane<Node> {
         )
     };
     Lane {
-        prepare: Box::new(move || Node::start(version, &[])),
+        prepare: Box::new(move || Node::start(version, environment)),
         cases: CASES.iter().map(case).collect(),
         end: (full("containerd_stops"), |mut node| node.containerd.stop()),
     }
