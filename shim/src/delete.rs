@@ -18,9 +18,8 @@ use crate::{bundle, poststop, socket};
 
 /// What is left of the five seconds that containerd gives the verb.
 const POSTSTOP: Duration = Duration::from_secs(2);
-/// How often, and how far apart, a socket is looked at whose daemon may be dying.
-const DYING_TRIES: u32 = 10;
-const DYING_PAUSE: Duration = Duration::from_millis(20);
+/// How long a daemon that may be dying is given to answer or to be gone.
+const DYING: Duration = Duration::from_millis(200);
 
 /// Runs `delete` with what the command line gave. May be called for a container that was never created, or twice.
 ///
@@ -46,12 +45,10 @@ fn remove_socket(bundle: &Path) -> Result<()> {
     let path = address_file(bundle);
     match std::fs::read_to_string(&path) {
         Ok(address) => {
-            // A daemon that dies closes its connections one by one: containerd may call before the last one, which is the listener.
-            for _ in 0..DYING_TRIES {
-                if !socket::remove_dead(address.trim())? {
-                    break;
-                }
-                std::thread::park_timeout(DYING_PAUSE);
+            // A daemon that dies closes its descriptors one by one, and containerd may call before the listener is. One that lives, as that of
+            // a pod does for each of its containers, answers at once.
+            if socket::remove_dead(address.trim())? && !socket::is_served(address.trim(), DYING)? {
+                socket::remove_dead(address.trim())?;
             }
             Ok(())
         }

@@ -9,11 +9,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use runtime_core::error::{Context, Error, ErrorKind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, fstat, openat, statat, unlinkat};
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 use sha2::{Digest, Sha256};
 
 /// The longest path that Go's and the kernel's `sockaddr_un` both take (unix(7): 108 with the terminating NUL).
@@ -137,6 +139,29 @@ pub fn remove_dead(address: &str) -> Result<bool> {
     }
     unlinkat(&dir, name.as_path(), AtFlags::empty()).context(|| format!("remove {path:?}"))?;
     Ok(false)
+}
+
+/// Whether somebody takes clients at `address`, and does not merely have the listener open. A client that sends nothing more is let go by who
+/// serves; one that nobody took is reset when the listener is closed. Whoever does neither within `limit` (a stopped process) counts as alive.
+///
+/// # Errors
+/// The errno of the step that failed.
+pub fn is_served(address: &str, limit: Duration) -> Result<bool> {
+    let what = || format!("look for a daemon at {address:?}");
+    let path = address.strip_prefix("unix://").unwrap_or(address);
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).context(what)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path).context(what)?) {
+        Ok(()) => {}
+        // Its queue is full, so it has been alive for long.
+        Err(Errno::AGAIN) => return Ok(true),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => return Ok(false),
+        Err(errno) => return Err(Error::kernel(what(), errno)),
+    }
+    rustix::net::shutdown(&socket, Shutdown::Write).context(what)?;
+    let limit = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
+    let ready = retry_on_intr(|| poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&limit))).context(what)?;
+    Ok(ready == 0 || rustix::io::read(&socket, &mut [0_u8]) == Ok(0))
 }
 
 impl SocketFile {
@@ -348,5 +373,29 @@ mod tests {
         std::fs::write(&path, "not a socket").unwrap();
         assert!(!remove_dead(&address(&path)).unwrap() && path.exists());
         assert!(remove_dead("vsock://1:2").is_err());
+    }
+
+    #[test]
+    fn who_has_only_the_listener_open_serves_nobody() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = socket_in(tmp.path());
+        let limit = Duration::from_secs(5);
+        assert!(!is_served(&address(&path), limit).unwrap(), "nobody is there");
+        let taken = bound(&path);
+        let served = std::thread::spawn({
+            let listener = taken.listener.try_clone().unwrap();
+            move || drop(listener.accept().unwrap())
+        });
+        assert!(is_served(&address(&path), limit).unwrap(), "the client is taken and let go");
+        served.join().unwrap();
+        // A process that is killed between the first look and the end of its descriptors.
+        let dying = std::thread::spawn({
+            let address = address(&path);
+            move || is_served(&address, limit).unwrap()
+        });
+        let ready = || poll(&mut [PollFd::new(&taken.listener, PollFlags::IN)], Some(&Timespec { tv_sec: 5, tv_nsec: 0 }));
+        assert_eq!(retry_on_intr(ready), Ok(1));
+        drop(taken);
+        assert!(!dying.join().unwrap());
     }
 }

@@ -39,6 +39,15 @@ impl Footprint {
     }
 }
 
+/// The memory of a process with its share of what others have, too, in KiB: `Pss` of smaps_rollup.
+///
+/// # Errors
+/// A process that is gone.
+pub fn proportional(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    field(&fs::read_to_string(&path).context(|| path.clone())?, "Pss:")
+}
+
 fn field(text: &str, name: &str) -> Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)).context(|| format!("no {name} in {text}"))?;
     Ok(line.split_whitespace().next().unwrap_or_default().parse()?)

@@ -22,7 +22,25 @@ pub struct PodCase<'a> {
     pub cri: Cri,
     word: String,
     scope: Mutex<Scope>,
+    watched: Mutex<Vec<String>>,
     before: Entries,
+}
+
+/// A case without its containerd.
+pub struct Suspended {
+    style: Style,
+    word: String,
+    scope: Mutex<Scope>,
+    watched: Mutex<Vec<String>>,
+    before: Entries,
+}
+
+impl Suspended {
+    /// The case with a containerd that runs again.
+    pub fn resume(self, node: &Node) -> Result<PodCase<'_>> {
+        let Suspended { style, word, scope, watched, before } = self;
+        Ok(PodCase { node, style, cri: node.cri()?, word, scope, watched, before })
+    }
 }
 
 impl<'a> PodCase<'a> {
@@ -32,12 +50,50 @@ impl<'a> PodCase<'a> {
         let word = format!("{}-{}p", paths::tag(), COUNT.fetch_add(1, Ordering::Relaxed));
         let scope = Scope { words: vec![word.clone()], ..Scope::default() };
         let before = ledger::read(&scope);
-        Ok(PodCase { node, style, cri: node.cri()?, word, scope: Mutex::new(scope), before })
+        Ok(PodCase { node, style, cri: node.cri()?, word, scope: Mutex::new(scope), watched: Mutex::default(), before })
     }
 
     /// Another of the same node and style, for a thread of its own.
     pub fn again(&self) -> Result<PodCase<'a>> {
         PodCase::new(self.node, self.style)
+    }
+
+    /// One with the same names and no ledger of its own, for a thread.
+    pub fn sibling(&self) -> Result<PodCase<'a>> {
+        let scope = Scope { words: vec![self.word.clone()], ..Scope::default() };
+        let (cri, word) = (self.node.cri()?, self.word.clone());
+        Ok(PodCase {
+            node: self.node,
+            style: self.style,
+            cri,
+            word,
+            scope: Mutex::new(scope),
+            watched: Mutex::default(),
+            before: Entries::new(),
+        })
+    }
+
+    /// The ids of its pods and containers.
+    pub fn watched(&self) -> Vec<String> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many containers of its pods run.
+    pub fn running(&self) -> Result<usize> {
+        let pods: Vec<String> = self.cri.list_pod_sandbox(self.mine())?.items.into_iter().map(|pod| pod.id).collect();
+        let all = self.cri.list_containers(api::ListContainersRequest::default())?.containers;
+        let running = |c: &&api::Container| c.state() == api::ContainerState::ContainerRunning && pods.contains(&c.pod_sandbox_id);
+        Ok(all.iter().filter(running).count())
+    }
+
+    /// What is left when its containerd is to be killed.
+    pub fn suspend(self) -> Suspended {
+        Suspended { style: self.style, word: self.word, scope: self.scope, watched: self.watched, before: self.before }
+    }
+
+    fn mine(&self) -> ListPodSandboxRequest {
+        let label = [("case".to_owned(), self.word.clone())].into();
+        ListPodSandboxRequest { filter: Some(PodSandboxFilter { label_selector: label, ..PodSandboxFilter::default() }) }
     }
 
     /// The containerd's generation.
@@ -70,14 +126,13 @@ impl<'a> PodCase<'a> {
 
     /// Has the ledger look for a container or pod, too.
     pub fn watch(&self, id: &str) {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).push(id.to_owned());
         self.scope.lock().unwrap_or_else(PoisonError::into_inner).add(&self.node.containerd.address(), NAMESPACE, id);
     }
 
     /// Removes the pods that the case did not, and fails if anything is left on the host.
     pub fn close(self) -> Result<()> {
-        let label = [("case".to_owned(), self.word.clone())].into();
-        let filter = Some(PodSandboxFilter { label_selector: label, ..PodSandboxFilter::default() });
-        for pod in self.cri.list_pod_sandbox(ListPodSandboxRequest { filter })?.items {
+        for pod in self.cri.list_pod_sandbox(self.mine())?.items {
             let remove = RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
             self.cri
                 .stop_pod_sandbox(api::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() })

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::api::{ImageSpec, ImageStatusRequest};
+use super::api::{ImageSpec, ImageStatusRequest, ListPodSandboxRequest};
 use super::client::Cri;
 use crate::containerd::{Containerd, Setup, Version, eventually};
 use crate::{Result, image, paths};
@@ -86,6 +86,13 @@ impl Node {
         let node = Node { containerd: containerd? };
         node.import()?;
         Ok(node)
+    }
+
+    /// Starts containerd again after it was killed, and waits for CRI, which is ready later.
+    pub fn restart(&mut self) -> Result<()> {
+        self.containerd.restart()?;
+        let cri = self.cri()?;
+        eventually("CRI answers", Duration::from_secs(20), || cri.list_pod_sandbox(ListPodSandboxRequest::default()).is_ok())
     }
 
     /// A client of its own.

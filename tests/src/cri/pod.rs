@@ -74,6 +74,11 @@ impl<'c> Pod<'c> {
         container.stdout()
     }
 
+    /// Leaves the case.
+    pub fn saved(self) -> SavedPod {
+        Saved((self.id, self.config))
+    }
+
     /// PodSandboxStatus.
     pub fn status(&self) -> Result<api::PodSandboxStatus> {
         let request = api::PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: false };
@@ -99,6 +104,31 @@ impl<'c> Pod<'c> {
     }
 }
 
+/// A pod or a container without its case, while containerd is away.
+pub struct Saved<T>(T);
+
+/// What there is of a pod.
+pub type SavedPod = Saved<(String, api::PodSandboxConfig)>;
+
+/// What there is of a container.
+pub type SavedContainer = Saved<(String, PathBuf, api::ContainerConfig)>;
+
+impl SavedPod {
+    /// The pod in the case that was resumed.
+    pub fn of<'c>(self, case: &'c PodCase<'c>) -> Pod<'c> {
+        let (id, config) = self.0;
+        Pod { case, id, config }
+    }
+}
+
+impl SavedContainer {
+    /// The container in the case that was resumed.
+    pub fn of<'c>(self, case: &'c PodCase<'c>) -> Container<'c> {
+        let (id, log, config) = self.0;
+        Container { case, id, log, config }
+    }
+}
+
 /// A container of a pod.
 pub struct Container<'c> {
     case: &'c PodCase<'c>,
@@ -111,6 +141,11 @@ pub struct Container<'c> {
 }
 
 impl Container<'_> {
+    /// Leaves the case.
+    pub fn saved(self) -> SavedContainer {
+        Saved((self.id, self.log, self.config))
+    }
+
     /// StartContainer.
     pub fn start(&self) -> Result<()> {
         let request = api::StartContainerRequest { container_id: self.id.clone() };

@@ -7,6 +7,7 @@ mod basics;
 mod lifecycle;
 mod mounts;
 mod namespaces;
+mod node;
 mod resources;
 mod security;
 mod streams;
@@ -41,6 +42,18 @@ const CASES: &[Entry] = entries! {
         second_of_the_same_name, no_such_command, pods_at_once, daemon_killed;
 };
 
+/// A case that has the node to itself.
+type NodeEntry = (&'static str, fn(&mut Node, Style) -> Result<()>);
+
+/// At the end of each lane.
+const OF_ALL: &[NodeEntry] = &[("containerd_killed", node::containerd_killed)];
+
+/// At the end of the lane in which all pods have one daemon.
+const OF_NODE_MODE: &[NodeEntry] = &[("one_daemon", node::one_daemon), ("containerd_killed", node::containerd_killed)];
+
+/// In node mode all is as in the other, so a few cases do: those that end pods and daemons, and those with most traffic.
+const IN_NODE_MODE: [&str; 4] = ["pod_and_container", "shared_pid_namespace", "oom_killed", "pods_at_once"];
+
 fn main() -> ExitCode {
     let table = match table::read(CASES.iter().map(|case| case.0)) {
         Ok(table) => table,
@@ -51,14 +64,32 @@ fn main() -> ExitCode {
         }
     };
     let pairs = versions().into_iter().flat_map(|version| Style::ALL.map(|style| (version, style)));
-    let mut lanes: Vec<Lane<Node>> = pairs.map(|(version, style)| lane(&table, version, style, style.name(), &[])).collect();
-    // All pods of a node in one daemon.
-    lanes.extend(versions().into_iter().map(|version| lane(&table, version, Style::Own, "node", &[("CORACLE_GROUPING", "node")])));
-    main_of_lanes(lanes)
+    let lanes =
+        pairs.map(|(version, style)| lane(&table, version, style)).chain(versions().into_iter().map(|version| node_mode(&table, version)));
+    main_of_lanes(lanes.collect())
 }
 
 /// All cases on one containerd of their own, in one style.
-fn lane(table: &Table, version: Version, style: Style, name: &str, environment: &'static [(&str, &str)]) -> Lane<Node> {
+fn lane(table: &Table, version: Version, style: Style) -> Lane<Node> {
+    lane_of(table, version, style, style.name(), (CASES, OF_ALL), &[])
+}
+
+/// Some cases with one daemon for all pods.
+fn node_mode(table: &Table, version: Version) -> Lane<Node> {
+    let mut lane = lane_of(table, version, Style::Own, "node", (CASES, OF_NODE_MODE), &[("CORACLE_GROUPING", "node")]);
+    let wanted = |name: &str| IN_NODE_MODE.iter().chain(OF_NODE_MODE.iter().map(|case| &case.0)).any(|wanted| *wanted == name);
+    lane.cases.retain(|case| case.0.rsplit("::").next().is_some_and(wanted));
+    lane
+}
+
+fn lane_of(
+    table: &Table,
+    version: Version,
+    style: Style,
+    name: &str,
+    (cases, of_node): (&[Entry], &'static [NodeEntry]),
+    environment: &'static [(&str, &str)],
+) -> Lane<Node> {
     let full = |case: &str| format!("pods::{}::{name}::{case}", version.name());
     let case = |entry: &Entry| -> (String, LaneCase<Node>) {
         let (gap, function) = (table.gap(entry.0, version, style), entry.1);
@@ -73,9 +104,14 @@ fn lane(table: &Table, version: Version, style: Style, name: &str, environment: 
             }),
         )
     };
+    let at_the_end = of_node.iter().map(|(name, function)| {
+        let log = format!("pods-{}-{name}", version.name());
+        let run = move |node: &mut Node| function(node, style).inspect_err(|_| drop(node.containerd.keep_log(&log)));
+        (full(name), Box::new(run) as LaneCase<Node>)
+    });
     Lane {
         prepare: Box::new(move || Node::start(version, environment)),
-        cases: CASES.iter().map(case).collect(),
+        cases: cases.iter().map(case).chain(at_the_end).collect(),
         end: (full("containerd_stops"), |mut node| node.containerd.stop()),
     }
 }

@@ -1,0 +1,71 @@
+//! What happens to a whole node: containerd killed and started again, all pods in one daemon.
+
+use rustix::process::Signal;
+use tests::command::signal;
+use tests::containerd::eventually;
+use tests::cri::api::{ContainerState, PodSandboxState};
+use tests::cri::pod::SOON;
+use tests::cri::{Node, PodCase, Style};
+use tests::{Result, ensure_eq, proc};
+
+use crate::basics::daemon_of;
+
+/// Pods live on, what ended meanwhile is told, and all calls work again.
+pub fn containerd_killed(node: &mut Node, style: Style) -> Result<()> {
+    let case = PodCase::new(node, style)?;
+    let pod = case.pod("pod")?;
+    let stays = pod.container("stays", &["sh", "-c", "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done"])?;
+    let ends = pod.container("ends", &["sh", "-c", "trap 'exit 9' TERM; echo ready; while :; do sleep 0.1; done"])?;
+    ends.wait_printed("ready")?;
+    let (first, ending) = (stays.pid()?, ends.pid()?);
+    let (pod, stays, ends) = (pod.saved(), stays.saved(), ends.saved());
+    let case = case.suspend();
+    node.containerd.kill()?;
+    signal(ending, Signal::TERM)?;
+    eventually("the container ended without containerd", SOON, || proc::process(ending).is_none_or(|process| process.state == 'Z'))?;
+    node.restart()?;
+    let case = case.resume(node)?;
+    let (pod, stays, ends) = (pod.of(&case), stays.of(&case), ends.of(&case));
+    ensure_eq!(pod.status()?.state(), PodSandboxState::SandboxReady, "state of the pod");
+    ensure_eq!(ends.wait_exit()?.exit_code, 9, "exit code of what ended meanwhile");
+    ensure_eq!((stays.status()?.state(), stays.pid()?), (ContainerState::ContainerRunning, first), "state and process of what did not");
+    ensure_eq!(stays.shell("echo works")?, "works", "exec");
+    let seen = stays.stdout()?.lines().count();
+    eventually("its output goes on", SOON, || stays.stdout().is_ok_and(|text| text.lines().count() > seen + 3))?;
+    let again = pod.sleeper("again")?;
+    again.stop(0)?;
+    pod.stop()?;
+    pod.remove()?;
+    case.close()
+}
+
+/// Pods of a node in node mode have one daemon, which stays while one of them does.
+pub fn one_daemon(node: &mut Node, style: Style) -> Result<()> {
+    let case = PodCase::new(node, style)?;
+    let pods = [case.pod("a")?, case.pod("b")?, case.pod("c")?];
+    let daemon = daemon_of(pods[0].pid()?)?;
+    let mut apps = Vec::new();
+    for pod in &pods {
+        let app = pod.sleeper("app")?;
+        ensure_eq!(daemon_of(app.pid()?)?, daemon, "daemon of {:?}", app.config.metadata);
+        apps.push(app);
+    }
+    // The first, in whose name it was started, goes first.
+    for pod in &pods[..2] {
+        pod.stop()?;
+        pod.remove()?;
+        ensure_eq!(pods[2].status()?.state(), PodSandboxState::SandboxReady, "state of the last pod");
+    }
+    let later = case.pod("later")?;
+    ensure_eq!(daemon_of(later.pid()?)?, daemon, "daemon of a later pod");
+    signal(daemon, Signal::KILL)?;
+    for pod in [&pods[2], &later] {
+        eventually("the pod is not ready", SOON, || pod.status().is_ok_and(|status| status.state() == PodSandboxState::SandboxNotready))?;
+    }
+    apps[2].wait_exit()?;
+    eventually("no process of the pods lives", SOON, || !proc::all().iter().any(|p| p.cgroups.contains(case.word())))?;
+    pods[2].stop()?;
+    pods[2].remove()?;
+    ensure_eq!(case.pod("c")?.sleeper("app")?.shell("echo works")?, "works", "a pod of the same name");
+    case.close()
+}
