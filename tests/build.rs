@@ -3,6 +3,6 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/cri-v1.proto");
     let files = protox::compile(["proto/cri-v1.proto"], ["proto"])?;
-    tonic_prost_build::configure().build_server(false).compile_fds(files)?;
+    tonic_prost_build::configure().build_server(false).type_attribute(".", "#[derive(serde::Serialize)]").compile_fds(files)?;
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! without a cause and a gap that is none are failures.
 
 mod basics;
+mod compare;
 mod lifecycle;
 mod mounts;
 mod namespaces;
@@ -46,7 +47,7 @@ const CASES: &[Entry] = entries! {
 type NodeEntry = (&'static str, fn(&mut Node, Style) -> Result<()>);
 
 /// At the end of each lane.
-const OF_ALL: &[NodeEntry] = &[("containerd_killed", node::containerd_killed)];
+const OF_ALL: &[NodeEntry] = &[("same_as_the_peer", compare::same_as_the_peer), ("containerd_killed", node::containerd_killed)];
 
 /// At the end of the lane in which all pods have one daemon.
 const OF_NODE_MODE: &[NodeEntry] = &[("one_daemon", node::one_daemon), ("containerd_killed", node::containerd_killed)];
