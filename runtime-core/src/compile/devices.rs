@@ -1,11 +1,15 @@
 //! Device nodes, links and the directory they are in.
 
+use std::ffi::CString;
+
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount};
 
+use super::idmap::Maps;
 use super::options::Options;
+use super::user::Shelf;
 use super::{cstring, relative};
 use crate::error::{Error, Result};
-use crate::plan::{Builder, Node, Slot, Step};
+use crate::plan::{Builder, Node, Slot, Step, Target};
 use crate::spec::Spec;
 
 /// The devices that every container has (OCI config-linux.md, "Default Devices"): name, minor and major number.
@@ -36,7 +40,7 @@ pub struct Devices {
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a device that makes no sense.
-pub fn make(plan: &mut Builder, spec: &Spec, root: Slot) -> Result<Devices> {
+pub fn make(plan: &mut Builder, spec: &Spec, root: Slot, shelved: &[(CString, Slot)]) -> Result<Devices> {
     let directory = plan.slot();
     plan.step(Step::OpenDirectory { root, path: c"dev".to_owned(), directory });
     if let Some(mount) = bound_dev(spec) {
@@ -44,26 +48,55 @@ pub fn make(plan: &mut Builder, spec: &Spec, root: Slot) -> Result<Devices> {
         let shared = options.propagation.iter().any(|(propagation, _)| *propagation == libc::MS_SHARED);
         return Ok(Devices { directory, bound: true, shared });
     }
-    let given: Vec<&LinuxDevice> = spec.linux.devices.iter().collect();
-    for (name, major, minor) in DEFAULT {
-        let path = format!("/dev/{name}");
-        if given.iter().any(|device| device.path().to_string_lossy() == path) {
-            continue;
-        }
-        plan.step(Step::Device {
-            root,
-            path: relative(&path)?,
-            node: Node { kind: libc::S_IFCHR, mode: MODE, device: rustix::fs::makedev(major, minor), uid: 0, gid: 0 },
+    for (path, node) in nodes(spec)? {
+        plan.step(match shelved.iter().find(|(known, _)| *known == path) {
+            Some((_, mount)) => Step::Attach { mount: *mount, root, target: path, rule: Target::Ordinary },
+            None => Step::Device { root, path, node },
         });
-    }
-    for device in given {
-        plan.step(node(device, root)?);
     }
     for (name, target) in LINKS {
         let (name, target) = (cstring("link", name)?, cstring("link", target)?);
         plan.step(Step::Symlink { directory, name, target });
     }
     Ok(Devices { directory, bound: false, shared: false })
+}
+
+/// Emits the making of the nodes on a shelf, for a container that may not make any: they are to be bound to their places.
+///
+/// # Errors
+/// A device whose owner is not mapped.
+pub fn shelve(plan: &mut Builder, spec: &Spec, shelf: &mut Shelf, maps: &Maps) -> Result<Vec<(CString, Slot)>> {
+    if bound_dev(spec).is_some() {
+        return Ok(Vec::new());
+    }
+    let mut shelved = Vec::new();
+    for (path, node) in nodes(spec)?.into_iter().filter(|(_, node)| node.kind != libc::S_IFIFO) {
+        let unmapped = || Error::invalid(format!("linux.devices: {:?}: its owner is not mapped", path.to_string_lossy()));
+        let uid = maps.host_uid(node.uid).ok_or_else(unmapped)?;
+        let gid = maps.host_gid(node.gid).ok_or_else(unmapped)?;
+        let mount = plan.slot();
+        let name = shelf.reserve(mount);
+        plan.step(Step::Device { root: shelf.root, path: name, node: Node { uid, gid, ..node } });
+        shelved.push((path, mount));
+    }
+    Ok(shelved)
+}
+
+/// What is to be below the root.
+fn nodes(spec: &Spec) -> Result<Vec<(CString, Node)>> {
+    let given = &spec.linux.devices;
+    let mut nodes = Vec::new();
+    for (name, major, minor) in DEFAULT {
+        let path = format!("/dev/{name}");
+        if !given.iter().any(|device| device.path().to_string_lossy() == path) {
+            let device = rustix::fs::makedev(major, minor);
+            nodes.push((relative(&path)?, Node { kind: libc::S_IFCHR, mode: MODE, device, uid: 0, gid: 0 }));
+        }
+    }
+    for device in given {
+        nodes.push(node(device)?);
+    }
+    Ok(nodes)
 }
 
 fn bound_dev(spec: &Spec) -> Option<&Mount> {
@@ -74,7 +107,7 @@ fn bound_dev(spec: &Spec) -> Option<&Mount> {
     })
 }
 
-fn node(device: &LinuxDevice, root: Slot) -> Result<Step> {
+fn node(device: &LinuxDevice) -> Result<(CString, Node)> {
     let path = device.path().to_string_lossy();
     let wrong = |what: &str| Error::invalid(format!("linux.devices: {path:?}: {what}"));
     let kind = match device.typ() {
@@ -96,5 +129,5 @@ fn node(device: &LinuxDevice, root: Slot) -> Result<Step> {
         uid: device.uid().unwrap_or(0),
         gid: device.gid().unwrap_or(0),
     };
-    Ok(Step::Device { root, path: clean, node })
+    Ok((clean, node))
 }

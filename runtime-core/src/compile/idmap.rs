@@ -2,17 +2,37 @@
 //! (containerd `core/mount/mount_idmapped_linux.go`): `container-id:host-id:size[,…]`.
 
 use std::ffi::CString;
+use std::path::Path;
 
-use super::cstring;
+use oci_spec::runtime::LinuxIdMapping;
+
 use super::options::Options;
 use crate::error::{Context, Error, Result};
 use crate::plan::{Builder, Slot, Step};
 
-/// The maps of a user namespace, as the kernel takes them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The maps of a user namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Maps {
-    uid: CString,
-    gid: CString,
+    uid: Vec<Range>,
+    gid: Vec<Range>,
+}
+
+/// As in a line of `/proc/<pid>/uid_map` (user_namespaces(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Range {
+    inside: u32,
+    outside: u32,
+    size: u32,
+}
+
+impl Range {
+    fn new(inside: u32, outside: u32, size: u32) -> Result<Self> {
+        let fits = |first: u32| first.checked_add(size).is_some();
+        if size == 0 || !fits(inside) || !fits(outside) {
+            return Err(Error::invalid("not a range of ids"));
+        }
+        Ok(Self { inside, outside, size })
+    }
 }
 
 impl Maps {
@@ -23,27 +43,70 @@ impl Maps {
     pub fn take(options: &mut Options) -> Result<Option<Self>> {
         match (options.take("uidmap"), options.take("gidmap")) {
             (None, None) => Ok(None),
-            (Some(uid), Some(gid)) => Ok(Some(Self { uid: map("uidmap", &uid)?, gid: map("gidmap", &gid)? })),
+            (Some(uid), Some(gid)) => Ok(Some(Self { uid: ranges("uidmap", &uid)?, gid: ranges("gidmap", &gid)? })),
             _ => Err(Error::invalid("uidmap/gidmap: one without the other")),
         }
     }
-}
 
-/// Lines as in `/proc/<pid>/uid_map` (user_namespaces(7)).
-fn map(key: &str, text: &str) -> Result<CString> {
-    let lines = text.split(',').map(|range| line(range).context(|| format!("{key}: {range:?}"))).collect::<Result<String>>()?;
-    cstring(key, &lines)
-}
-
-fn line(range: &str) -> Result<String> {
-    let shape = || Error::invalid("not container-id:host-id:size");
-    let numbers = range.split(':').map(|number| number.parse().map_err(|_| shape())).collect::<Result<Vec<u32>>>()?;
-    let [inside, outside, size] = numbers[..] else { return Err(shape()) };
-    let fits = |first: u32| first.checked_add(size).is_some();
-    if size == 0 || !fits(inside) || !fits(outside) {
-        return Err(Error::invalid("not a range of ids"));
+    /// Those of the spec.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for what is no range.
+    pub fn of(uid: &[LinuxIdMapping], gid: &[LinuxIdMapping]) -> Result<Self> {
+        let range = |mapping: &LinuxIdMapping| Range::new(mapping.container_id(), mapping.host_id(), mapping.size());
+        let all =
+            |field: &str, mappings: &[LinuxIdMapping]| mappings.iter().map(range).collect::<Result<Vec<_>>>().context(|| field.to_owned());
+        Ok(Self { uid: all("uidMappings", uid)?, gid: all("gidMappings", gid)? })
     }
-    Ok(format!("{inside} {outside} {size}\n"))
+
+    /// From the files of a process.
+    ///
+    /// # Errors
+    /// The errno of a process that is gone.
+    pub fn of_process(directory: &Path) -> Result<Self> {
+        let read = |name: &str| {
+            let path = directory.join(name);
+            let text = std::fs::read_to_string(&path).context(|| format!("read {path:?}"))?;
+            text.lines().map(|line| numbers(line.split_whitespace())).collect::<Result<Vec<_>>>().context(|| format!("{path:?}"))
+        };
+        Ok(Self { uid: read("uid_map")?, gid: read("gid_map")? })
+    }
+
+    /// Both as the kernel takes them.
+    pub fn lines(&self) -> (CString, CString) {
+        let lines = |ranges: &[Range]| {
+            let text: String = ranges.iter().map(|range| format!("{} {} {}\n", range.inside, range.outside, range.size)).collect();
+            // Digits and spaces hold no NUL.
+            CString::new(text).unwrap_or_default()
+        };
+        (lines(&self.uid), lines(&self.gid))
+    }
+
+    /// What a user of the container is on the host.
+    pub fn host_uid(&self, uid: u32) -> Option<u32> {
+        host_id(&self.uid, uid)
+    }
+
+    /// What a group of the container is on the host.
+    pub fn host_gid(&self, gid: u32) -> Option<u32> {
+        host_id(&self.gid, gid)
+    }
+}
+
+fn host_id(ranges: &[Range], id: u32) -> Option<u32> {
+    let range = ranges.iter().find(|range| id >= range.inside && id - range.inside < range.size)?;
+    Some(range.outside + (id - range.inside))
+}
+
+fn ranges(key: &str, text: &str) -> Result<Vec<Range>> {
+    text.split(',').map(|range| numbers(range.split(':')).context(|| format!("{key}: {range:?}"))).collect()
+}
+
+fn numbers<'a>(words: impl Iterator<Item = &'a str>) -> Result<Range> {
+    let shape = || Error::invalid("not container-id:host-id:size");
+    let numbers = words.map(|number| number.parse().map_err(|_| shape())).collect::<Result<Vec<u32>>>()?;
+    let [inside, outside, size] = numbers[..] else { return Err(shape()) };
+    Range::new(inside, outside, size)
 }
 
 /// The user namespaces of a plan: mounts with the same maps share one.
@@ -51,13 +114,19 @@ fn line(range: &str) -> Result<String> {
 pub struct Namespaces(Vec<(Maps, Slot)>);
 
 impl Namespaces {
+    /// One that is there already.
+    pub fn know(&mut self, maps: Maps, slot: Slot) {
+        self.0.push((maps, slot));
+    }
+
     /// Where the namespace with these maps is, made if it is the first of its kind.
     pub fn slot(&mut self, plan: &mut Builder, maps: Maps) -> Slot {
         if let Some((_, slot)) = self.0.iter().find(|(known, _)| *known == maps) {
             return *slot;
         }
         let namespace = plan.slot();
-        plan.step(Step::UserNamespace { uid_map: maps.uid.clone(), gid_map: maps.gid.clone(), namespace });
+        let (uid_map, gid_map) = maps.lines();
+        plan.step(Step::UserNamespace { uid_map, gid_map, namespace });
         self.0.push((maps, namespace));
         namespace
     }
@@ -74,7 +143,12 @@ mod tests {
     #[test]
     fn all_ranges_are_read() {
         let maps = take(&["uidmap=0:100000:65536,65536:7:1", "gidmap=0:5:4294967290"]).unwrap().unwrap();
-        assert_eq!((maps.uid.to_str().unwrap(), maps.gid.to_str().unwrap()), ("0 100000 65536\n65536 7 1\n", "0 5 4294967290\n"));
+        let (uid, gid) = maps.lines();
+        assert_eq!((uid.to_str().unwrap(), gid.to_str().unwrap()), ("0 100000 65536\n65536 7 1\n", "0 5 4294967290\n"));
+        assert_eq!(
+            (maps.host_uid(0), maps.host_uid(65535), maps.host_uid(65536), maps.host_uid(65537)),
+            (Some(100_000), Some(165_535), Some(7), None)
+        );
         assert_eq!(take(&["ro", "index=off"]).unwrap(), None);
     }
 

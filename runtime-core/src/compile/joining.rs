@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use oci_spec::runtime::Hook;
 
-use super::{CgroupView, Compiled, Joined, Streams, cstring, cstrings, give_streams, process};
+use super::{CgroupView, Compiled, Joined, Streams, cstring, cstrings, give_streams, process, user};
 use crate::error::{Error, Result};
 use crate::plan::{Builder, Launch, Program, Slot, Step};
 use crate::seccomp::Filter;
@@ -108,10 +108,19 @@ fn join(inputs: Joining<'_>, program: Program, home: process::Home) -> Result<Co
     let init = plan.give(inputs.init);
 
     procs.iter().for_each(|&procs| plan.step(Step::JoinCgroup { procs }));
-    process::host_side(&mut plan, process, inputs.id, inputs.no_new_keyring)?;
+    process::host_side(&mut plan, process)?;
+    let user = inputs.namespaces.user();
+    match user {
+        None => process::keyring(&mut plan, inputs.id, inputs.no_new_keyring)?,
+        Some(maps) => process::with_host_rights(&mut plan, &streams, process, maps),
+    }
     plan.step(Step::Join { namespace: init, flags: inputs.namespaces.flags() });
+    if user.is_some() {
+        user::become_root(&mut plan);
+        process::keyring(&mut plan, inputs.id, inputs.no_new_keyring)?;
+    }
     plan.step(Step::Session);
-    process::joined_streams(&mut plan, &streams, process)?;
+    process::joined_streams(&mut plan, &streams, process, user.is_some())?;
     process::confine(&mut plan, process, home, inputs.filter, process::Until::Executed)?;
 
     let (plan, descriptors) = plan.finish();

@@ -14,6 +14,7 @@ mod overlay;
 mod process;
 mod rootfs;
 mod sysctl;
+mod user;
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -24,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::plan::{Builder, Launch, Slot, Step};
 use crate::seccomp::Filter;
 use crate::spec::Spec;
+use user::{Shelf, User};
 
 pub use by_helper::{ByHelper, by_helper};
 pub use helper::{Helper, helper};
@@ -104,6 +106,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let cgroup = inputs.cgroup.directory.map(|fd| plan.give(fd));
     let helped: Vec<Slot> = inputs.by_helper.into_iter().map(|fd| plan.give(fd)).collect();
     let joined = namespaces::open(&mut plan, &spec.linux.namespaces)?;
+    let user = User::open(&mut plan, spec, process)?;
     sysctl::check(&spec.linux.sysctl, &joined)?;
     if inputs.no_pivot_root && joined.mount().is_some() {
         return Err(Error::invalid("linux.namespaces: mount: a given one can only be pivoted, which the option NoPivotRoot forbids"));
@@ -111,8 +114,17 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
 
     // Limits hold before anything else happens.
     procs.iter().for_each(|&procs| plan.step(Step::JoinCgroup { procs }));
-    process::host_side(&mut plan, process, inputs.id, inputs.no_new_keyring)?;
-    joined.emit(&mut plan);
+    process::host_side(&mut plan, process)?;
+    match &user {
+        None => {
+            process::keyring(&mut plan, inputs.id, inputs.no_new_keyring)?;
+            joined.emit(&mut plan);
+        }
+        Some(user) => {
+            process::with_host_rights(&mut plan, &streams, process, &user.maps);
+            joined.join(&mut plan);
+        }
+    }
 
     // Sources belong to the host: they are opened before the host is left, where they may block without blocking anybody else.
     let target = bundle.join("rootfs");
@@ -120,17 +132,30 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let roots = if inputs.rootfs.is_empty() { &whole } else { inputs.rootfs };
     let place =
         rootfs::Place { target: &target, layers_one_by_one: inputs.layers_one_by_one, layers_by_descriptor: inputs.layers_by_descriptor };
-    let (layers, by_path) = rootfs::assemble(&mut plan, roots, helped, place)?;
-    let mounts = mounts::sources(&mut plan, spec, bundle, &inputs.cgroup.mounts)?;
+    let mut namespaces = idmap::Namespaces::default();
+    let namespace = user.as_ref().map(|user| user.namespace(&mut plan, &mut namespaces));
+    let (layers, by_path) = rootfs::assemble(&mut plan, roots, helped, &mut namespaces, place)?;
+    let owners = mounts::Owners { namespaces: &mut namespaces, own: user.as_ref().map(|user| &user.maps) };
+    let mounts = mounts::sources(&mut plan, spec, bundle, &inputs.cgroup.mounts, owners)?;
     let masks = mounts::mask_sources(&mut plan, spec);
 
     let hooks = has_early_hooks(spec);
     let root_path = leave_host(&mut plan, by_path, hooks.then_some(target.as_path()), joined.mount())?;
-    let root = rootfs::attach(&mut plan, &layers, &root_path);
+    let mut root = rootfs::attach(&mut plan, &layers, &root_path);
+    let mut shelved = Vec::new();
+    if let (Some(user), Some(namespace)) = (&user, namespace) {
+        let mut shelf = Shelf::new(&mut plan);
+        mounts.of_host().into_iter().for_each(|mount| shelf.put(&mut plan, mount));
+        shelved = devices::shelve(&mut plan, spec, &mut shelf, &user.maps)?;
+        user.enter(&mut plan, namespace, joined.unborn());
+        joined.prepare(&mut plan);
+        process::keyring(&mut plan, inputs.id, inputs.no_new_keyring)?;
+        root = shelf.take_down(&mut plan);
+    }
     let sealed_later = mounts::attach_all(&mut plan, &mounts, root)?;
-    let devices = devices::make(&mut plan, spec, root)?;
+    let devices = devices::make(&mut plan, spec, root, &shelved)?;
     plan.step(Step::Session);
-    process::streams(&mut plan, &streams, process, mounts.devpts, &devices)?;
+    process::streams(&mut plan, &streams, process, mounts.devpts, &devices, user.is_some())?;
     if hooks {
         plan.step(Step::PauseForHooks);
     }

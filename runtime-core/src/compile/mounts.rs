@@ -3,8 +3,9 @@
 use std::ffi::{CStr, CString};
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxNamespaceType, Mount};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount};
 
+use super::idmap::{Maps, Namespaces};
 use super::options::Options;
 use super::{cstring, relative, rootfs};
 use crate::cgroup::{self, MountedHierarchy};
@@ -32,6 +33,8 @@ const EMPTY: [(&str, &str); 4] = [("source", "tmpfs"), ("nr_blocks", "1"), ("nr_
 /// The mounts of a spec, their sources opened.
 pub struct Mounts<'a> {
     entries: Vec<Entry<'a>>,
+    /// A procfs for the runtime's own use is made already.
+    own_proc: Option<Slot>,
     /// The container's devpts.
     pub devpts: Option<Slot>,
     /// A procfs of the container's own, writable.
@@ -53,7 +56,12 @@ struct Again {
 
 enum Kind<'a> {
     Bind(Option<Again>),
-    Filesystem { fstype: &'a str, source: &'a str },
+    /// A procfs that is made already.
+    Proc,
+    Filesystem {
+        fstype: &'a str,
+        source: &'a str,
+    },
     CgroupV1(Vec<(Slot, &'a MountedHierarchy)>, bool),
 }
 
@@ -61,10 +69,17 @@ enum Kind<'a> {
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the mount.
-pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, bundle: &Path, hierarchies: &'a cgroup::Mounts) -> Result<Mounts<'a>> {
-    let mut mounts = Mounts { entries: Vec::new(), devpts: None, proc: None };
+pub fn sources<'a>(
+    plan: &mut Builder,
+    spec: &'a Spec,
+    bundle: &Path,
+    hierarchies: &'a cgroup::Mounts,
+    owners: Owners<'_>,
+) -> Result<Mounts<'a>> {
+    let mut mounts = Mounts { entries: Vec::new(), own_proc: None, devpts: None, proc: None };
     let own_cgroup_namespace = spec.linux.namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup);
-    let mut sources = Sources { bundle, hierarchies, own_cgroup_namespace, host: None };
+    let in_user_namespace = owners.own.is_some();
+    let mut sources = Sources { bundle, hierarchies, own_cgroup_namespace, host: None, owners };
     for mount in &spec.mounts {
         let entry = sources.open(plan, mount).context(|| format!("mounts[{:?}]", mount.destination().display().to_string()))?;
         if let Kind::Filesystem { fstype, .. } = entry.kind {
@@ -75,12 +90,40 @@ pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, bundle: &Path, hierarchie
                 _ => {}
             }
         }
+        if matches!(entry.kind, Kind::Proc) && entry.options.set & attr::RDONLY == 0 {
+            mounts.proc = Some(entry.slot);
+        }
         mounts.entries.push(entry);
     }
     if mounts.proc.is_none() && !spec.linux.sysctl.is_empty() {
-        mounts.proc = Some(plan.slot());
+        let slot = plan.slot();
+        mounts.proc = Some(slot);
+        if in_user_namespace {
+            new_mount(plan, c"proc", Vec::new(), 0, slot);
+            mounts.own_proc = Some(slot);
+        }
     }
     Ok(mounts)
+}
+
+/// Whose the files of mounts seem to be.
+pub struct Owners<'a> {
+    /// The user namespaces of the plan.
+    pub namespaces: &'a mut Namespaces,
+    /// The maps of the container's own.
+    pub own: Option<&'a Maps>,
+}
+
+impl Mounts<'_> {
+    /// What was made with the host's rights.
+    pub fn of_host(&self) -> Vec<Slot> {
+        let of = |entry: &Entry<'_>| match &entry.kind {
+            Kind::Bind(_) | Kind::Proc => vec![entry.slot],
+            Kind::CgroupV1(hierarchies, false) => hierarchies.iter().map(|(slot, _)| *slot).collect(),
+            Kind::CgroupV1(_, true) | Kind::Filesystem { .. } => Vec::new(),
+        };
+        self.entries.iter().flat_map(of).chain(self.own_proc).collect()
+    }
 }
 
 struct Sources<'a, 'b> {
@@ -89,6 +132,7 @@ struct Sources<'a, 'b> {
     own_cgroup_namespace: bool,
     /// Once a bind needs it.
     host: Option<Host>,
+    owners: Owners<'b>,
 }
 
 impl<'a> Sources<'a, '_> {
@@ -99,11 +143,18 @@ impl<'a> Sources<'a, '_> {
             return Err(Error::invalid("destination: nothing can be mounted over the root"));
         }
         let fstype = mount.typ().as_deref().unwrap_or_default();
+        let owners = self.owners(plan, mount, &options)?;
         let slot = plan.slot();
         let kind = match (fstype, self.hierarchies) {
             _ if options.bind || fstype == "bind" || fstype == "rbind" => {
                 let source = mount.source().as_deref().ok_or_else(|| Error::invalid("bind without a source"))?;
-                Kind::Bind(self.bind(plan, source, &options, slot)?)
+                Kind::Bind(self.bind(plan, source, &options, slot, owners)?)
+            }
+            _ if owners.is_some() => return Err(Error::invalid("uidMappings/gidMappings: only a bind can be idmapped")),
+            ("proc", _) if self.owners.own.is_some() => {
+                let source = mount.source().as_ref().and_then(|source| source.to_str()).unwrap_or(fstype);
+                filesystem(plan, fstype, source, &options, slot)?;
+                Kind::Proc
             }
             ("cgroup", cgroup::Mounts::V1(hierarchies)) => self.cgroup_v1(plan, hierarchies, &options)?,
             ("cgroup", cgroup::Mounts::V2) => Kind::Filesystem { fstype: "cgroup2", source: "cgroup2" },
@@ -116,12 +167,42 @@ impl<'a> Sources<'a, '_> {
         Ok(Entry { target, options, kind, slot })
     }
 
+    /// The user namespace by whose maps a mount shows its owners, and whether what is mounted below does, too. Given maps win over the
+    /// container's own, which the options alone mean (OCI config.md, "POSIX-platform Mounts").
+    fn owners(&mut self, plan: &mut Builder, mount: &Mount, options: &Options) -> Result<Option<(Slot, bool)>> {
+        let given = |mappings: &Option<Vec<LinuxIdMapping>>| mappings.clone().filter(|mappings| !mappings.is_empty());
+        let maps = match (given(mount.uid_mappings()), given(mount.gid_mappings()), options.idmap) {
+            (Some(uid), Some(gid), _) => Maps::of(&uid, &gid)?,
+            (None, None, None) => return Ok(None),
+            (None, None, Some(_)) => {
+                self.owners.own.cloned().ok_or_else(|| Error::invalid("idmap: there are neither uidMappings nor a user namespace"))?
+            }
+            _ => return Err(Error::invalid("uidMappings/gidMappings: one without the other")),
+        };
+        Ok(Some((self.owners.namespaces.slot(plan, maps), options.idmap == Some(true))))
+    }
+
     /// Emits a bind; if it follows the host's mounts, says how to make it again.
-    fn bind(&mut self, plan: &mut Builder, source: &Path, options: &Options, slot: Slot) -> Result<Option<Again>> {
+    fn bind(
+        &mut self,
+        plan: &mut Builder,
+        source: &Path,
+        options: &Options,
+        slot: Slot,
+        owners: Option<(Slot, bool)>,
+    ) -> Result<Option<Again>> {
         let source = self.bundle.join(source);
         let source = source.to_string_lossy();
-        if !rootfs::follows_host(options) {
-            return rootfs::bind(plan, &source, options, slot).map(|()| None);
+        let make = |plan: &mut Builder| {
+            rootfs::bind(plan, &source, options, slot)?;
+            if let Some((namespace, recursive)) = owners {
+                plan.step(Step::IdMap { mount: slot, namespace, recursive });
+            }
+            Ok::<(), Error>(())
+        };
+        // From inside a user namespace it could not be made again.
+        if !rootfs::follows_host(options) || self.owners.own.is_some() {
+            return make(plan).map(|()| None);
         }
         let host = *self.host.get_or_insert_with(|| {
             let host = Host { table: plan.slot(), namespace: plan.slot(), root: plan.slot(), process: plan.slot() };
@@ -129,7 +210,7 @@ impl<'a> Sources<'a, '_> {
             host
         });
         let before = plan.length();
-        rootfs::bind(plan, &source, options, slot)?;
+        make(plan)?;
         Ok(Some(Again { host, steps: plan.steps_from(before) }))
     }
 
@@ -157,7 +238,7 @@ pub fn attach_all(plan: &mut Builder, mounts: &Mounts<'_>, root: Slot) -> Result
     for entry in &mounts.entries {
         let rule = rule(entry).context(|| format!("mounts[\"/{}\"]", entry.target.to_string_lossy()))?;
         match &entry.kind {
-            Kind::Bind(None) => {}
+            Kind::Bind(None) | Kind::Proc => {}
             Kind::Bind(Some(Again { host, steps })) => {
                 plan.step(Step::Settle { host: *host, mount: entry.slot, again: steps.clone() });
             }
@@ -178,6 +259,7 @@ pub fn attach_all(plan: &mut Builder, mounts: &Mounts<'_>, root: Slot) -> Result
         plan.step(Step::Attach { mount: entry.slot, root, target: entry.target.clone(), rule });
     }
     if let Some(slot) = mounts.proc
+        && mounts.own_proc.is_none()
         && !mounts.entries.iter().any(|entry| entry.slot == slot)
     {
         new_mount(plan, c"proc", Vec::new(), 0, slot);
@@ -247,7 +329,7 @@ fn rule(entry: &Entry<'_>) -> Result<Target> {
         path if PROC_FILES.contains(&path) => Ok(Target::ProcFile),
         path if path.starts_with("proc/") => Err(Error::invalid("destination: inside /proc only single known files may be covered")),
         _ => match &entry.kind {
-            Kind::Filesystem { fstype: "proc" | "sysfs", .. } => Ok(Target::PlainDirectory),
+            Kind::Proc | Kind::Filesystem { fstype: "proc" | "sysfs", .. } => Ok(Target::PlainDirectory),
             _ => Ok(Target::Ordinary),
         },
     }

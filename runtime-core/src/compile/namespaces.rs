@@ -6,12 +6,15 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 use rustix::fs::{Mode, OFlags};
 
+use super::idmap::Maps;
+use super::user;
 use crate::error::{Context, Error, Result};
 use crate::plan::{Builder, Slot, Step};
-use crate::spec::namespace_name;
+use crate::spec::{Linux, namespace_name};
 use crate::sys::namespace;
 
-const KINDS: [(LinuxNamespaceType, i32, &str); 6] = [
+const KINDS: [(LinuxNamespaceType, i32, &str); 7] = [
+    (LinuxNamespaceType::User, libc::CLONE_NEWUSER, "user"),
     (LinuxNamespaceType::Pid, libc::CLONE_NEWPID, "pid"),
     (LinuxNamespaceType::Network, libc::CLONE_NEWNET, "net"),
     (LinuxNamespaceType::Ipc, libc::CLONE_NEWIPC, "ipc"),
@@ -25,17 +28,26 @@ const KINDS: [(LinuxNamespaceType, i32, &str); 6] = [
 pub struct Joined {
     flags: i32,
     private_pid: bool,
+    user: Option<Maps>,
 }
 
 impl Joined {
-    /// From the spec alone.
-    pub fn of(namespaces: &[LinuxNamespace]) -> Self {
-        let mut joined = Self::default();
-        for namespace in namespaces {
+    /// From the spec.
+    ///
+    /// # Errors
+    /// Maps of a user namespace that are none.
+    pub fn of(linux: &Linux) -> Result<Self> {
+        let mut joined = Self { user: user::maps(linux)?, ..Self::default() };
+        for namespace in &linux.namespaces {
             joined.flags |= flag(namespace.typ());
             joined.private_pid |= namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none();
         }
-        joined
+        Ok(joined)
+    }
+
+    /// The maps of its user namespace.
+    pub fn user(&self) -> Option<&Maps> {
+        self.user.as_ref()
     }
 
     /// `CLONE_NEW*` of what a process enters through a pidfd. The pid namespace is not among them: it takes effect at birth.
@@ -76,7 +88,7 @@ pub struct Namespaces {
 /// A path that cannot be opened or is another kind of thing.
 pub fn open(plan: &mut Builder, namespaces: &[LinuxNamespace]) -> Result<Namespaces> {
     let mut result = Namespaces { new: 0, given: Vec::new(), shared_with_host: 0 };
-    for &(kind, flag, name) in &KINDS {
+    for &(kind, flag, name) in KINDS.iter().filter(|(kind, _, _)| *kind != LinuxNamespaceType::User) {
         let Some(namespace) = namespaces.iter().find(|namespace| namespace.typ() == kind) else {
             result.shared_with_host |= flag;
             continue;
@@ -101,7 +113,8 @@ pub fn open(plan: &mut Builder, namespaces: &[LinuxNamespace]) -> Result<Namespa
     Ok(result)
 }
 
-fn open_one(path: &Path, flag: i32) -> Result<OwnedFd> {
+/// Opens a namespace of a kind (`CLONE_NEW*`).
+pub fn open_one(path: &Path, flag: i32) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let opened = rustix::fs::open(path, flags, Mode::empty()).context(|| format!("open {path:?}"))?;
     match namespace::namespace_type(opened.as_fd()) {
@@ -112,7 +125,7 @@ fn open_one(path: &Path, flag: i32) -> Result<OwnedFd> {
 }
 
 /// Whether a namespace is that of a process: of the runtime itself (`self`), say.
-fn is_of(opened: &OwnedFd, process: &str, name: &str) -> Result<bool> {
+pub fn is_of(opened: &OwnedFd, process: &str, name: &str) -> Result<bool> {
     let path = format!("/proc/{process}/ns/{name}");
     let own = rustix::fs::stat(path.as_str()).context(|| format!("stat {path:?}"))?;
     let other = rustix::fs::fstat(opened).context(|| "fstat namespace")?;
@@ -128,13 +141,28 @@ fn is_host_mounts(opened: &OwnedFd) -> Result<bool> {
 impl Namespaces {
     /// Joins the given ones, then makes the new ones, in one call each. The mount namespace comes later, and the pid namespace at birth.
     pub fn emit(&self, plan: &mut Builder) {
-        for &(flags, namespace) in self.given.iter().filter(|(flag, _)| flag & (libc::CLONE_NEWPID | libc::CLONE_NEWNS) == 0) {
-            plan.step(Step::Join { namespace, flags });
-        }
-        let flags = self.new & !(libc::CLONE_NEWNS | libc::CLONE_NEWPID);
+        self.join(plan);
+        let flags = self.unborn();
         if flags != 0 {
             plan.step(Step::Unshare { flags });
         }
+        self.prepare(plan);
+    }
+
+    /// Joins the given ones.
+    pub fn join(&self, plan: &mut Builder) {
+        for &(flags, namespace) in self.given.iter().filter(|(flag, _)| flag & (libc::CLONE_NEWPID | libc::CLONE_NEWNS) == 0) {
+            plan.step(Step::Join { namespace, flags });
+        }
+    }
+
+    /// The new ones that are made by the process itself.
+    pub fn unborn(&self) -> i32 {
+        self.new & !(libc::CLONE_NEWNS | libc::CLONE_NEWPID)
+    }
+
+    /// What the new ones need.
+    pub fn prepare(&self, plan: &mut Builder) {
         if self.new & libc::CLONE_NEWNET != 0 {
             plan.step(Step::Loopback);
         }

@@ -20,6 +20,8 @@ pub struct Options {
     pub clear_all: u64,
     /// Propagation types with their recursiveness, in order.
     pub propagation: Vec<(u64, bool)>,
+    /// `idmap`, or `ridmap` for what is mounted below, too.
+    pub idmap: Option<bool>,
     /// `loop`: the source is a file.
     pub loop_device: bool,
     /// `direct-io` of a loop device.
@@ -106,6 +108,7 @@ pub const NAMES: &[&str] = &[
     "diratime",
     "dirsync",
     "exec",
+    "idmap",
     "lazytime",
     "loud",
     "mand",
@@ -127,6 +130,7 @@ pub const NAMES: &[&str] = &[
     "relatime",
     "remount",
     "rexec",
+    "ridmap",
     "rnoatime",
     "rnodev",
     "rnodiratime",
@@ -177,7 +181,9 @@ impl Options {
             "rbind" => (self.bind, self.recursive) = (true, true),
             "loop" => self.loop_device = true,
             "direct-io" => self.direct_io = true,
-            "idmap" | "ridmap" | "tmpcopyup" | "copy-symlink" | "src-nofollow" | "dest-nofollow" => {
+            "idmap" => self.idmap = Some(false),
+            "ridmap" => self.idmap = Some(true),
+            "tmpcopyup" | "copy-symlink" | "src-nofollow" | "dest-nofollow" => {
                 return Err(Error::new(crate::ErrorKind::Unimplemented, format!("mount option {option:?}: not supported by this version")));
             }
             _ if option.starts_with("X-containerd.") => {

@@ -92,7 +92,7 @@ impl<'a> Overlay<'a> {
         let clone = |(kind, path): &(LayerKind, String)| {
             let mount = plan.slot();
             plan.step(Step::CloneTree { source: cstring("lowerdir", path)?, recursive: false, mount });
-            plan.step(Step::IdMap { mount, namespace });
+            plan.step(Step::IdMap { mount, namespace, recursive: false });
             Ok((cstring("lowerdir", kind.key())?, mount))
         };
         self.layers.iter().map(clone).collect()

@@ -5,11 +5,13 @@ use std::ffi::CString;
 use oci_spec::runtime::PosixRlimitType;
 
 use super::devices::Devices;
+use super::idmap::Maps;
 use super::{GivenStreams, cstring, cstrings};
 use crate::error::{Error, Result};
 use crate::plan::{Builder, Cover, Program, Slot, Step};
 use crate::seccomp::Filter;
 use crate::spec::{Capabilities, Process, Spec};
+use crate::sys::security;
 
 /// What a spec means that names no mask.
 pub const UMASK: u32 = 0o022;
@@ -59,23 +61,49 @@ const CAPABILITIES: [&str; 41] = [
 ];
 
 /// What is done while the host's procfs is at hand.
-pub fn host_side(plan: &mut Builder, process: &Process, id: &str, no_new_keyring: bool) -> Result<()> {
+pub fn host_side(plan: &mut Builder, process: &Process) -> Result<()> {
     if let Some(score) = process.oom_score_adj {
         if !(-1000..=1000).contains(&score) {
             return Err(Error::invalid(format!("process.oomScoreAdj: {score} is not between -1000 and 1000")));
         }
         plan.step(Step::OomScoreAdj { score });
     }
+    Ok(())
+}
+
+/// A session keyring of its own, unless the option says not to; it belongs to the user namespace in which it is made.
+pub fn keyring(plan: &mut Builder, id: &str, no_new_keyring: bool) -> Result<()> {
     if !no_new_keyring {
         plan.step(Step::NewKeyring { name: cstring("id", &format!("_ses.{id}"))? });
     }
     Ok(())
 }
 
-/// The streams of a first process.
-pub fn streams(plan: &mut Builder, streams: &GivenStreams, process: &Process, devpts: Option<Slot>, devices: &Devices) -> Result<()> {
+/// What a process in a user namespace has no right to: limits above those of the runtime, and streams that are the host's become its user's.
+pub fn with_host_rights(plan: &mut Builder, streams: &GivenStreams, process: &Process, maps: &Maps) {
+    for limit in &process.rlimits {
+        let number = resource(limit.typ());
+        if let Some(now) = security::rlimit(number).ok().filter(|(_, hard)| limit.hard() > *hard) {
+            plan.step(Step::Rlimit { resource: number, soft: now.0, hard: limit.hard() });
+        }
+    }
+    if let (GivenStreams::Given(slots), Some(uid)) = (streams, maps.host_uid(process.user.uid)) {
+        given(plan, slots, uid);
+    }
+}
+
+/// The streams of a first process; in a user namespace (`user`) those that are given have been set up with the host's rights.
+pub fn streams(
+    plan: &mut Builder,
+    streams: &GivenStreams,
+    process: &Process,
+    devpts: Option<Slot>,
+    devices: &Devices,
+    user: bool,
+) -> Result<()> {
     match streams {
-        GivenStreams::Given(slots) => given(plan, slots, process),
+        GivenStreams::Given(_) if user => {}
+        GivenStreams::Given(slots) => given(plan, slots, process.user.uid),
         GivenStreams::Terminal => {
             if devpts.is_none() && !devices.bound {
                 return Err(Error::invalid("process.terminal: no devpts is mounted in the container"));
@@ -93,19 +121,20 @@ pub fn streams(plan: &mut Builder, streams: &GivenStreams, process: &Process, de
 }
 
 /// The streams of a process that joins.
-pub fn joined_streams(plan: &mut Builder, streams: &GivenStreams, process: &Process) -> Result<()> {
+pub fn joined_streams(plan: &mut Builder, streams: &GivenStreams, process: &Process, user: bool) -> Result<()> {
     match streams {
-        GivenStreams::Given(slots) => given(plan, slots, process),
+        GivenStreams::Given(_) if user => {}
+        GivenStreams::Given(slots) => given(plan, slots, process.user.uid),
         GivenStreams::Terminal => plan.step(Step::JoinedConsole { uid: process.user.uid, size: size(process) }),
     }
     Ok(())
 }
 
-fn given(plan: &mut Builder, slots: &[Slot; 3], process: &Process) {
+fn given(plan: &mut Builder, slots: &[Slot; 3], uid: u32) {
     for (number, from) in (0..).zip(slots) {
         plan.step(Step::Stream { number, from: *from });
     }
-    plan.step(Step::OwnStreams { uid: process.user.uid });
+    plan.step(Step::OwnStreams { uid });
 }
 
 fn size(process: &Process) -> Option<(u16, u16)> {

@@ -77,12 +77,18 @@ pub struct Place<'a> {
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`] for a mount that makes no sense, [`ErrorKind::Unimplemented`] for one this build cannot make.
-pub fn assemble(plan: &mut Builder, mounts: &[RootMount], helped: Vec<Slot>, place: Place<'_>) -> Result<(Vec<Layer>, ByPath)> {
+pub fn assemble(
+    plan: &mut Builder,
+    mounts: &[RootMount],
+    helped: Vec<Slot>,
+    namespaces: &mut Namespaces,
+    place: Place<'_>,
+) -> Result<(Vec<Layer>, ByPath)> {
     if mounts.first().is_none_or(|mount| !relative(&mount.target).is_ok_and(|target| target.is_empty())) {
         return Err(Error::invalid("rootfs: the first mount must be the root itself"));
     }
     let mut layers = Vec::with_capacity(mounts.len());
-    let mut assembly = Assembly { plan, by_path: ByPath(Vec::new()), namespaces: Namespaces::default(), place };
+    let mut assembly = Assembly { plan, by_path: ByPath(Vec::new()), namespaces, place };
     let mut helped = helped.into_iter();
     for mount in mounts {
         let slot = match mount.helper() {
@@ -103,7 +109,7 @@ pub fn assemble(plan: &mut Builder, mounts: &[RootMount], helped: Vec<Slot>, pla
 struct Assembly<'a> {
     plan: &'a mut Builder,
     by_path: ByPath,
-    namespaces: Namespaces,
+    namespaces: &'a mut Namespaces,
     place: Place<'a>,
 }
 
@@ -124,7 +130,7 @@ impl Assembly<'_> {
             kind => filesystem(self.plan, kind, &mount.source, &options, slot)?,
         }
         if let Some(namespace) = namespace {
-            self.plan.step(Step::IdMap { mount: slot, namespace });
+            self.plan.step(Step::IdMap { mount: slot, namespace, recursive: false });
         }
         Ok(())
     }
@@ -226,7 +232,14 @@ mod tests {
     #[test]
     fn layers_go_in_one_by_one() {
         let mut plan = Builder::default();
-        assemble(&mut plan, &mounts("overlay", &["lowerdir=/a:/b\\:c", "upperdir=/u", "workdir=/w"]), Vec::new(), place(true)).unwrap();
+        assemble(
+            &mut plan,
+            &mounts("overlay", &["lowerdir=/a:/b\\:c", "upperdir=/u", "workdir=/w"]),
+            Vec::new(),
+            &mut Namespaces::default(),
+            place(true),
+        )
+        .unwrap();
         let text = plan.finish().0.to_string();
         assert!(text.contains("lowerdir+=/a,lowerdir+=/b:c"), "{text}");
     }
@@ -235,7 +248,7 @@ mod tests {
     fn old_kernels_get_short_relative_names() {
         let mut plan = Builder::default();
         let options = ["workdir=/s/9/work", "upperdir=/s/9/fs", "lowerdir=/s/1/fs:/s/2/fs", "index=off"];
-        let (_, by_path) = assemble(&mut plan, &mounts("overlay", &options), Vec::new(), place(false)).unwrap();
+        let (_, by_path) = assemble(&mut plan, &mounts("overlay", &options), Vec::new(), &mut Namespaces::default(), place(false)).unwrap();
         by_path.emit(&mut plan);
         let text = plan.finish().0.to_string();
         assert!(text.contains("lowerdir=1/fs:2/fs,workdir=9/work,upperdir=9/fs,index=off"), "{text}");
@@ -247,7 +260,9 @@ mod tests {
         let options = ["uidmap=0:1000:5,5:2000:1", "gidmap=0:3000:6", "lowerdir=/s/1/fs:/s/2/fs", "upperdir=/s/3/fs", "workdir=/s/3/work"];
         let text = |layers_one_by_one| {
             let mut plan = Builder::default();
-            let (_, by_path) = assemble(&mut plan, &mounts("overlay", &options), Vec::new(), place(layers_one_by_one)).unwrap();
+            let (_, by_path) =
+                assemble(&mut plan, &mounts("overlay", &options), Vec::new(), &mut Namespaces::default(), place(layers_one_by_one))
+                    .unwrap();
             by_path.emit(&mut plan);
             plan.finish().0.to_string()
         };
@@ -267,7 +282,7 @@ mod tests {
             let mut mount = mounts(kind, &["uidmap=0:1000:5", "gidmap=0:1000:5", "ro"]);
             mount[0].source = "/s".into();
             mount[0].options.extend(options.iter().map(|option| (*option).to_owned()));
-            assemble(&mut plan, &mount, Vec::new(), place(true)).unwrap();
+            assemble(&mut plan, &mount, Vec::new(), &mut Namespaces::default(), place(true)).unwrap();
             let text = plan.finish().0.to_string();
             assert!(text.ends_with("map owners of #0 by #1\n") && !text.contains("uidmap"), "{text}");
         }
@@ -279,18 +294,27 @@ mod tests {
         assert_eq!(helper("fuse3.fuse-overlayfs"), Some(("mount.fuse3", "fuse-overlayfs".to_owned())));
         assert_eq!(helper("fuse.nydus-overlayfs"), Some(("mount.fuse", "nydus-overlayfs".to_owned())));
         assert_eq!((helper("fuse"), helper("fuseblk")), (None, None));
-        let error = assemble(&mut Builder::default(), &mounts("fuse.x", &[]), Vec::new(), place(true)).err().unwrap();
+        let error =
+            assemble(&mut Builder::default(), &mounts("fuse.x", &[]), Vec::new(), &mut Namespaces::default(), place(true)).err().unwrap();
         assert_eq!(error.to_string(), "rootfs fuse.x: no helper was run");
     }
 
     #[test]
     fn transformations_of_the_mount_manager_are_refused_by_name() {
         for kind in ["format/overlay", "mkdir/bind", "format/mkdir/overlay", "mkfs/ext4"] {
-            let error = assemble(&mut Builder::default(), &mounts(kind, &[]), Vec::new(), place(true)).err().unwrap();
+            let error =
+                assemble(&mut Builder::default(), &mounts(kind, &[]), Vec::new(), &mut Namespaces::default(), place(true)).err().unwrap();
             assert!(error.to_string().contains(&format!("type {kind:?}: meant for containerd's mount manager")), "{error}");
         }
-        let error =
-            assemble(&mut Builder::default(), &mounts("ext4", &["X-containerd.mkfs.fs=ext4"]), Vec::new(), place(true)).err().unwrap();
+        let error = assemble(
+            &mut Builder::default(),
+            &mounts("ext4", &["X-containerd.mkfs.fs=ext4"]),
+            Vec::new(),
+            &mut Namespaces::default(),
+            place(true),
+        )
+        .err()
+        .unwrap();
         assert!(error.to_string().contains("X-containerd.mkfs.fs=ext4"), "{error}");
     }
 
@@ -304,7 +328,7 @@ mod tests {
             ("ext4", &["loop", "direct-io"], "#0 = loop mount \"ext4\", direct I/O, ext4 [] -\n"),
         ] {
             let mut plan = Builder::default();
-            assemble(&mut plan, &mounts(kind, options), Vec::new(), place(true)).unwrap();
+            assemble(&mut plan, &mounts(kind, options), Vec::new(), &mut Namespaces::default(), place(true)).unwrap();
             assert_eq!(plan.finish().0.to_string(), text);
         }
     }

@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind};
-use crate::plan::child::{OUTSIDE, UNSETTLED, attach, helper_failed};
+use crate::plan::child::{OTHER_MAPS, OUTSIDE, UNSETTLED, attach, helper_failed};
 use crate::plan::report::Failure;
 use crate::plan::{Launch, Slot, Step};
 
@@ -24,6 +24,9 @@ pub fn explain(launch: &Launch, failure: &Failure) -> Error {
         }
         Step::FindProgram => no_program(launch, failure.errno),
         Step::Exec => exec_failed(launch, failure.errno),
+        Step::CheckMaps { .. } if failure.detail == OTHER_MAPS => {
+            Error::invalid("linux.uidMappings/gidMappings: not those of the given user namespace")
+        }
         Step::WorkingDirectory { path, .. } if failure.detail == OUTSIDE => {
             Error::invalid(format!("process.cwd: {:?} is outside of the container's root", path.to_string_lossy()))
         }

@@ -230,7 +230,7 @@ fn empty_namespace(this: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Errno> 
     // Any directory that exists everywhere will do as a mount point; the way back is `this`.
     mount(c"coracle", c"/proc", c"tmpfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"mode=755,nr_inodes=8,size=4k")?;
     rustix::process::chdir(c"/proc")?;
-    for name in [c"r", c"proc", c"sys"] {
+    for name in [c"r", c"b", c"proc", c"sys"] {
         rustix::fs::mkdirat(rustix::fs::CWD, name, Mode::from_raw_mode(0o755))?;
     }
     rustix::process::pivot_root(c".", c".")?;

@@ -48,6 +48,8 @@ pub enum Step {
     NewKeyring { name: CString },
     /// Joins a namespace, or several through a pidfd.
     Join { namespace: Slot, flags: i32 },
+    /// Fails unless the maps of the process's own user namespace are these (user_namespaces(7)); needs a procfs at `/proc`.
+    CheckMaps { uid_map: CString, gid_map: CString },
     /// Makes new namespaces.
     Unshare { flags: i32 },
     /// Prepares a fresh network namespace: no router advertisements, then the loopback interface up.
@@ -67,8 +69,8 @@ pub enum Step {
     LoopMount { source: CString, direct_io: bool, filesystem: Filesystem, mount: Slot },
     /// Makes a user namespace that has these maps (user_namespaces(7)) and no process.
     UserNamespace { uid_map: CString, gid_map: CString, namespace: Slot },
-    /// Shows the owners of a detached mount's files as the maps of a user namespace say.
-    IdMap { mount: Slot, namespace: Slot },
+    /// Shows the owners of a detached mount's files as the maps of a user namespace say; if `recursive`, below it as well.
+    IdMap { mount: Slot, namespace: Slot, recursive: bool },
     /// Changes attributes and propagation of a detached mount.
     Attributes { mount: Slot, recursive: bool, set: u64, clear: u64, propagation: u64 },
     /// Overlay by mount(2) with paths relative to `base`, for kernels without `lowerdir+`; needs a private mount namespace.

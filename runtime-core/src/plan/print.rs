@@ -129,7 +129,8 @@ impl fmt::Display for Step {
                 let ranges = |map: &CStr| text(map).trim_end().replace('\n', ", ");
                 write!(f, "{namespace} = user namespace, users {}, groups {}", ranges(uid_map), ranges(gid_map))
             }
-            Self::IdMap { mount, namespace } => write!(f, "map owners of {mount} by {namespace}"),
+            Self::IdMap { mount, namespace, recursive } => write!(f, "map owners of {mount}{} by {namespace}", depth(*recursive)),
+            Self::CheckMaps { .. } => write!(f, "check the maps of the user namespace"),
             Self::Attributes { mount, recursive, set, clear, propagation: p } => {
                 let all = depth(*recursive);
                 write!(

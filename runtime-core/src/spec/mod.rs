@@ -9,7 +9,7 @@ pub mod resources;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Hooks, LinuxDevice, LinuxNamespace, LinuxSeccomp, Mount, PosixRlimit, Root};
+use oci_spec::runtime::{Hooks, LinuxDevice, LinuxIdMapping, LinuxNamespace, LinuxSeccomp, Mount, PosixRlimit, Root};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -152,10 +152,10 @@ pub struct Linux {
     pub namespaces: Vec<LinuxNamespace>,
     /// User namespace mappings.
     #[serde(default, deserialize_with = "null_is_default")]
-    pub uid_mappings: Vec<Value>,
+    pub uid_mappings: Vec<LinuxIdMapping>,
     /// User namespace mappings.
     #[serde(default, deserialize_with = "null_is_default")]
-    pub gid_mappings: Vec<Value>,
+    pub gid_mappings: Vec<LinuxIdMapping>,
     /// Clock offsets of a time namespace.
     #[serde(default, deserialize_with = "null_is_default")]
     pub time_offsets: HashMap<String, Value>,

@@ -4,9 +4,10 @@
 
 use std::collections::HashSet;
 
-use oci_spec::runtime::LinuxNamespaceType;
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
 use super::{Process, Spec};
+use crate::compile::has_early_hooks;
 use crate::error::{Error, ErrorKind, Result};
 
 /// No process may be this user: in the kernel's interfaces it means "no change".
@@ -22,12 +23,10 @@ pub fn check(spec: &Spec) -> Result<()> {
         check_process(process)?;
     }
     namespaces(spec)?;
+    user_namespace(spec)?;
     unsupported(spec)?;
     for mount in &spec.mounts {
         let name = mount.destination().display();
-        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-            return Err(unimplemented(&format!("mounts[{name:?}].uidMappings"), "idmapped mounts"));
-        }
         plain(&format!("mounts[{name:?}].destination"), &mount.destination().to_string_lossy())?;
     }
     for path in spec.linux.masked_paths.iter().chain(&spec.linux.readonly_paths) {
@@ -114,7 +113,7 @@ fn namespaces(spec: &Spec) -> Result<()> {
         if !seen.insert(typ) {
             return Err(Error::invalid(format!("linux.namespaces: {kind} is given twice")));
         }
-        if matches!(typ, LinuxNamespaceType::User | LinuxNamespaceType::Time) {
+        if typ == LinuxNamespaceType::Time {
             return Err(unimplemented(&format!("linux.namespaces: {kind}"), "this kind of namespace"));
         }
         if let Some(path) = namespace.path()
@@ -134,11 +133,34 @@ fn namespaces(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
+/// A user namespace and its maps belong together. One that is given by its path alone has them already.
+fn user_namespace(spec: &Spec) -> Result<()> {
+    let linux = &spec.linux;
+    let given = |namespace: &LinuxNamespace| namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
+    let Some(user) = linux.namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User) else {
+        return match linux.uid_mappings.is_empty() && linux.gid_mappings.is_empty() {
+            true => Ok(()),
+            false => Err(Error::invalid("linux.uidMappings/gidMappings: there is no user namespace in linux.namespaces")),
+        };
+    };
+    if linux.uid_mappings.is_empty() != linux.gid_mappings.is_empty() {
+        return Err(Error::invalid("linux.uidMappings/gidMappings: one without the other"));
+    }
+    if linux.uid_mappings.is_empty() && !given(user) {
+        return Err(Error::invalid("linux.uidMappings: a new user namespace needs them"));
+    }
+    if linux.namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Mount && given(namespace)) {
+        return Err(unimplemented("linux.namespaces: mount", "a given mount namespace with a user namespace"));
+    }
+    if has_early_hooks(spec) {
+        return Err(unimplemented("hooks", "hooks before the pivot of a container in a user namespace"));
+    }
+    Ok(())
+}
+
 fn unsupported(spec: &Spec) -> Result<()> {
     let linux = &spec.linux;
     let fields = [
-        ("linux.uidMappings", !linux.uid_mappings.is_empty()),
-        ("linux.gidMappings", !linux.gid_mappings.is_empty()),
         ("linux.timeOffsets", !linux.time_offsets.is_empty()),
         ("linux.netDevices", !linux.net_devices.is_empty()),
         ("linux.intelRdt", linux.intel_rdt.is_some()),
@@ -196,7 +218,13 @@ mod tests {
             (r#"{"process":{"env":["A=b\u0000"]}}"#, "process.env"),
             (r#"{"process":{"apparmorProfile":"x"}}"#, "process.apparmorProfile"),
             (r#"{"hostname":"x"}"#, "hostname"),
-            (r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"user"}]}}"#, "linux.namespaces: user"),
+            (r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"time"}]}}"#, "linux.namespaces: time"),
+            (r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"user"}]}}"#, "linux.uidMappings: a new"),
+            (r#"{"linux":{"uidMappings":[{"containerID":0,"hostID":1,"size":1}]}}"#, "linux.uidMappings/gidMappings: there is no"),
+            (
+                r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"user"}],"gidMappings":[{"containerID":0,"hostID":1,"size":1}]}}"#,
+                "linux.uidMappings/gidMappings: one",
+            ),
             (r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"mount"}]}}"#, "linux.namespaces: mount"),
             (r#"{"linux":{"namespaces":[{"type":"pid"}]}}"#, "linux.namespaces"),
             (r#"{"linux":{"intelRdt":{}}}"#, "linux.intelRdt"),

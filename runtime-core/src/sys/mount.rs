@@ -58,16 +58,16 @@ fn change(mount: BorrowedFd<'_>, path: &CStr, flags: i32, attributes: &MountAttr
 }
 
 /// Makes the mount behind `mount`, which must be detached, show its files' owners as the maps of the user namespace `namespace` say
-/// (`MOUNT_ATTR_IDMAP`, mount_setattr(2)). Mounts below it stay as they are.
+/// (`MOUNT_ATTR_IDMAP`, mount_setattr(2)); if `recursive`, those below it, too.
 ///
 /// # Errors
 /// `EINVAL` if the filesystem cannot be idmapped or the mount is already, `EPERM` for the initial user namespace.
-pub fn set_idmap(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> Result<(), Errno> {
+pub fn set_idmap(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>, recursive: bool) -> Result<(), Errno> {
     const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
     change(
         mount,
         c"",
-        libc::AT_EMPTY_PATH,
+        libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 },
         &MountAttr { set: MOUNT_ATTR_IDMAP, userns: namespace.as_raw_fd() as u64, ..MountAttr::default() },
     )
 }

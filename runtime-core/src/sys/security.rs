@@ -150,6 +150,17 @@ pub fn set_uid(uid: u32) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
 }
 
+/// The caller's soft and hard limit of one resource by its `RLIMIT_*` number, with `u64::MAX` for no limit (prlimit(2)).
+///
+/// # Errors
+/// `EINVAL` for an unknown resource.
+pub fn rlimit(resource: u32) -> Result<(u64, u64), Errno> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one structure; no new value is given.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::null::<libc::rlimit64>(), &raw mut limit) })?;
+    Ok((limit.rlim_cur, limit.rlim_max))
+}
+
 /// prlimit(2) of the caller: one resource by its `RLIMIT_*` number, with `u64::MAX` for no limit.
 ///
 /// # Errors

@@ -223,7 +223,7 @@ impl Bundle {
         let filter = filter(&spec);
         let compiled = compile::joining(Joining {
             id: "t",
-            namespaces: &Joined::of(&spec.linux.namespaces),
+            namespaces: &Joined::of(&spec.linux).unwrap(),
             process: &process,
             init: init.launched.pidfd.try_clone().unwrap(),
             cgroup: cgroup_view(self.cgroup.as_ref()),

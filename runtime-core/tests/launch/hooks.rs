@@ -151,7 +151,7 @@ fn start_hook(bed: &Bed, bundle: &Bundle, init: &Running, hook: Value) -> Runnin
     let filter = spec.linux.seccomp.as_ref().map(|profile| seccomp::compile(profile).unwrap());
     let compiled = compile::start_container_hook(StartContainerHook {
         id: "t",
-        namespaces: &Joined::of(&spec.linux.namespaces),
+        namespaces: &Joined::of(&spec.linux).unwrap(),
         process: spec.process.as_ref().unwrap(),
         hook: &hook,
         init: init.launched.pidfd.as_fd().try_clone_to_owned().unwrap(),

@@ -19,6 +19,7 @@ mod process;
 mod rootfs;
 mod sealed;
 mod terminal;
+mod users;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -49,6 +50,7 @@ fn main() {
         hooks::TESTS,
         hostile::TESTS,
         sealed::TESTS,
+        users::TESTS,
         #[cfg(feature = "failpoints")]
         failpoints::TESTS,
     ];

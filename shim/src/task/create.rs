@@ -131,7 +131,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
                 hooks: Hooks::of(&spec, &request.id, &bundle),
                 bundle,
                 cgroup,
-                namespaces: Joined::of(&spec.linux.namespaces),
+                namespaces: Joined::of(&spec.linux)?,
                 filter,
                 no_new_keyring: options.no_new_keyring,
                 owner,
@@ -227,7 +227,7 @@ impl Making<'_> {
                 Progress::Console(master) => io.attach_console(master)?,
                 Progress::Hooks => {
                     let hooks = Hooks::of(self.spec, &self.request.id, self.bundle).until(self.given_up.clone());
-                    let flags = Joined::of(&self.spec.linux.namespaces).flags();
+                    let flags = Joined::of(&self.spec.linux)?.flags();
                     hooks.run(self.node, Point::Prestart, child.pid, None).await?;
                     hooks.run(self.node, Point::CreateRuntime, child.pid, None).await?;
                     hooks.run(self.node, Point::CreateContainer, child.pid, Some((&child.pidfd, flags))).await?;

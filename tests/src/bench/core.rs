@@ -98,7 +98,7 @@ impl Core {
         })?;
         let launched = self.launch(compiled, &parent)?;
         let took = micros(begin);
-        let joined = Joined::of(&spec.linux.namespaces);
+        let joined = Joined::of(&spec.linux)?;
         Ok((Running { cgroup, launched, joined, filter }, took))
     }
 

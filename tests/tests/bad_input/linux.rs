@@ -93,7 +93,9 @@ pub fn namespaces(hand: &mut Hand) -> Result<()> {
         with(json!([{"type": "network", "path": "netns"}]), BAD, &["netns", "absolute"]),
         with(json!([{"type": "ipc"}, {"type": "ipc"}]), BAD, &["ipc", "twice"]),
         with(json!([{"type": "parallel"}]), BAD, &["config.json", "parallel"]),
-        with(json!([{"type": "user"}]), Code::UNIMPLEMENTED, &["linux.namespaces", "user"]),
+        with(json!([{"type": "user"}]), BAD, &["linux.uidMappings", "new user namespace"]),
+        with(json!([{"type": "user", "path": "/proc/self/ns/user"}]), BAD, &["linux.namespaces: user", "host's own"]),
+        with(json!([{"type": "user", "path": "/proc/self/ns/net"}]), BAD, &["linux.namespaces: user", "another kind"]),
         with(json!([{"type": "time"}]), Code::UNIMPLEMENTED, &["linux.namespaces", "time"]),
         spec(
             |spec| {
@@ -102,6 +104,77 @@ pub fn namespaces(hand: &mut Hand) -> Result<()> {
             },
             BAD,
             &["hostname", "UTS"],
+        ),
+    ];
+    refuse_all(hand, rows)
+}
+
+/// A user namespace with a process in it, whose maps are the host's ids from 1000000 on.
+struct Holder(std::process::Child);
+
+impl Holder {
+    fn new() -> Result<Holder> {
+        let child = std::process::Command::new("unshare").args(["--user", "--", "/bin/busybox", "sleep", "1000"]).spawn()?;
+        let holder = Holder(child);
+        let directory = format!("/proc/{}", holder.0.id());
+        let host = std::fs::read_link("/proc/self/ns/user")?;
+        let entered = || std::fs::read_link(format!("{directory}/ns/user")).is_ok_and(|own| own != host);
+        tests::containerd::eventually("the process is in its user namespace", std::time::Duration::from_secs(5), entered)?;
+        for map in ["uid_map", "gid_map"] {
+            std::fs::write(format!("{directory}/{map}"), "0 1000000 65536")?;
+        }
+        Ok(holder)
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub fn user_namespaces(hand: &mut Hand) -> Result<()> {
+    let holder = Holder::new()?;
+    let path = format!("/proc/{}/ns/user", holder.0.id());
+    let map = |host: u32, size: u32| json!([{"containerID": 0, "hostID": host, "size": size}]);
+    let with = |path: Option<String>, uid: Value, gid: Value, code: Code, words: &[&'static str]| {
+        spec(
+            move |spec| {
+                let user = path.as_ref().map_or_else(|| json!({"type": "user"}), |path| json!({"type": "user", "path": path}));
+                spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "pid"}, {"type": "network"}, user]);
+                spec["linux"]["uidMappings"] = uid.clone();
+                spec["linux"]["gidMappings"] = gid.clone();
+            },
+            code,
+            words,
+        )
+    };
+    let rows = vec![
+        with(Some(path.clone()), map(1_000_000, 1000), map(1_000_000, 65536), BAD, &["linux.uidMappings", "given user namespace"]),
+        with(Some(path.clone()), map(1_000_000, 65536), map(2_000_000, 65536), BAD, &["gidMappings", "given user namespace"]),
+        with(None, map(1_000_000, 0), map(1_000_000, 1), BAD, &["uidMappings", "range"]),
+        with(None, map(u32::MAX, 2), map(1_000_000, 1), BAD, &["uidMappings", "range"]),
+        with(
+            None,
+            json!([{"containerID": 5, "hostID": 1_000_000, "size": 9}]),
+            map(1_000_000, 9),
+            BAD,
+            &["uidMappings", "user 0", "not mapped"],
+        ),
+        with(None, map(1_000_000, 9), json!([]), BAD, &["uidMappings/gidMappings", "without the other"]),
+        spec(
+            |spec| spec["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 1, "size": 1}]),
+            BAD,
+            &["uidMappings", "no user namespace"],
+        ),
+        spec(
+            |spec| {
+                let mount = json!({"destination": "/data", "type": "bind", "source": "/tmp", "options": ["bind", "idmap"]});
+                spec["mounts"].as_array_mut().into_iter().for_each(|mounts| mounts.push(mount.clone()));
+            },
+            BAD,
+            &["/data", "idmap"],
         ),
     ];
     refuse_all(hand, rows)

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         linux::cgroup_paths,
         linux::limits,
         linux::namespaces,
+        linux::user_namespaces,
         linux::sysctls,
         root::devices,
         request::hooks,

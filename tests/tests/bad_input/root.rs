@@ -78,8 +78,14 @@ pub fn mounts(hand: &mut Hand) -> Result<()> {
         added(json!({"destination": "/v", "type": "bind", "options": ["bind"]}), BAD, &["mounts[\"/v\"]", "source"]),
         added(
             json!({"destination": "/v", "type": "bind", "source": "/tmp", "options": ["bind", "ro"], "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]}),
-            Code::UNIMPLEMENTED,
-            &["uidMappings"],
+            BAD,
+            &["uidMappings", "without the other"],
+        ),
+        added(
+            json!({"destination": "/v", "type": "tmpfs", "source": "none", "options": ["ro"],
+                "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}], "gidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]}),
+            BAD,
+            &["uidMappings", "only a bind"],
         ),
     ];
     refuse_all(hand, rows)

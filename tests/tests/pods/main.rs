@@ -13,6 +13,7 @@ mod resources;
 mod security;
 mod streams;
 mod table;
+mod users;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,7 @@ const CASES: &[Entry] = entries! {
     streams: exec_stream, exec_terminal, attach, port_forward, pod_address, log_rotation;
     lifecycle: created_and_removed, stopped_and_removed_twice, termination, init_containers_and_sidecars, probes_and_restarts,
         second_of_the_same_name, no_such_command, pods_at_once, daemon_killed;
+    users: user_namespace, user_namespace_with_a_volume, user_namespace_of_a_user, user_namespace_is_locked, user_namespace_terminal;
 };
 
 /// A case that has the node to itself.

@@ -11,10 +11,10 @@ use tests::cri::{PodCase, api};
 use tests::{Result, ensure, ensure_eq};
 
 /// A directory on the host that is a shared mount of its own; undone when dropped.
-struct Shared(PathBuf);
+pub struct Shared(PathBuf);
 
 impl Shared {
-    fn new(case: &PodCase<'_>) -> Result<Shared> {
+    pub fn new(case: &PodCase<'_>) -> Result<Shared> {
         let dir = case.dir()?.join("shared");
         fs::create_dir_all(&dir)?;
         mount_bind(&dir, &dir)?;
@@ -25,7 +25,11 @@ impl Shared {
         Ok(shared)
     }
 
-    fn mount_tmpfs(&self) -> Result<()> {
+    pub fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+
+    pub fn mount_tmpfs(&self) -> Result<()> {
         mount("none", self.0.join("sub"), "tmpfs", MountFlags::empty(), None)?;
         Ok(fs::write(self.0.join("sub/file"), "from the host\n")?)
     }

@@ -7,7 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::{Failed, part};
+use super::{Failed, OTHER_MAPS, part};
 use crate::plan::root::Name;
 use crate::sys::process::{self, Cloned};
 
@@ -32,6 +32,41 @@ pub fn user_namespace(uid_map: &CStr, gid_map: &CStr) -> Result<OwnedFd, Failed>
     drop(end);
     let _ = rustix::io::retry_on_intr(|| process::wait(pidfd.as_fd()));
     namespace
+}
+
+/// Longer than any map: 340 lines of three numbers (`UID_GID_MAP_MAX_EXTENTS` of the kernel's user_namespace.h), each padded to ten places.
+const MAP: usize = 340 * 34;
+
+/// Whether this process lives under these maps, in whatever order of lines.
+pub fn check(uid_map: &CStr, gid_map: &CStr) -> Result<(), Failed> {
+    for (path, expected) in [(c"/proc/self/uid_map", uid_map), (c"/proc/self/gid_map", gid_map)] {
+        let mut found = [0u8; MAP];
+        let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut length = 0;
+        loop {
+            match rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut found[length..]))? {
+                0 => break,
+                more => length += more,
+            }
+        }
+        if !same_lines(&found[..length], expected.to_bytes()) {
+            return Err(Failed { detail: OTHER_MAPS, errno: Errno::INVAL });
+        }
+    }
+    Ok(())
+}
+
+fn same_lines(found: &[u8], expected: &[u8]) -> bool {
+    let count = |text: &[u8]| text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).count();
+    let has = |line: &[u8]| expected.split(|&byte| byte == b'\n').any(|other| same_words(line, other));
+    count(found) == count(expected) && found.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).all(has)
+}
+
+fn same_words(one: &[u8], other: &[u8]) -> bool {
+    fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+        line.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty())
+    }
+    words(one).eq(words(other))
 }
 
 fn with_maps(pidfd: BorrowedFd<'_>, uid_map: &CStr, gid_map: &CStr) -> Result<OwnedFd, Failed> {
@@ -74,6 +109,14 @@ mod tests {
         let status = rustix::fs::openat(&directory, c"status", OFlags::RDONLY, Mode::empty()).unwrap();
         let text = std::io::read_to_string(std::fs::File::from(status)).unwrap();
         assert!(text.contains(&format!("\nPid:\t{}\n", own.as_raw_nonzero())), "{text}");
+    }
+
+    #[test]
+    fn maps_are_compared_line_by_line() {
+        let kernel = b"         0     100000      65536\n     65536          7          1\n";
+        assert!(same_lines(kernel, b"65536 7 1\n0 100000 65536\n"));
+        assert!(!same_lines(kernel, b"0 100000 65536\n"));
+        assert!(!same_lines(kernel, b"0 100000 65536\n65536 7 2\n"));
     }
 
     #[test]

@@ -59,6 +59,9 @@ pub(crate) mod helper_failed {
 /// Details of [`Step::Settle`].
 pub(crate) const UNSETTLED: u16 = 1;
 
+/// Details of [`Step::CheckMaps`].
+pub(crate) const OTHER_MAPS: u16 = 1;
+
 /// What [`Step::Home`] adds begins with this.
 pub(super) const HOME: &[u8] = b"HOME=";
 
@@ -143,6 +146,7 @@ impl Child<'_> {
             Step::OomScoreAdj { score } => process::oom_score_adj(*score),
             Step::NewKeyring { name } => process::new_keyring(name),
             Step::Join { namespace, flags } => Ok(calls::setns(self.fd(*namespace)?, *flags)?),
+            Step::CheckMaps { uid_map, gid_map } => idmap::check(uid_map, gid_map),
             Step::Unshare { flags } => Ok(calls::unshare(*flags)?),
             Step::Loopback => process::loopback(),
             Step::Session => Ok(rustix::process::setsid().map(drop)?),
@@ -157,7 +161,7 @@ impl Child<'_> {
                 let made = idmap::user_namespace(uid_map, gid_map)?;
                 self.fill(*namespace, made)
             }
-            Step::IdMap { mount, namespace } => Ok(mount::set_idmap(self.fd(*mount)?, self.fd(*namespace)?)?),
+            Step::IdMap { mount, namespace, recursive } => Ok(mount::set_idmap(self.fd(*mount)?, self.fd(*namespace)?, *recursive)?),
             Step::Attributes { mount, recursive, set, clear, propagation } => {
                 Ok(mount::set_attributes(self.fd(*mount)?, c"", *recursive, *set, *clear, *propagation)?)
             }

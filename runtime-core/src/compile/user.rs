@@ -1,0 +1,146 @@
+//! A container in a user namespace.
+//!
+//! What belongs to the host is made with the host's rights: layers, binds, device nodes, the procfs. All of it is attached in a mount
+//! namespace of the host's, which is copied when the process has entered the user namespace: the kernel then locks what is in it
+//! (mount_namespaces(7)), so that nothing in the container can take a mount of the host's away, make it writable, or mount something back
+//! through it. Clones of the locked mounts, which are locked themselves, go to their places.
+//!
+//! The pid namespace is made before and so belongs to the host's user namespace: a procfs of it is for the runtime alone to mount.
+
+use std::ffi::CString;
+use std::path::Path;
+
+use oci_spec::runtime::LinuxNamespaceType;
+
+use super::idmap::{Maps, Namespaces};
+use super::mounts::new_mount;
+use super::namespaces::{is_of, open_one};
+use crate::error::{Context, Error, Result};
+use crate::plan::{Builder, Slot, Step, Target};
+use crate::spec::{Linux, Process, Spec};
+
+/// The user namespace of a container.
+pub struct User {
+    /// Its maps.
+    pub maps: Maps,
+    given: Option<Slot>,
+}
+
+/// The maps of a spec's user namespace, if it has one. Where the spec has none, they are those of the process whose namespace it names.
+///
+/// # Errors
+/// What is no map, or a namespace whose maps nobody tells.
+pub fn maps(linux: &Linux) -> Result<Option<Maps>> {
+    let Some(namespace) = linux.namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User) else { return Ok(None) };
+    if !linux.uid_mappings.is_empty() {
+        return Maps::of(&linux.uid_mappings, &linux.gid_mappings).context(|| "linux").map(Some);
+    }
+    let path = namespace.path().as_deref().unwrap_or(Path::new(""));
+    let process = path.strip_prefix("/proc").ok().and(path.ancestors().nth(2)).filter(|_| path.ends_with("ns/user"));
+    let process = process.ok_or_else(|| Error::invalid(format!("linux.uidMappings: there are none, and {path:?} is of no process")))?;
+    Maps::of_process(process).context(|| "linux.namespaces: user").map(Some)
+}
+
+impl User {
+    /// Opens the given one, or has the maps of the one to be made.
+    ///
+    /// # Errors
+    /// A path that is none of a user namespace, and ids that have no place in the maps.
+    pub fn open(plan: &mut Builder, spec: &Spec, process: &Process) -> Result<Option<Self>> {
+        let namespace = spec.linux.namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User);
+        let given = match namespace.and_then(|user| user.path().as_deref()).filter(|path| !path.as_os_str().is_empty()) {
+            None => None,
+            Some(path) => {
+                let opened = open_one(path, libc::CLONE_NEWUSER).context(|| "linux.namespaces: user")?;
+                if is_of(&opened, "self", "user")? {
+                    return Err(Error::invalid(format!("linux.namespaces: user: {path:?} is the host's own")));
+                }
+                Some(plan.give(opened))
+            }
+        };
+        let Some(maps) = maps(&spec.linux)? else { return Ok(None) };
+        for (field, mapped) in [
+            ("linux.uidMappings: user 0", maps.host_uid(0)),
+            ("linux.gidMappings: group 0", maps.host_gid(0)),
+            ("process.user.uid", maps.host_uid(process.user.uid)),
+            ("process.user.gid", maps.host_gid(process.user.gid)),
+        ] {
+            mapped.ok_or_else(|| Error::invalid(format!("{field}: not mapped")))?;
+        }
+        Ok(Some(Self { maps, given }))
+    }
+
+    /// Where the namespace is, made if it has to be.
+    pub fn namespace(&self, plan: &mut Builder, namespaces: &mut Namespaces) -> Slot {
+        if let Some(given) = self.given {
+            namespaces.know(self.maps.clone(), given);
+        }
+        namespaces.slot(plan, self.maps.clone())
+    }
+
+    /// Enters it as its root, and makes in it the mount namespace and others (`CLONE_NEW*`).
+    pub fn enter(&self, plan: &mut Builder, namespace: Slot, others: i32) {
+        plan.step(Step::Join { namespace, flags: libc::CLONE_NEWUSER });
+        become_root(plan);
+        if self.given.is_some() {
+            let (uid_map, gid_map) = self.maps.lines();
+            plan.step(Step::CheckMaps { uid_map, gid_map });
+        }
+        plan.step(Step::Unshare { flags: libc::CLONE_NEWNS | others });
+    }
+}
+
+/// Until then the process is nobody there.
+pub fn become_root(plan: &mut Builder) {
+    plan.step(Step::Identity { uid: 0, gid: 0, groups: Vec::new() });
+}
+
+/// Where mounts are attached while the process has the host's rights: in a small filesystem at `/b` of the stub.
+pub struct Shelf {
+    /// Its root.
+    pub root: Slot,
+    taken: Vec<(CString, Slot)>,
+}
+
+impl Shelf {
+    /// Emits its making, and that of a procfs and a sysfs beside it: in their sight a process of the user namespace may mount its own
+    /// (`mount_too_revealing` of the kernel's fs/namespace.c).
+    pub fn new(plan: &mut Builder) -> Self {
+        for (fstype, path) in [(c"proc", c"/proc"), (c"sysfs", c"/sys")] {
+            let mount = plan.slot();
+            new_mount(plan, fstype, Vec::new(), 0, mount);
+            plan.step(Step::AttachRoot { mount, path: path.to_owned(), root: mount });
+        }
+        let root = plan.slot();
+        new_mount(plan, c"tmpfs", vec![(c"mode".to_owned(), Some(c"711".to_owned()))], 0, root);
+        plan.step(Step::AttachRoot { mount: root, path: c"/b".to_owned(), root });
+        Self { root, taken: Vec::new() }
+    }
+
+    /// Attaches a mount there.
+    pub fn put(&mut self, plan: &mut Builder, mount: Slot) {
+        let name = self.reserve(mount);
+        plan.step(Step::Attach { mount, root: self.root, target: name, rule: Target::Ordinary });
+    }
+
+    /// The name of something that is made there, and will be a mount in `mount`.
+    pub fn reserve(&mut self, mount: Slot) -> CString {
+        let number: Vec<u8> = self.taken.len().to_string().into_bytes();
+        // Digits hold no NUL.
+        let name = CString::new(number).unwrap_or_default();
+        self.taken.push((name.clone(), mount));
+        name
+    }
+
+    /// In the copy of the namespace: a clone of the root, and clones of all that is on the shelf, in the slots of the originals.
+    pub fn take_down(self, plan: &mut Builder) -> Slot {
+        let (mount, root) = (plan.slot(), plan.slot());
+        plan.step(Step::CloneTree { source: c"/r".to_owned(), recursive: true, mount });
+        plan.step(Step::AttachRoot { mount, path: c"/r".to_owned(), root });
+        for (name, mount) in self.taken {
+            let source = [b"/b/", name.as_bytes()].concat();
+            plan.step(Step::CloneTree { source: CString::new(source).unwrap_or_default(), recursive: true, mount });
+        }
+        root
+    }
+}
