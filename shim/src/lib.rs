@@ -5,6 +5,7 @@
 pub mod accept;
 pub mod bootstrap;
 pub mod bundle;
+pub mod check;
 pub mod cleanup;
 pub mod clock;
 pub mod daemon;

@@ -10,6 +10,7 @@ pub mod fork;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
+pub mod probe;
 pub mod process;
 pub mod security;
 pub mod tty;
