@@ -7,14 +7,16 @@ RELEASE := target/$(TARGET)/release
 CARGO    = PATH="$$(. deploy/setup/lib.sh && find_cargo):$$PATH" cargo
 SUITES   = $(wildcard tests/tests/*.rs)
 
-.PHONY: help demo test test-long bench build failpoints fmt lint audit clean tools peers
+.PHONY: help demo test test-long bench build deb install uninstall failpoints fmt lint audit clean tools peers
 
 help:
 	@echo "make demo       run real containers through the shim and show each command"
 	@echo "make test       all tests, on containerd 1.6, 1.7 and 2.x (as root, up to half an hour)"
 	@echo "make test-long  the soak tests: thousands of containers and execs"
 	@echo "make bench      measure against runc, crun and the kernel's own floor"
-	@echo "make build      the release binary: $(RELEASE)/containerd-shim-coracle-v2"
+	@echo "make build      the release binaries, containerd-shim-coracle-v2 and coracle: $(RELEASE)/"
+	@echo "make deb        a Debian package: target/coracle_<version>_<architecture>.deb"
+	@echo "make install    install for this machine's containerd (deploy/install.sh, OPTIONS=...); make uninstall"
 	@echo "make fmt lint audit clean"
 
 tools:
@@ -27,7 +29,16 @@ peers: tools
 # The target is named so that these flags reach the program and not the compiler's own plug-ins.
 build: tools
 	RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" $(CARGO) build --release --target $(TARGET) -p shim
-	@ls -l $(RELEASE)/containerd-shim-coracle-v2
+	@ls -l $(RELEASE)/containerd-shim-coracle-v2 $(RELEASE)/coracle
+
+deb: build
+	@deploy/deb/build.sh $(RELEASE)
+
+install: build
+	@deploy/install.sh install $(OPTIONS)
+
+uninstall:
+	@deploy/install.sh uninstall $(OPTIONS)
 
 # A second program for the tests that stop the shim at named points; the released one has none of them.
 failpoints: tools

@@ -121,7 +121,12 @@ impl<'a> PodCase<'a> {
 
     /// As [`PodCase::pod`], with a changed configuration.
     pub fn pod_with(&self, name: &str, change: impl FnOnce(&mut api::PodSandboxConfig)) -> Result<Pod<'_>> {
-        Pod::run(self, name, change)
+        Pod::run(self, self.style.name(), name, change)
+    }
+
+    /// Runs a pod by a handler of another name.
+    pub fn pod_of(&self, handler: &str, name: &str) -> Result<Pod<'_>> {
+        Pod::run(self, handler, name, |_| {})
     }
 
     /// Has the ledger look for a container or pod, too.

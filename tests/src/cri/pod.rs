@@ -25,10 +25,10 @@ pub struct Pod<'c> {
 
 impl<'c> Pod<'c> {
     /// RunPodSandbox of a pod in the style of a case.
-    pub fn run(case: &'c PodCase<'c>, name: &str, change: impl FnOnce(&mut api::PodSandboxConfig)) -> Result<Pod<'c>> {
+    pub fn run(case: &'c PodCase<'c>, handler: &str, name: &str, change: impl FnOnce(&mut api::PodSandboxConfig)) -> Result<Pod<'c>> {
         let mut config = config(case, name)?;
         change(&mut config);
-        let request = api::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: case.style.name().to_owned() };
+        let request = api::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.to_owned() };
         let id = case.cri.run_pod_sandbox(request).context(|| format!("pod {name}"))?.pod_sandbox_id;
         case.watch(&id);
         Ok(Pod { case, id, config })

@@ -3,9 +3,9 @@
 use std::thread;
 
 use tests::containerd::eventually;
+use tests::cri::PodCase;
 use tests::cri::api::{ContainerState, ListContainersRequest};
 use tests::cri::pod::SOON;
-use tests::cri::{Pod, PodCase};
 use tests::{Failure, Result, ensure, ensure_eq};
 
 pub fn created_and_removed(case: &PodCase<'_>) -> Result<()> {
@@ -90,7 +90,7 @@ pub fn second_of_the_same_name(case: &PodCase<'_>) -> Result<()> {
     pod.sleeper("app")?;
     let again = pod.sleeper("app").err().map(|e| e.0).unwrap_or_default();
     ensure!(again.contains("reserved"), "a second container of the same name: {again:?}");
-    let again = Pod::run(case, "pod", |_| {}).err().map(|e| e.0).unwrap_or_default();
+    let again = case.pod("pod").err().map(|e| e.0).unwrap_or_default();
     ensure!(again.contains("reserved"), "a second pod of the same name: {again:?}");
     Ok(())
 }
