@@ -47,7 +47,9 @@ failpoints: tools
 demo: build peers
 	@deploy/demo.sh
 
-# The last line repeats what is different on cgroup v2 in a mount namespace that has nothing else, where the host has version 1 as well.
+# What is tested is the program that is shipped, not the one that cargo builds beside the tests. The last line repeats what is different on
+# cgroup v2 in a mount namespace that has nothing else, where the host has version 1 as well.
+test: export CORACLE_BIN = $(CURDIR)/$(RELEASE)
 test: build failpoints peers
 	$(CARGO) test --workspace --no-fail-fast
 	$(CARGO) test -p runtime-core --features failpoints --target-dir target/failpoints --test launch
