@@ -125,7 +125,13 @@ mod tests {
     #[test]
     fn every_namespace_is_accepted() {
         let namespaces: Vec<_> = list("/linux/namespaces").into_iter().map(|kind| json!({ "type": kind })).collect();
-        spec::check(&container(|config| config["linux"]["namespaces"] = namespaces.into())).unwrap();
+        let mappings = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+        spec::check(&container(|config| {
+            config["linux"]["namespaces"] = namespaces.into();
+            config["linux"]["uidMappings"] = mappings.clone();
+            config["linux"]["gidMappings"] = mappings;
+        }))
+        .unwrap();
     }
 
     #[test]

@@ -109,7 +109,9 @@ async fn serve_those(
     let context = Context { config: Arc::new(config), events, clients, shutdown: Shutdown::default() };
     context.config.options.tell_ignored();
     let mut signals = Signals::new()?;
-    let queue = listener.try_clone().context(|| "copy the socket")?;
+    // Only the daemon of a node looks for clients that it has not taken yet.
+    let shared = context.config.grouping == Grouping::Node;
+    let queue = shared.then(|| listener.try_clone()).transpose().context(|| "copy the socket")?;
     let accepted = SameUser::new(listener, context.clients.clone()).context(|| "register the socket")?;
     let mut server = Server::new().add_listener(Listener::new(accepted)).register_service(services(&context)?);
     server.start().await.map_err(|error| Error::new(ErrorKind::Internal, format!("start the server: {error}")))?;
@@ -122,9 +124,10 @@ async fn serve_those(
     log::debug!("serving {} for {:?}", file.address(), context.config.group);
     // While the listener is open the name is ours, so nobody else's socket can be removed.
     let removed = loop {
-        let wanted = until_shutdown(&context, &mut signals).await == End::Unneeded && context.config.grouping == Grouping::Node;
+        let unneeded = until_shutdown(&context, &mut signals).await == End::Unneeded;
         // A `start` that found the daemon alive has left a trace of it: a client that waits, or has come just now.
-        match file.remove_unless(|| wanted && (is_waited_for(&queue) || context.clients.came_just_now())) {
+        match file.remove_unless(|| unneeded && queue.as_ref().is_some_and(|queue| is_waited_for(queue) || context.clients.came_just_now()))
+        {
             Ok(false) => {}
             removed => break removed.map(drop),
         }
