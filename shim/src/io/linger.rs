@@ -24,17 +24,18 @@ pub(super) const LATE: Duration = Duration::from_millis(250);
 ///
 /// A client waits for the end of the output before it asks for the deletion, so the write end must not stay open; but what lies in
 /// a fifo is gone when its last descriptor is closed. So with bytes in it and nobody there to read them, it is kept until
-/// someone has opened it, or until the deletion.
+/// someone has opened it, or until the deletion. An empty one is kept just as long: containerd opens its end in a thread of its own, and
+/// when that runs only after a quick process is over, it would wait for a writer for ever (`fifo_open` in the kernel's fs/pipe.c).
 ///
 /// containerd's client gives up a fifo at the answer to the deletion, even one that it has opened and not come to read (`Cancel` in
 /// its `pkg/cio`, `OpenFifo` in containerd/fifo): so the deletion waits a moment for what lies there to be taken.
 pub(super) async fn linger(write: Watched, hold: OwnedFd, phase: &mut watch::Receiver<Phase>) -> u64 {
     drop(hold);
-    if unread(&write) == 0 {
-        return 0;
-    }
     if !has_reader(&write) && !opened(&write, phase).await {
         return unread(&write);
+    }
+    if unread(&write) == 0 {
+        return 0;
     }
     // Our own reader, from here on only to see what lies there.
     let Ok(look) = reopen(&write) else { return 0 };
@@ -48,13 +49,16 @@ fn unread(fifo: impl AsFd) -> u64 {
     rustix::io::ioctl_fionread(fifo).unwrap_or(0)
 }
 
-/// Waits until someone has opened the fifo for reading; false if nobody has, [`LATE`] after the deletion began.
+/// Waits until someone has opened the fifo for reading; false if nobody has when the deletion begins, or with bytes in it [`LATE`] after.
 async fn opened(write: &Watched, phase: &mut watch::Receiver<Phase>) -> bool {
     // Without inotify the bytes are lost, as they are with containerd's own shim.
     let Ok(opens) = Changes::of(write, WatchFlags::OPEN) else { return false };
     let mut stopped = phase.clone();
     let gone = async {
         until(phase, Phase::Draining).await;
+        if unread(write) == 0 {
+            return;
+        }
         tokio::select! {
             biased;
             () = until(&mut stopped, Phase::Stopped) => {}

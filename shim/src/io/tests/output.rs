@@ -165,6 +165,27 @@ async fn the_end_is_told_at_once_without_output_and_soon_without_a_reader() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn the_end_of_nothing_is_kept_for_a_reader_that_is_late() {
+    let fifos = fifos();
+    let (io, stdout) = with_stdout(&fifos.stdout).await;
+    let (unopened, unused) = with_stdout(&fifos.stderr).await;
+    drop((stdout, unused));
+    for io in [&io, &unopened] {
+        io.exited();
+        io.taken().await;
+    }
+    tokio::time::sleep(WHILE).await;
+    let path = fifos.stdout.clone();
+    // As containerd opens it: without O_NONBLOCK, so that the kernel waits for a writer.
+    let (send, late) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || send.send(std::fs::read(path).unwrap()));
+    assert_eq!(tokio::time::timeout(SOON, late).await.expect("the reader waits for a writer").unwrap(), b"");
+    let began = Instant::now();
+    assert_eq!(unopened.drained(SOON).await, Drained::Complete);
+    assert!(began.elapsed() < LATE / 2, "a deletion does not wait for nothing");
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn output_that_is_not_taken_in_time_is_counted() {
     let fifos = fifos();
     let (io, stdout) = with_stdout(&fifos.stdout).await;
