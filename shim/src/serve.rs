@@ -124,10 +124,10 @@ async fn serve_those(
     log::debug!("serving {} for {:?}", file.address(), context.config.group);
     // While the listener is open the name is ours, so nobody else's socket can be removed.
     let removed = loop {
-        let unneeded = until_shutdown(&context, &mut signals).await == End::Unneeded;
+        let end = until_shutdown(&context, &mut signals).await;
+        let queue = queue.as_ref().filter(|_| end == End::Unneeded);
         // A `start` that found the daemon alive has left a trace of it: a client that waits, or has come just now.
-        match file.remove_unless(|| unneeded && queue.as_ref().is_some_and(|queue| is_waited_for(queue) || context.clients.came_just_now()))
-        {
+        match file.remove_unless(|| queue.is_some_and(|queue| is_waited_for(queue) || context.clients.came_just_now())) {
             Ok(false) => {}
             removed => break removed.map(drop),
         }

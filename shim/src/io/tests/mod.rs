@@ -64,7 +64,10 @@ async fn with_stdout(path: &Path) -> (Io, File) {
 
 /// Runs what blocks on a thread of its own: the peers are other processes in life.
 async fn peer<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::time::timeout(Duration::from_secs(60), tokio::task::spawn_blocking(work)).await.expect("the peer is stuck").unwrap()
+    // A thread of its own: for one of the runtime's, the runtime would wait at its end, and a stuck peer would hang the test instead.
+    let (send, answer) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || send.send(work()));
+    tokio::time::timeout(Duration::from_secs(60), answer).await.expect("the peer is stuck").unwrap()
 }
 
 fn reader(path: &Path) -> File {

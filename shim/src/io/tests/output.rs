@@ -177,9 +177,8 @@ async fn the_end_of_nothing_is_kept_for_a_reader_that_is_late() {
     tokio::time::sleep(WHILE).await;
     let path = fifos.stdout.clone();
     // As containerd opens it: without O_NONBLOCK, so that the kernel waits for a writer.
-    let (send, late) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || send.send(std::fs::read(path).unwrap()));
-    assert_eq!(tokio::time::timeout(SOON, late).await.expect("the reader waits for a writer").unwrap(), b"");
+    let late = peer(move || std::fs::read(path).unwrap());
+    assert_eq!(tokio::time::timeout(SOON, late).await.expect("the reader waits for a writer"), b"");
     let began = Instant::now();
     assert_eq!(unopened.drained(SOON).await, Drained::Complete);
     assert!(began.elapsed() < LATE / 2, "a deletion does not wait for nothing");
