@@ -19,6 +19,9 @@ pub const RUNC_PROCESS_DETAILS: &str = "containerd.runc.v1.ProcessDetails";
 /// `containerd.linux.runc.CreateOptions`: what the client of containerd 1.x sends with a task of any other runtime.
 pub const LINUX_CREATE_OPTIONS: &str = "containerd.linux.runc.CreateOptions";
 
+/// `runtime.v1.PodSandboxConfig` of CRI: what a pod is made from.
+pub const POD_SANDBOX_CONFIG: &str = "runtime.v1.PodSandboxConfig";
+
 /// `runtimeoptions.v1.Options`: what any other runtime is configured with.
 pub const RUNTIME_OPTIONS: &str = "runtimeoptions.v1.Options";
 

@@ -7,5 +7,6 @@ pub use containerd_shim_protos::*;
 pub use prost;
 
 pub mod any;
+pub mod cri;
 pub mod linuxruntime;
 pub mod runtimeoptions;

@@ -7,6 +7,7 @@ pub mod compile;
 pub mod container;
 pub mod error;
 pub mod failpoints;
+pub mod hold;
 pub mod kernel;
 pub mod plan;
 pub mod sealed;

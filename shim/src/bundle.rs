@@ -20,6 +20,15 @@ pub fn dir(flag: &str) -> Result<PathBuf> {
     Err(Error::invalid(format!("-bundle {flag:?}: not an absolute path")))
 }
 
+/// Whether the bundle is that of a sandbox: it has no `config.json` (containerd's `core/runtime/v2/bundle.go`, `NewBundle` without a spec).
+///
+/// # Errors
+/// The errno when the bundle cannot be looked at.
+pub fn is_of_sandbox(dir: &Path) -> Result<bool> {
+    let path = dir.join("config.json");
+    path.try_exists().map(|exists| !exists).context(|| format!("stat {path:?}"))
+}
+
 /// Writes `name` in the bundle `dir` so that a reader sees the old file or the whole new one; mode 0600.
 ///
 /// # Errors

@@ -37,7 +37,7 @@ pub fn cleanup(bundle: &Path) -> Result<Exit> {
     };
     let host = Host::detect()?;
     let cleaned = clean(&host, &record);
-    for other in orphaned(bundle, &record) {
+    for other in members(&record).into_iter().chain(orphaned(bundle, &record)) {
         // Its own `delete` reports what fails here; containerd does not ask for it in every mode.
         let _ = clean(&host, &other);
     }
@@ -64,13 +64,36 @@ fn clean(host: &Host, record: &Record) -> Result<()> {
     cgroup.remove(REMOVAL).context(what)
 }
 
+/// Cleans up after the pods beside that of `bundle` whose daemons died together with their launchers: containerd calls no `delete` for them.
+pub fn reconcile(bundle: &Path) {
+    let Some(siblings) = bundle.parent() else { return };
+    let Ok(host) = Host::detect() else { return };
+    for record in records(siblings).filter(|record| record.daemon.is_some_and(|daemon| !daemon.is_alive())) {
+        for left in members(&record).iter().chain([&record]) {
+            if let Err(error) = clean(&host, left) {
+                log::warn!("{}: left by a dead daemon: {error}", left.id);
+            }
+        }
+    }
+}
+
+/// The records of a pod's containers.
+fn members(pod: &Record) -> Vec<Record> {
+    let records = pod.members.iter().filter_map(|bundle| Record::read(bundle).ok().flatten());
+    records.filter(|record| record.daemon == pod.daemon).collect()
+}
+
+/// Those in the bundles of a directory.
+fn records(directory: &Path) -> impl Iterator<Item = Record> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Record::read(&entry.path()).ok().flatten())
+}
+
 /// The records, in the bundles beside this one, of containers that the same daemon supervised, if that is dead.
 fn orphaned(bundle: &Path, record: &Record) -> Vec<Record> {
     let dead = record.daemon.filter(|daemon: &ProcessId| !daemon.is_alive());
     let (Some(daemon), Some(siblings)) = (dead, bundle.parent()) else { return Vec::new() };
-    let entries = std::fs::read_dir(siblings).into_iter().flatten().flatten();
-    let records = entries.filter(|entry| entry.path() != bundle).filter_map(|entry| Record::read(&entry.path()).ok().flatten());
-    records.filter(|other| other.daemon == Some(daemon)).collect()
+    records(siblings).filter(|other| other.daemon == Some(daemon) && other.id != record.id).collect()
 }
 
 fn init_pid(bundle: &Path) -> Result<u32> {

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::sandbox_async::{Sandbox, create_sandbox};
 use proto::shim_async::{Task, create_task};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::launcher::Launcher;
@@ -21,6 +22,7 @@ use crate::group::Grouping;
 use crate::idle::Clients;
 use crate::logger;
 use crate::ready::Ready;
+use crate::sandbox;
 use crate::socket::Bound;
 use crate::task::{self, node::Node};
 
@@ -29,7 +31,9 @@ const TASK_V3: &str = "containerd.task.v3.Task";
 
 /// What containerd may ask for and this version has not: it takes UNIMPLEMENTED for an answer, and ttrpc's own answer to the name of a
 /// service that is not registered is INVALID_ARGUMENT.
-const ABSENT: [&str; 2] = ["containerd.runtime.sandbox.v1.Sandbox", "containerd.services.streaming.v1.Streaming"];
+const ABSENT: [&str; 1] = ["containerd.services.streaming.v1.Streaming"];
+
+const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
 
 /// How long containerd may take for the last events before the daemon exits.
 const FLUSH: Duration = Duration::from_secs(5);
@@ -70,10 +74,13 @@ impl Shutdown {
 /// # Errors
 /// What the services need of the host is not there.
 pub fn services(context: &Context, launcher: Launcher) -> Result<HashMap<String, Service>> {
-    let service: Arc<dyn Task + Send + Sync> = Arc::new(task::service::Service::new(Node::new(context.clone(), launcher)?));
+    let tasks = task::service::Service::new(Node::new(context.clone(), launcher)?);
+    let sandboxes: Arc<dyn Sandbox + Send + Sync> = Arc::new(sandbox::service::Service::new(tasks.clone()));
+    let service: Arc<dyn Task + Send + Sync> = Arc::new(tasks);
     #[cfg(feature = "failpoints")]
     let service: Arc<dyn Task + Send + Sync> = Arc::new(crate::failpoint::Around(service));
     let mut services = named(&service);
+    services.extend(create_sandbox(sandboxes).into_values().map(|service| (SANDBOX.to_owned(), service)));
     for name in ABSENT {
         services.insert(name.to_owned(), Service { methods: HashMap::new(), streams: HashMap::new() });
     }

@@ -13,7 +13,7 @@ use runtime_core::sys::fork::{Fork, fork};
 use rustix::process::Pid;
 use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 
-use crate::bootstrap::{Bootstrap, Environment, read_stdin};
+use crate::bootstrap::{Bootstrap, Environment, TaskApi, read_stdin};
 use crate::bundle;
 use crate::daemon::{Config, daemon};
 use crate::group::Grouping;
@@ -29,8 +29,12 @@ const ADDRESS_FILE: &str = "address";
 /// # Errors
 /// The step that failed; then there is no daemon, no socket and no address file.
 pub fn start(flags: &Flags) -> Result<()> {
-    let bootstrap = Bootstrap::resolve(flags, &read_stdin()?, &Environment::read())?;
     let bundle = bundle::dir(&flags.bundle)?;
+    let mut bootstrap = Bootstrap::resolve(flags, &read_stdin()?, &Environment::read())?;
+    if bundle::is_of_sandbox(&bundle)? {
+        // containerd asks only a shim of this version for a sandbox.
+        bootstrap.task_api = TaskApi::V3;
+    }
     let options = Options::from_extensions(&bootstrap.extensions)?;
     let grouping = grouping(&bootstrap, &options)?;
     let group = grouping.group(&bundle)?;

@@ -50,7 +50,7 @@ pub fn by_helper(inputs: ByHelper<'_>) -> Result<Compiled> {
     plan.step(Step::Propagation { flags: libc::MS_SLAVE | libc::MS_REC });
     plan.step(Step::FindProgram);
     plan.step(Step::MountByHelper { target: cstring("rootfs", &target)?, mount: slot });
-    plan.step(Step::HandOver { mount: slot });
+    plan.step(Step::HandOver { descriptor: slot });
     plan.step(Step::Keep);
 
     let mut arguments = vec![name.to_owned(), mount.source.clone(), target.into_owned()];

@@ -11,6 +11,7 @@ mod mounts;
 mod namespaces;
 pub mod options;
 mod overlay;
+pub mod pod;
 mod process;
 mod rootfs;
 mod sysctl;
@@ -64,6 +65,8 @@ pub struct Container<'a> {
     pub rootfs: &'a [RootMount],
     /// Of these, in their order, those that need a helper: made already ([`by_helper`]).
     pub by_helper: Vec<OwnedFd>,
+    /// The mount namespace of the pod, whose [`pod::SHM`] takes the place of a tmpfs of the container's own at `/dev/shm`.
+    pub pod: Option<OwnedFd>,
     /// The cgroup.
     pub cgroup: CgroupView,
     /// The standard streams.
@@ -105,6 +108,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let procs: Vec<Slot> = inputs.cgroup.procs.into_iter().map(|fd| plan.give(fd)).collect();
     let cgroup = inputs.cgroup.directory.map(|fd| plan.give(fd));
     let helped: Vec<Slot> = inputs.by_helper.into_iter().map(|fd| plan.give(fd)).collect();
+    let pod = inputs.pod.map(|fd| plan.give(fd));
     let joined = namespaces::open(&mut plan, &spec.linux.namespaces)?;
     let user = User::open(&mut plan, spec, process)?;
     sysctl::check(&spec.linux.sysctl, &joined)?;
@@ -136,7 +140,8 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let namespace = user.as_ref().map(|user| user.namespace(&mut plan, &mut namespaces));
     let (layers, by_path) = rootfs::assemble(&mut plan, roots, helped, &mut namespaces, place)?;
     let owners = mounts::Owners { namespaces: &mut namespaces, own: user.as_ref().map(|user| &user.maps) };
-    let mounts = mounts::sources(&mut plan, spec, bundle, &inputs.cgroup.mounts, owners)?;
+    let host = mounts::Hosts { bundle, hierarchies: &inputs.cgroup.mounts, pod };
+    let mounts = mounts::sources(&mut plan, spec, host, owners)?;
     let masks = mounts::mask_sources(&mut plan, spec);
 
     let hooks = has_early_hooks(spec);

@@ -7,7 +7,7 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount};
 
 use super::idmap::{Maps, Namespaces};
 use super::options::Options;
-use super::{cstring, relative, rootfs};
+use super::{cstring, pod, relative, rootfs};
 use crate::cgroup::{self, MountedHierarchy};
 use crate::error::{Context, Error, Result};
 use crate::plan::{Builder, Filesystem, Host, Slot, Step, Target};
@@ -27,6 +27,8 @@ const PROC_FILES: &[&str] = &[
     "proc/sys/kernel/ns_last_pid",
     "proc/sys/crypto/fips_enabled",
 ];
+/// What the containers of a pod share, if they share anything.
+const SHM: &CStr = c"dev/shm";
 /// A filesystem for nothing: what covers a masked directory (nr_inodes=1 fails on some kernels).
 const EMPTY: [(&str, &str); 4] = [("source", "tmpfs"), ("nr_blocks", "1"), ("nr_inodes", "2"), ("mode", "755")];
 
@@ -69,17 +71,11 @@ enum Kind<'a> {
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the mount.
-pub fn sources<'a>(
-    plan: &mut Builder,
-    spec: &'a Spec,
-    bundle: &Path,
-    hierarchies: &'a cgroup::Mounts,
-    owners: Owners<'_>,
-) -> Result<Mounts<'a>> {
+pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, places: Hosts<'a>, owners: Owners<'_>) -> Result<Mounts<'a>> {
     let mut mounts = Mounts { entries: Vec::new(), own_proc: None, devpts: None, proc: None };
     let own_cgroup_namespace = spec.linux.namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup);
     let in_user_namespace = owners.own.is_some();
-    let mut sources = Sources { bundle, hierarchies, own_cgroup_namespace, host: None, owners };
+    let mut sources = Sources { places, own_cgroup_namespace, host: None, owners };
     for mount in &spec.mounts {
         let entry = sources.open(plan, mount).context(|| format!("mounts[{:?}]", mount.destination().display().to_string()))?;
         if let Kind::Filesystem { fstype, .. } = entry.kind {
@@ -106,6 +102,16 @@ pub fn sources<'a>(
     Ok(mounts)
 }
 
+/// Where mounts that are not the container's own come from.
+pub struct Hosts<'a> {
+    /// Relative sources are below it.
+    pub bundle: &'a Path,
+    /// What a mount of type cgroup shows.
+    pub hierarchies: &'a cgroup::Mounts,
+    /// The mount namespace of the pod.
+    pub pod: Option<Slot>,
+}
+
 /// Whose the files of mounts seem to be.
 pub struct Owners<'a> {
     /// The user namespaces of the plan.
@@ -127,8 +133,7 @@ impl Mounts<'_> {
 }
 
 struct Sources<'a, 'b> {
-    bundle: &'b Path,
-    hierarchies: &'a cgroup::Mounts,
+    places: Hosts<'a>,
     own_cgroup_namespace: bool,
     /// Once a bind needs it.
     host: Option<Host>,
@@ -145,12 +150,16 @@ impl<'a> Sources<'a, '_> {
         let fstype = mount.typ().as_deref().unwrap_or_default();
         let owners = self.owners(plan, mount, &options)?;
         let slot = plan.slot();
-        let kind = match (fstype, self.hierarchies) {
+        let kind = match (fstype, self.places.hierarchies) {
             _ if options.bind || fstype == "bind" || fstype == "rbind" => {
                 let source = mount.source().as_deref().ok_or_else(|| Error::invalid("bind without a source"))?;
                 Kind::Bind(self.bind(plan, source, &options, slot, owners)?)
             }
             _ if owners.is_some() => return Err(Error::invalid("uidMappings/gidMappings: only a bind can be idmapped")),
+            ("tmpfs", _) if target.as_c_str() == SHM && self.places.pod.is_some() => {
+                self.shm_of_pod(plan, &options, slot);
+                Kind::Bind(None)
+            }
             ("proc", _) if self.owners.own.is_some() => {
                 let source = mount.source().as_ref().and_then(|source| source.to_str()).unwrap_or(fstype);
                 filesystem(plan, fstype, source, &options, slot)?;
@@ -191,7 +200,7 @@ impl<'a> Sources<'a, '_> {
         slot: Slot,
         owners: Option<(Slot, bool)>,
     ) -> Result<Option<Again>> {
-        let source = self.bundle.join(source);
+        let source = self.places.bundle.join(source);
         let source = source.to_string_lossy();
         let make = |plan: &mut Builder| {
             rootfs::bind(plan, &source, options, slot)?;
@@ -212,6 +221,12 @@ impl<'a> Sources<'a, '_> {
         let before = plan.length();
         make(plan)?;
         Ok(Some(Again { host, steps: plan.steps_from(before) }))
+    }
+
+    fn shm_of_pod(&self, plan: &mut Builder, options: &Options, mount: Slot) {
+        let Some(namespace) = self.places.pod else { return };
+        plan.step(Step::TakeFrom { namespace, path: pod::SHM.to_owned(), mount });
+        rootfs::attributes(plan, &without_data(options), mount);
     }
 
     fn cgroup_v1(&self, plan: &mut Builder, hierarchies: &'a [MountedHierarchy], options: &Options) -> Result<Kind<'a>> {

@@ -57,6 +57,7 @@ fn plan(case: &Path) -> Plan {
         spec: &spec,
         rootfs: &rootfs,
         by_helper: Vec::new(),
+        pod: None,
         cgroup: CgroupView {
             procs: if v1 { vec![null(), null()] } else { Vec::new() },
             directory: Some(null()),

@@ -78,6 +78,9 @@ pub struct Record {
     /// Servers of its root filesystem, which end when nobody has it mounted any more.
     #[serde(default)]
     pub servers: Vec<ProcessId>,
+    /// Of a pod: the bundles of its containers, which may be anywhere.
+    #[serde(default)]
+    pub members: Vec<PathBuf>,
     /// How the first process ended, once it has: status and Unix time in nanoseconds.
     pub exited: Option<(u32, i64)>,
 }
@@ -85,7 +88,7 @@ pub struct Record {
 impl Record {
     /// Of a container of which nothing is known but its name and cgroup.
     pub fn new(id: &str, cgroup: Option<CgroupPath>) -> Self {
-        Self { id: id.to_owned(), daemon: None, init: None, cgroup, servers: Vec::new(), exited: None }
+        Self { id: id.to_owned(), daemon: None, init: None, cgroup, servers: Vec::new(), members: Vec::new(), exited: None }
     }
 
     /// Writes the record into the bundle, whole or not at all.

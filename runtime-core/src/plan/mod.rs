@@ -79,8 +79,12 @@ pub enum Step {
     /// Runs the plan's program, a mount helper (mount(8)), which mounts something at a path, and takes it from there as a detached mount;
     /// needs a private mount namespace.
     MountByHelper { target: CString, mount: Slot },
-    /// Gives a detached mount to the parent.
-    HandOver { mount: Slot },
+    /// Clones what is mounted at a path of another mount namespace into a detached mount, and comes back.
+    TakeFrom { namespace: Slot, path: CString, mount: Slot },
+    /// Opens a namespace of the process itself at a path of a procfs.
+    OpenNamespace { proc: Slot, path: CString, namespace: Slot },
+    /// Gives a descriptor to the parent: a detached mount, or a namespace.
+    HandOver { descriptor: Slot },
     /// Ends when the last process ends that this one, the init of a pid namespace, has to reap.
     Keep,
 
@@ -165,6 +169,8 @@ pub enum Step {
     Ready,
     /// execve(2).
     Exec,
+    /// execveat(2) of an open file, with the program's arguments.
+    ExecFile { file: Slot },
 }
 
 /// What fsopen(2), fsconfig(2) and fsmount(2) are told.

@@ -143,7 +143,9 @@ impl fmt::Display for Step {
             }
             Self::OverlayByPath { base, data, mount, .. } => write!(f, "{mount} = mount overlay in {:?} [{}]", text(base), text(data)),
             Self::MountByHelper { target, mount } => write!(f, "{mount} = mount by helper at {:?}", text(target)),
-            Self::HandOver { mount } => write!(f, "give {mount} away"),
+            Self::TakeFrom { namespace, path, mount } => write!(f, "{mount} = bind {:?} of mount namespace {namespace}", text(path)),
+            Self::OpenNamespace { path, namespace, .. } => write!(f, "{namespace} = namespace {:?} of procfs", text(path)),
+            Self::HandOver { descriptor } => write!(f, "give {descriptor} away"),
             Self::Keep => write!(f, "stay until everything that was started has ended"),
             Self::EnterStub => write!(f, "enter an empty mount namespace"),
             Self::Propagation { flags } => write!(f, "change propagation of / to {}", propagation(*flags)),
@@ -204,6 +206,7 @@ impl fmt::Display for Step {
             Self::CloseOthers { first } => write!(f, "close descriptors from {first} on"),
             Self::Ready => write!(f, "ready: wait for start"),
             Self::Exec => write!(f, "execute program"),
+            Self::ExecFile { file } => write!(f, "execute {file}"),
         }
     }
 }

@@ -13,7 +13,7 @@ const HEADER: usize = 9;
 const READY: u8 = b'R';
 const HOOKS: u8 = b'H';
 const CONSOLE: u8 = b'C';
-const MOUNT: u8 = b'M';
+const HANDED: u8 = b'D';
 const FAILED: u8 = b'F';
 /// The parent's only word.
 pub const GO: u8 = b'G';
@@ -40,8 +40,8 @@ pub enum Message {
     Hooks,
     /// The master of its terminal.
     Console(OwnedFd),
-    /// A detached mount that it made for another process.
-    Mount(OwnedFd),
+    /// A mount or a namespace that it made for another process.
+    Handed(OwnedFd),
     /// It gave up and ends.
     Failed(Failure),
 }
@@ -80,7 +80,7 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Message>, Errno> {
         (Some(&READY), None) => Ok(Some(Message::Ready)),
         (Some(&HOOKS), None) => Ok(Some(Message::Hooks)),
         (Some(&CONSOLE), Some(master)) => Ok(Some(Message::Console(master))),
-        (Some(&MOUNT), Some(mount)) => Ok(Some(Message::Mount(mount))),
+        (Some(&HANDED), Some(descriptor)) => Ok(Some(Message::Handed(descriptor))),
         (Some(&FAILED), None) if length >= HEADER => Ok(Some(Message::Failed(decode(&bytes[..length])))),
         _ => Err(Errno::BADMSG),
     }
@@ -98,7 +98,7 @@ fn decode(bytes: &[u8]) -> Failure {
 
 /// The child's side: write(2) and read(2) only, which every seccomp profile that can run a program allows.
 pub(super) mod child {
-    use super::{BorrowedFd, CONSOLE, Errno, FAILED, GO, HEADER, HOOKS, IoSlice, MOUNT, READY, TEXT_MAX};
+    use super::{BorrowedFd, CONSOLE, Errno, FAILED, GO, HANDED, HEADER, HOOKS, IoSlice, READY, TEXT_MAX};
     use super::{MaybeUninit, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
     pub fn ready(socket: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -113,8 +113,8 @@ pub(super) mod child {
         hand_over(socket, CONSOLE, master)
     }
 
-    pub fn mount(socket: BorrowedFd<'_>, mount: BorrowedFd<'_>) -> Result<(), Errno> {
-        hand_over(socket, MOUNT, mount)
+    pub fn descriptor(socket: BorrowedFd<'_>, descriptor: BorrowedFd<'_>) -> Result<(), Errno> {
+        hand_over(socket, HANDED, descriptor)
     }
 
     fn hand_over(socket: BorrowedFd<'_>, word: u8, descriptor: BorrowedFd<'_>) -> Result<(), Errno> {

@@ -301,6 +301,18 @@ pub fn reset_signals() {
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const empty, ptr::null_mut::<u64>(), 8) };
 }
 
+/// Has the kernel reap the children that the caller has or gets (`SA_NOCLDWAIT` of sigaction(2)).
+pub fn leave_children_to_kernel() {
+    // SAFETY: SIG_IGN runs no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
+/// Waits for a signal (pause(2)).
+pub fn pause() {
+    // SAFETY: takes no argument and touches no memory.
+    unsafe { libc::pause() };
+}
+
 /// Whether getcwd(2) gives an absolute path: one that is outside the caller's root begins with `(unreachable)`.
 ///
 /// # Errors

@@ -169,6 +169,7 @@ impl Bundle {
             spec: &spec,
             rootfs: &self.rootfs,
             by_helper: self.by_helper.iter().map(|mount| mount.try_clone().unwrap()).collect(),
+            pod: None,
             cgroup: cgroup_view(self.cgroup.as_ref()),
             streams,
             filter: filter.as_ref(),
@@ -294,7 +295,7 @@ impl Running {
     /// Takes the next message, which must be a mount.
     pub fn mount(&self) -> OwnedFd {
         match self.next() {
-            Some(Message::Mount(mount)) => mount,
+            Some(Message::Handed(mount)) => mount,
             other => panic!("no mount: {}\n{}", self.told(other), self.compiled.launch.plan),
         }
     }
@@ -330,7 +331,7 @@ impl Running {
                     return Err(sentence);
                 }
                 Some(Message::Console(master)) => self.output = master,
-                Some(Message::Mount(mount)) => drop(mount),
+                Some(Message::Handed(mount)) => drop(mount),
                 Some(Message::Ready | Message::Hooks) => drop(rustix::io::write(&self.report, &[GO]).unwrap()),
                 None => return Ok(self.end().1),
             }

@@ -21,6 +21,7 @@ use super::servers::Server;
 use crate::clock::timestamp;
 use crate::io::Owner;
 use crate::io::watched::Watched;
+use crate::pod::Pod;
 
 /// How long an exit waits for those of the container's other processes, which were killed.
 const OTHERS: Duration = Duration::from_secs(10);
@@ -34,6 +35,8 @@ pub struct Container {
     pub id: String,
     /// Absolute.
     pub bundle: PathBuf,
+    /// The pod that it is of, where that is held by this daemon.
+    pub pod: Option<Arc<Pod>>,
     /// Its cgroup, until it is deleted.
     pub cgroup: Cgroup,
     /// Which namespaces it has.
@@ -219,6 +222,14 @@ impl Container {
         }
         process.ended(exit);
         process.told();
+    }
+
+    /// It is deleted: what is on disk of it goes.
+    pub fn forget_record(&self) {
+        let forgotten = self.pod.as_ref().map_or(Ok(()), |pod| pod.note(|record| record.members.retain(|member| *member != self.bundle)));
+        if let Err(error) = forgotten.and_then(|()| Record::remove(&self.bundle)) {
+            log::warn!("{}: {error}, ignoring", self.id);
+        }
     }
 
     /// For `delete`, should the daemon die before it was asked.

@@ -26,6 +26,8 @@ use super::spawner::Loggers;
 use crate::failpoint::{self, Rpc};
 use crate::io::{ChildEnds, Io, Origin, Owner, Request};
 use crate::options::Options;
+use crate::pod::Pod;
+use crate::pod::share::Shared;
 
 /// How long a cgroup of a container that failed to start may take to go.
 const REMOVAL: Duration = Duration::from_secs(2);
@@ -44,6 +46,7 @@ struct Undo {
     node: Arc<Node>,
     id: String,
     bundle: PathBuf,
+    pod: Option<Arc<Pod>>,
     cgroup: Option<Cgroup>,
     child: Option<(i32, Arc<OwnedFd>)>,
     servers: Vec<Server>,
@@ -65,7 +68,8 @@ impl Undo {
             log::error!("{}: {error}", self.id);
         }
         self.node.forget(&self.id).await;
-        if let Err(error) = Record::remove(&self.bundle) {
+        let forgotten = self.pod.as_ref().map_or(Ok(()), |pod| pod.note(|record| record.members.retain(|member| *member != self.bundle)));
+        if let Err(error) = forgotten.and_then(|()| Record::remove(&self.bundle)) {
             log::error!("{}: {error}", self.id);
         }
     }
@@ -100,7 +104,9 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     }
     let bundle = absolute(&request.bundle)?;
     let options = options(node, request)?;
-    let spec = Spec::load(&bundle)?;
+    let mut spec = Spec::load(&bundle)?;
+    let pod = node.pods.of(&spec.annotations);
+    let shared = pod.as_ref().map(|pod| pod.share_with(&mut spec)).transpose()?;
     let filter = node.filter(spec.linux.seccomp.as_ref())?;
     warn(node, &request.id, &spec, filter.as_deref());
     let path = CgroupPath::new(&node.host, spec.linux.cgroups_path.as_deref(), &request.id)?;
@@ -110,14 +116,25 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     let record = Record { daemon: ProcessId::of(std::process::id() as i32), ..Record::new(&request.id, Some(path.clone())) };
     // The first mark on disk: from here on another process can clean up after us.
     record.write(&bundle)?;
-    let mut undo =
-        Undo { node: Arc::clone(node), id: request.id.clone(), bundle: bundle.clone(), cgroup: None, child: None, servers: Vec::new() };
+    if let Some(pod) = &pod {
+        pod.note(|record| record.members.push(bundle.clone()))?;
+    }
+    let mut undo = Undo {
+        node: Arc::clone(node),
+        id: request.id.clone(),
+        bundle: bundle.clone(),
+        pod: pod.clone(),
+        cgroup: None,
+        child: None,
+        servers: Vec::new(),
+    };
     let making = Making {
         node,
         request,
         bundle: &bundle,
         options: &options,
         spec: &spec,
+        shared: shared.as_ref(),
         filter: filter.as_deref(),
         owner,
         given_up: given_up.clone(),
@@ -130,6 +147,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
                 account: Account::new(record, &cgroup),
                 hooks: Hooks::of(&spec, &request.id, &bundle),
                 bundle,
+                pod,
                 cgroup,
                 namespaces: Joined::of(&spec.linux)?,
                 filter,
@@ -155,6 +173,7 @@ struct Making<'a> {
     bundle: &'a Path,
     options: &'a Options,
     spec: &'a Spec,
+    shared: Option<&'a Shared>,
     filter: Option<&'a Filter>,
     owner: Option<Owner>,
     given_up: watch::Receiver<bool>,
@@ -180,6 +199,7 @@ impl Making<'_> {
             spec: self.spec,
             rootfs: &rootfs,
             by_helper,
+            pod: self.shared.and_then(|shared| shared.mounts.as_ref()).map(|fd| fd.try_clone().context(|| "dup")).transpose()?,
             cgroup: view?,
             streams: streams(ends),
             filter: self.filter,
@@ -233,7 +253,7 @@ impl Making<'_> {
                     hooks.run(self.node, Point::CreateContainer, child.pid, Some((&child.pidfd, flags))).await?;
                     child.go()?;
                 }
-                Progress::Executed | Progress::Mount(_) => return Err(killed(cgroup)),
+                Progress::Executed | Progress::Handed(_) => return Err(killed(cgroup)),
             }
         }
     }

@@ -121,7 +121,7 @@ async fn accompany(child: &Child, io: &Io, process: &Process) -> Result<()> {
         match child.progress().await? {
             Progress::Executed => return Ok(()),
             Progress::Console(master) => io.attach_console(master)?,
-            Progress::Ready | Progress::Hooks | Progress::Mount(_) => {
+            Progress::Ready | Progress::Hooks | Progress::Handed(_) => {
                 return Err(Error::new(ErrorKind::Internal, format!("{}: an unexpected report", process.exec_id)));
             }
         }

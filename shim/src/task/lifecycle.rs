@@ -7,7 +7,6 @@ use proto::events::task::{TaskDelete, TaskPaused, TaskResumed, TaskStart};
 use proto::protobuf::MessageField;
 use runtime_core::cgroup::FreezeStep;
 use runtime_core::container::hooks::Point;
-use runtime_core::container::record::Record;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::spec::Resources;
 use tokio::io::Interest;
@@ -231,9 +230,7 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Dele
     if let Err(error) = container.hooks.run(node, Point::Poststop, 0, None).await {
         log::warn!("{}: {error}, ignoring", container.id);
     }
-    if let Err(error) = Record::remove(&container.bundle) {
-        log::warn!("{}: {error}, ignoring", container.id);
-    }
+    container.forget_record();
     node.context.events.publish(&TaskDelete {
         container_id: container.id.clone(),
         pid: init.pid() as u32,

@@ -22,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::io::watched::{Edge, Watched};
 use crate::place;
+use crate::pod::Pods;
 use crate::serve::Context;
 
 /// See the module.
@@ -36,6 +37,8 @@ pub struct Node {
     watched: Mutex<HashMap<String, CgroupPath>>,
     children: Mutex<Children>,
     filters: Mutex<seccomp::Cache>,
+    /// Those that have no container of their own.
+    pub pods: Pods,
     /// Whether containerd has asked the daemon of a node to end, and no container has come since.
     pub dismissed: AtomicBool,
 }
@@ -119,6 +122,7 @@ impl Node {
             watched: Mutex::default(),
             children: Mutex::default(),
             filters: Mutex::default(),
+            pods: Pods::default(),
             dismissed: AtomicBool::new(false),
         });
         tokio::spawn(reap_orphans(Arc::clone(&node), signal(SignalKind::child()).context(|| "handle SIGCHLD")?));
@@ -283,8 +287,8 @@ pub enum Progress {
     Hooks,
     /// The master of its terminal.
     Console(OwnedFd),
-    /// A mount that it made.
-    Mount(OwnedFd),
+    /// A mount or a namespace that it made.
+    Handed(OwnedFd),
     /// It waits for the start.
     Ready,
     /// It has executed its program, or was killed.
@@ -303,7 +307,7 @@ impl Child {
                 Ok(Some(Message::Ready)) => return Ok(Progress::Ready),
                 Ok(Some(Message::Hooks)) => return Ok(Progress::Hooks),
                 Ok(Some(Message::Console(master))) => return Ok(Progress::Console(master)),
-                Ok(Some(Message::Mount(mount))) => return Ok(Progress::Mount(mount)),
+                Ok(Some(Message::Handed(descriptor))) => return Ok(Progress::Handed(descriptor)),
                 Ok(Some(Message::Failed(failed))) => return Err(failure::explain(&self.launch, &failed)),
                 Ok(None) => return Ok(Progress::Executed),
                 Err(Errno::AGAIN) if hung_up => return Ok(Progress::Executed),

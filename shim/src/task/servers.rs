@@ -38,7 +38,7 @@ impl Server {
         let made = tokio::select! {
             () = given_up(wanted) => Err(nobody_wants_it()),
             progress = child.progress() => match progress {
-                Ok(Progress::Mount(mount)) => Ok(mount),
+                Ok(Progress::Handed(mount)) => Ok(mount),
                 Ok(_) => Err(Error::new(ErrorKind::Internal, "the mount helper was killed")),
                 Err(error) => Err(error),
             },

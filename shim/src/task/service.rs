@@ -6,6 +6,7 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use proto::api::{
@@ -34,10 +35,14 @@ use crate::failpoint::{self, Rpc};
 use crate::group::Grouping;
 use crate::{idle, logger};
 
+/// How long clients may take to leave a daemon that ends.
+const LEAVE: Duration = Duration::from_secs(1);
+
 /// See the module.
 #[derive(Clone)]
 pub struct Service {
-    node: Arc<Node>,
+    /// What the daemon's containers and pods share.
+    pub node: Arc<Node>,
     table: Arc<Table>,
 }
 
@@ -54,7 +59,11 @@ fn status(error: &Error) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(get_status(code, error.to_string()))
 }
 
-fn answer<T>(result: Result<T>) -> ttrpc::Result<T> {
+/// What a call answers.
+///
+/// # Errors
+/// The failure as a status.
+pub fn answer<T>(result: Result<T>) -> ttrpc::Result<T> {
     result.map_err(|error| status(&error))
 }
 
@@ -79,7 +88,7 @@ impl Service {
             let limit = if dismissed { idle::LINGER } else { idle::limit(count) };
             let unchanged = tokio::time::timeout(limit, clients.changed()).await.is_err();
             self.table.forget_abandoned();
-            if unchanged && self.table.empty_for() >= Some(limit) {
+            if unchanged && self.empty_for() >= Some(limit) {
                 if !dismissed {
                     log::warn!("shutting down: nobody has asked for a container for {} s", limit.as_secs());
                 }
@@ -89,8 +98,53 @@ impl Service {
         }
     }
 
+    /// For how long there has been neither container nor pod.
+    fn empty_for(&self) -> Option<Duration> {
+        Some(self.table.empty_for()?.min(self.node.pods.empty_for()?))
+    }
+
+    /// The containers of a pod.
+    pub fn containers_of(&self, pod: &str) -> Vec<Arc<Container>> {
+        self.table.of_pod(pod)
+    }
+
+    /// A container or a pod comes, with this bundle.
+    pub fn came(&self, bundle: &Path) {
+        self.node.dismissed.store(false, Ordering::Relaxed);
+        logger::follow(bundle);
+    }
+
+    /// Ends the daemon if nothing is left.
+    pub fn end_if_empty(&self) {
+        if self.empty_for().is_some() {
+            match self.node.context.config.grouping {
+                Grouping::Pod => self.node.context.shutdown.request(),
+                // Another pod may be about to come; whoever called goes away, which wakes the one who looks.
+                Grouping::Node => self.node.dismissed.store(true, Ordering::Relaxed),
+            }
+        }
+    }
+
+    /// The same, when the clients have read their answers and gone, or [`LEAVE`] has passed: the client of containerd takes a connection that
+    /// closes right after an answer for a lost one, now and then (ttrpc's `client.go`, `dispatch`).
+    pub fn end_if_empty_and_left(&self) {
+        let service = self.clone();
+        tokio::spawn(async move {
+            let mut clients = service.node.context.clients.watch();
+            let _ = tokio::time::timeout(LEAVE, clients.wait_for(|count| *count == 0)).await;
+            service.end_if_empty();
+        });
+    }
+
     /// Runs `work` to its end, whether or not the client stays.
-    async fn detached<T: Send + 'static>(&self, what: &str, work: impl Future<Output = Result<T>> + Send + 'static) -> ttrpc::Result<T> {
+    ///
+    /// # Errors
+    /// What the work failed with, as a status.
+    pub async fn detached<T: Send + 'static>(
+        &self,
+        what: &str,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> ttrpc::Result<T> {
         let result = match tokio::spawn(work).await {
             Ok(result) => result,
             Err(panic) => Err(Error::new(ErrorKind::Internal, format!("{what}: {panic}"))),
@@ -104,8 +158,7 @@ impl Service {
     async fn create_container(self, request: CreateTaskRequest) -> Result<u32> {
         check_identifier("id", &request.id)?;
         let reserved = self.table.reserve(&request.id)?;
-        self.node.dismissed.store(false, Ordering::Relaxed);
-        logger::follow(Path::new(&request.bundle));
+        self.came(Path::new(&request.bundle));
         let created = create::create(&self.node, &request, reserved.given_up()).await?;
         let container = created.container;
         let pid = container.init.pid() as u32;
@@ -380,13 +433,7 @@ impl Task for Service {
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
         inside(Rpc::Shutdown).await?;
-        if self.table.empty_for().is_some() {
-            match self.node.context.config.grouping {
-                Grouping::Pod => self.node.context.shutdown.request(),
-                // Another pod may be about to come; whoever called goes away, which wakes the one who looks.
-                Grouping::Node => self.node.dismissed.store(true, Ordering::Relaxed),
-            }
-        }
+        self.end_if_empty();
         Ok(Empty::new())
     }
 }

@@ -115,6 +115,12 @@ impl Table {
         lock(&self.inner).containers.get(id).cloned().ok_or_else(missing)
     }
 
+    /// The containers of a pod.
+    pub fn of_pod(&self, id: &str) -> Vec<Arc<Container>> {
+        let of_pod = |container: &&Arc<Container>| container.pod.as_ref().is_some_and(|pod| pod.id == id);
+        lock(&self.inner).containers.values().filter(of_pod).cloned().collect()
+    }
+
     /// The first process's child, once.
     pub fn take_child(&self, id: &str) -> Option<Child> {
         lock(&self.inner).children.remove(id)

@@ -87,6 +87,7 @@ impl Core {
             spec: &spec,
             rootfs: &rootfs,
             by_helper: Vec::new(),
+            pod: None,
             cgroup: view(&cgroup)?,
             streams: Streams::Given(null_streams()?),
             filter: Some(&filter),

@@ -25,13 +25,23 @@ pub enum Style {
     Path,
     /// `runtime_type = "io.containerd.runc.v2"`, which finds the shim under the name of runc's.
     DropIn,
+    /// `sandboxer = "shim"`: pods without a pause container.
+    Podless,
     /// containerd's own shim with runc.
     Runc,
 }
 
 impl Style {
     /// The ways to install the shim.
-    pub const ALL: [Style; 3] = [Style::Own, Style::Path, Style::DropIn];
+    pub const INSTALLED: [Style; 3] = [Style::Own, Style::Path, Style::DropIn];
+
+    /// The ways to have pods of the shim in a generation of containerd.
+    pub fn all(version: Version) -> &'static [Style] {
+        match version {
+            Version::V16 | Version::V17 => &Self::INSTALLED,
+            Version::V2 => &[Style::Own, Style::Path, Style::DropIn, Style::Podless],
+        }
+    }
 
     /// The handler's name, and the column of the table in the documents.
     pub fn name(self) -> &'static str {
@@ -39,6 +49,7 @@ impl Style {
             Style::Own => "own",
             Style::Path => "path",
             Style::DropIn => "drop-in",
+            Style::Podless => "podless",
             Style::Runc => "runc",
         }
     }
@@ -50,6 +61,7 @@ impl Style {
             Style::Own => "runtime_type = \"io.containerd.coracle.v2\"\n".to_owned(),
             Style::Path => format!("runtime_type = \"io.containerd.runc.v2\"\nruntime_path = {:?}\n", shim),
             Style::DropIn => "runtime_type = \"io.containerd.runc.v2\"\n".to_owned(),
+            Style::Podless => "runtime_type = \"io.containerd.coracle.v2\"\nsandboxer = \"shim\"\n".to_owned(),
             Style::Runc => {
                 let shim = paths::cache(suite)?.join("usr/bin/containerd-shim-runc-v2");
                 let runc = paths::cache("bookworm")?.join("usr/sbin/runc");
@@ -163,7 +175,7 @@ fn tables(version: Version, net: &Path) -> Result<String> {
         text += &rest;
     }
     write!(text, "[{runtime}.containerd]\ndefault_runtime_name = \"own\"\n")?;
-    for style in [Style::Own, Style::Path, Style::DropIn, Style::Runc] {
+    for &style in Style::all(version).iter().chain(&[Style::Runc]) {
         text += &style.table(&format!("{runtime}.containerd.runtimes"), version.suite())?;
     }
     Ok(text)

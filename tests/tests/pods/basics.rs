@@ -1,8 +1,8 @@
 //! Pods and containers from nothing to gone, and what runs in them.
 
-use tests::cri::PodCase;
 use tests::cri::api::{ContainerState, ExecSyncRequest, PodSandboxState};
 use tests::cri::pod::strings;
+use tests::cri::{PodCase, Style};
 use tests::{Context, Result, ensure, ensure_eq, proc};
 
 pub fn pod_and_container(case: &PodCase<'_>) -> Result<()> {
@@ -13,7 +13,19 @@ pub fn pod_and_container(case: &PodCase<'_>) -> Result<()> {
     let second = pod.container("second", &["sh", "-c", "exit 7"])?;
     let status = second.wait_exit()?;
     ensure_eq!((status.exit_code, status.reason.as_str()), (7, "Error"), "end of the second");
-    ensure_eq!(daemon_of(first.pid()?)?, daemon_of(pod.pid()?)?, "daemon of the container and of what holds the pod");
+    let daemon = daemon_of(first.pid()?)?;
+    ensure_eq!(daemon_of(pod.sleeper("third")?.pid()?)?, daemon, "daemon of another container");
+    let of_pod = proc::all().into_iter().filter(|process| process.cgroups.contains(case.word()));
+    let names: Vec<String> = of_pod.map(|process| process.name).collect();
+    if case.style == Style::Podless {
+        ensure_eq!(
+            (names.as_slice(), pod.pid()?),
+            (["sleep", "sleep"].map(str::to_owned).as_slice(), 0),
+            "processes of the pod, and its own"
+        );
+    } else {
+        ensure_eq!((names.len(), daemon_of(pod.pid()?)?), (3, daemon), "processes {names:?} of the pod, and the daemon of its own");
+    }
     first.stop(0)?;
     ensure_eq!(first.status()?.exit_code, 137, "exit code after SIGKILL");
     first.remove()?;

@@ -66,7 +66,7 @@ fn main() -> ExitCode {
             );
         }
     };
-    let pairs = versions().into_iter().flat_map(|version| Style::ALL.map(|style| (version, style)));
+    let pairs = versions().into_iter().flat_map(|version| Style::all(version).iter().map(move |style| (version, *style)));
     let lanes =
         pairs.map(|(version, style)| lane(&table, version, style)).chain(versions().into_iter().map(|version| node_mode(&table, version)));
     main_of_lanes(lanes.collect())

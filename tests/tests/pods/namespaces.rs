@@ -1,9 +1,9 @@
 //! Which namespaces a container shares, and with whom.
 
 use tests::containerd::eventually;
-use tests::cri::PodCase;
 use tests::cri::api::NamespaceMode;
 use tests::cri::pod::{SOON, namespaces, security};
+use tests::cri::{PodCase, Style};
 use tests::{Context, Result, ensure, ensure_eq};
 
 /// The namespaces of a process of the host, as links.
@@ -37,7 +37,21 @@ pub fn shared_pid_namespace(case: &PodCase<'_>) -> Result<()> {
     let a = pod.container_with("a", &["sh", "-c", "sleep 7777 & exec sleep 8888"], in_pod)?;
     let b = pod.container_with("b", &["sleep", "9999"], in_pod)?;
     eventually("b sees all of a", SOON, || b.shell("ps").is_ok_and(|ps| ps.contains("sleep 7777") && ps.contains("sleep 8888")))?;
-    ensure!(b.shell("ps | grep ' 1 root'")?.contains("pause"), "process 1 is not the pod's: {}", b.shell("ps")?);
+    let (first, name) = (b.shell("cat /proc/1/comm")?, if case.style == Style::Podless { "coracle-pod" } else { "pause" });
+    ensure_eq!(first, name, "process 1");
+    if case.style == Style::Podless {
+        // Nothing of the host's is to be seen of it, and orphans do not pile up.
+        ensure_eq!(b.shell("tr '\\0' ' ' < /proc/1/cmdline")?.trim(), name, "arguments of process 1");
+        ensure_eq!(
+            b.shell("grep -E '^(Uid|CapEff|CapBnd|NoNewPrivs):' /proc/1/status | cut -f2")?,
+            "65535\n0000000000000000\n0000000000000000\n1",
+            "rights of process 1"
+        );
+        b.shell("(sleep 0 & sleep 0 &) ; sleep 0.2")?;
+        eventually("no orphan is left", SOON, || {
+            b.shell("grep -l '^State:.*Z' /proc/[0-9]*/status || true").is_ok_and(|left| left.is_empty())
+        })?;
+    }
     // Without a process 1 of its own, the end of the container's first process ends the others by the cgroup.
     a.stop(0)?;
     let left = b.shell("ps")?;

@@ -6,6 +6,7 @@
 mod helper;
 mod idmap;
 mod mounts;
+mod pod;
 mod process;
 mod settle;
 
@@ -168,7 +169,9 @@ impl Child<'_> {
             Step::OverlayByPath { base, target, flags, data, mount } => self.overlay_by_path(base, target, *flags, data, *mount),
 
             Step::MountByHelper { target, mount } => self.mount_by_helper(target, *mount, state),
-            Step::HandOver { mount } => Ok(report::child::mount(self.report(state)?, self.fd(*mount)?)?),
+            Step::TakeFrom { namespace, path, mount } => self.take_from(*namespace, path, *mount),
+            Step::OpenNamespace { proc, path, namespace } => self.open_namespace(*proc, path, *namespace),
+            Step::HandOver { descriptor } => Ok(report::child::descriptor(self.report(state)?, self.fd(*descriptor)?)?),
             Step::Keep => self.keep(),
 
             Step::EnterStub => self.enter_stub(),
@@ -217,6 +220,7 @@ impl Child<'_> {
             Step::CloseOthers { first } => self.close_others(*first, state),
             Step::Ready => Ok(report::child::ready(self.report(state)?)?),
             Step::Exec => self.exec(state),
+            Step::ExecFile { file } => Err(calls::execve_file(self.fd(*file)?, self.arguments, self.environment).into()),
         }
     }
 

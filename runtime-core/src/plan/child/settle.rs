@@ -83,7 +83,7 @@ impl Child<'_> {
 }
 
 /// setns(2) leaves a process at the top of whatever is mounted on the namespace's root.
-fn change_root(root: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(super) fn change_root(root: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::process::fchdir(root)?;
     rustix::process::chroot(c".")
 }

@@ -1,0 +1,231 @@
+//! The start and the end of a pod.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use runtime_core::cgroup::{Cgroup, CgroupPath};
+use runtime_core::compile::pod::{self, CompiledPod};
+use runtime_core::container::record::{ProcessId, Record};
+use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::hold;
+use runtime_core::plan::report;
+use runtime_core::spec::Resources;
+use runtime_core::sys::namespace;
+use runtime_core::sys::process::send_signal;
+use rustix::fs::{Mode, OFlags};
+use tokio::time::timeout;
+
+use crate::pod::settings::Processes;
+use crate::pod::{Held, Holder, Pod, files};
+use crate::task::container::Container;
+use crate::task::create::{remove, view};
+use crate::task::lifecycle;
+use crate::task::node::{Child, Node, Progress};
+
+/// How long processes that were killed may take to die.
+const DEATH: Duration = Duration::from_secs(5);
+/// How long a cgroup may take to go.
+const REMOVAL: Duration = Duration::from_secs(2);
+/// The OOM killer takes it after everything else of the pod, as kubelet wants it of what holds one.
+const OOM_SCORE: &str = "-998";
+
+/// What is undone if a start fails half-way, and when a pod ends.
+#[derive(Default)]
+struct Made {
+    cgroup: Option<Cgroup>,
+    child: Option<Child>,
+}
+
+/// Makes what the pod's containers share.
+///
+/// # Errors
+/// The step that failed; nothing is left then.
+pub async fn start(node: &Arc<Node>, pod: &Arc<Pod>) -> Result<SystemTime> {
+    let _changing = pod.changing.lock().await;
+    if pod.started_at().is_some() || pod.end().borrow().is_some() {
+        return Err(Error::new(ErrorKind::FailedPrecondition, format!("sandbox {:?} was started already", pod.id)));
+    }
+    let mut made = Made::default();
+    match make(node, pod, &mut made).await {
+        Ok(held) => {
+            let at = pod.started(held);
+            if let Some(child) = made.child.filter(|_| made.cgroup.is_some()) {
+                watch(node, pod, child, made.cgroup);
+            }
+            Ok(at)
+        }
+        Err(error) => {
+            if let Some(child) = &made.child {
+                let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+                node.wait(child.pid, &child.pidfd).await;
+            }
+            release(node, pod, made.cgroup.as_ref()).await;
+            Err(error)
+        }
+    }
+}
+
+async fn make(node: &Arc<Node>, pod: &Arc<Pod>, made: &mut Made) -> Result<Held> {
+    let settings = &pod.settings;
+    if settings.files {
+        files::write(&pod.bundle, settings)?;
+    }
+    if settings.processes == Processes::Pod {
+        let path = cgroup_path(node, pod)?;
+        pod.note(|record| record.cgroup = Some(path.clone()))?;
+        node.watch(&watched(pod), &path).await?;
+        made.cgroup = Some(Cgroup::create(&node.host, &path, &Resources::default())?);
+    }
+    let (report, child_report) = report::pair().context(|| "socketpair")?;
+    let user = user_namespace(pod)?;
+    let CompiledPod { compiled, gives } = pod::pod(pod::Pod {
+        namespaces: &settings.namespaces(),
+        user: user.as_ref().map(|fd| fd.try_clone().context(|| "dup")).transpose()?,
+        hostname: &settings.hostname,
+        sysctl: &settings.sysctl,
+        holder: made.cgroup.as_ref().map(holder).transpose()?,
+        report: child_report,
+    })?;
+    let child = made.child.insert(node.launch(compiled, report).await?);
+    let mut held = Held { user, ..Held::default() };
+    for kind in gives {
+        let Progress::Handed(given) = child.progress().await? else { return Err(killed()) };
+        let given = Some(given);
+        match kind {
+            libc::CLONE_NEWNS => held.mounts = given,
+            libc::CLONE_NEWIPC => held.ipc = given,
+            _ => held.uts = given,
+        }
+    }
+    let Progress::Executed = child.progress().await? else { return Err(killed()) };
+    let (pid, pidfd) = (child.pid, Arc::clone(&child.pidfd));
+    if made.cgroup.is_none() {
+        node.wait(pid, &pidfd).await;
+        made.child = None;
+        return Ok(held);
+    }
+    pod.note(|record| record.init = ProcessId::of(pid))?;
+    // Not everybody may lower it.
+    if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE) {
+        log::debug!("{}: oom_score_adj {OOM_SCORE}: {error}, ignoring", pod.id);
+    }
+    held.holder = Some(Holder { pid, pidfd });
+    Ok(held)
+}
+
+fn killed() -> Error {
+    Error::new(ErrorKind::Internal, "the process that makes the pod's namespaces was killed")
+}
+
+fn holder(cgroup: &Cgroup) -> Result<pod::Holder> {
+    Ok(pod::Holder { cgroup: view(cgroup)?, program: hold::program()? })
+}
+
+/// Waits for the end of the process that holds a pod.
+fn watch(node: &Arc<Node>, pod: &Arc<Pod>, child: Child, cgroup: Option<Cgroup>) {
+    let (node, pod) = (Arc::clone(node), Arc::clone(pod));
+    tokio::spawn(async move {
+        let status = node.wait(child.pid, &child.pidfd).await;
+        release(&node, &pod, cgroup.as_ref()).await;
+        pod.ended(status);
+    });
+}
+
+async fn release(node: &Node, pod: &Pod, cgroup: Option<&Cgroup>) {
+    let Some(cgroup) = cgroup else { return };
+    if let Err(error) = remove(cgroup, REMOVAL).await {
+        log::error!("{}: {error}", pod.id);
+    }
+    node.forget(&watched(pod)).await;
+    if let Err(error) = pod.note(|record| (record.cgroup, record.init) = (None, None)) {
+        log::warn!("{}: {error}, ignoring", pod.id);
+    }
+}
+
+/// No container can have this name.
+fn watched(pod: &Pod) -> String {
+    format!("pod/{}", pod.id)
+}
+
+/// Where CRI puts the pause container of a pod.
+fn cgroup_path(node: &Node, pod: &Pod) -> Result<CgroupPath> {
+    let parent = &pod.settings.cgroup_parent;
+    let path = Path::new(if parent.is_empty() { "/" } else { parent }).join(&pod.id);
+    CgroupPath::new(&node.host, path.to_str(), &pod.id).context(|| "cgroup_parent")
+}
+
+/// containerd makes the network namespace of such a pod in a user namespace that nobody else has.
+fn user_namespace(pod: &Pod) -> Result<Option<OwnedFd>> {
+    if !pod.settings.user {
+        return Ok(None);
+    }
+    let Some(path) = &pod.settings.network else {
+        let message = "userns_options: without a network namespace of its own a pod has no user namespace";
+        return Err(Error::invalid(message));
+    };
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let network = rustix::fs::open(path, flags, Mode::empty()).context(|| format!("netns_path: open {path:?}"))?;
+    namespace::owner(network.as_fd()).context(|| format!("netns_path: user namespace of {path:?}")).map(Some)
+}
+
+/// Ends a pod: its containers first, which get `grace` after SIGTERM.
+///
+/// # Errors
+/// [`ErrorKind::FailedPrecondition`] if a process does not die.
+pub async fn stop(pod: &Arc<Pod>, containers: Vec<Arc<Container>>, grace: Duration) -> Result<()> {
+    let _changing = pod.changing.lock().await;
+    end_all(containers, grace).await?;
+    if let Some(Holder { pidfd, .. }) = pod.held().and_then(|held| held.holder.clone()) {
+        let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
+        let dead = async { pod.end().wait_for(Option::is_some).await.map(drop) };
+        let late = |_| Error::new(ErrorKind::FailedPrecondition, format!("sandbox {:?}: its first process does not die", pod.id));
+        let _ = timeout(DEATH, dead).await.map_err(late)?;
+    }
+    pod.ended(0);
+    Ok(())
+}
+
+async fn end_all(containers: Vec<Arc<Container>>, grace: Duration) -> Result<()> {
+    let running: Vec<_> = containers.into_iter().filter(|container| container.init.exit().is_none()).collect();
+    let all_told = async {
+        for container in &running {
+            container.init.wait_told().await;
+        }
+    };
+    if !grace.is_zero() {
+        running.iter().for_each(|container| drop(container.init.signal(libc::SIGTERM)));
+        if timeout(grace, all_told).await.is_ok() {
+            return Ok(());
+        }
+    }
+    for container in running.iter().filter(|container| container.init.exit().is_none()) {
+        match lifecycle::kill(container, &container.init, libc::SIGKILL, true) {
+            // It has ended meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            result => result.context(|| format!("container {:?}", container.id))?,
+        }
+    }
+    for container in &running {
+        let late = |_| Error::new(ErrorKind::FailedPrecondition, format!("container {:?} does not die", container.id));
+        timeout(DEATH, container.init.wait_told()).await.map_err(late)?;
+    }
+    Ok(())
+}
+
+/// The statistics of a pod: those of its cgroup, which holds the cgroups of its containers.
+///
+/// # Errors
+/// [`ErrorKind::FailedPrecondition`] where it has none.
+pub fn cgroup(node: &Node, pod: &Pod) -> Result<Cgroup> {
+    let parent = Some(pod.settings.cgroup_parent.as_str()).filter(|parent| !parent.is_empty());
+    let none = || Error::new(ErrorKind::FailedPrecondition, format!("sandbox {:?} has no cgroup of its own", pod.id));
+    let parent = parent.ok_or_else(none)?;
+    CgroupPath::new(&node.host, Some(parent), &pod.id).and_then(|path| Cgroup::open(&node.host, &path)).context(|| "cgroup_parent")
+}
+
+/// What is on disk of a pod that is not started.
+pub fn record(id: &str) -> Record {
+    Record { daemon: ProcessId::of(std::process::id() as i32), ..Record::new(id, None) }
+}
