@@ -29,10 +29,16 @@ pub struct ProcessId {
 impl ProcessId {
     /// The process that has this number now, if there is one.
     pub fn of(pid: i32) -> Option<Self> {
+        Self::with_state(pid).map(|(id, _)| id)
+    }
+
+    fn with_state(pid: i32) -> Option<(Self, char)> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The second field is the program's name in parentheses, which may hold anything.
-        let started = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
-        Some(Self { pid, started })
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?.chars().next()?;
+        let started = fields.nth(18)?.parse().ok()?;
+        Some((Self { pid, started }, state))
     }
 
     /// Waits until it has ended, and kills it if it has not after `grace`.
@@ -58,9 +64,9 @@ impl ProcessId {
         }
     }
 
-    /// Whether that process still runs (or waits to be reaped).
+    /// Whether that process still runs; one that has ended and waits to be reaped does not.
     pub fn is_alive(&self) -> bool {
-        Self::of(self.pid) == Some(*self)
+        Self::with_state(self.pid).is_some_and(|(id, state)| id == *self && !matches!(state, 'Z' | 'X'))
     }
 }
 

@@ -90,6 +90,7 @@ pub struct Held {
 #[derive(Default)]
 struct Life {
     started: Option<SystemTime>,
+    stopping: bool,
     held: Option<Arc<Held>>,
 }
 
@@ -161,7 +162,7 @@ impl Pod {
     /// It runs.
     pub fn started(&self, held: Held) -> SystemTime {
         let now = SystemTime::now();
-        *lock(&self.life) = Life { started: Some(now), held: Some(Arc::new(held)) };
+        *lock(&self.life) = Life { started: Some(now), stopping: false, held: Some(Arc::new(held)) };
         now
     }
 
@@ -180,9 +181,17 @@ impl Pod {
         self.held().and_then(|held| held.holder.as_ref().map(|holder| holder.pid)).unwrap_or(0)
     }
 
+    /// It is being stopped: however it ends now, it was asked to.
+    pub fn stopping(&self) {
+        lock(&self.life).stopping = true;
+    }
+
     /// It has ended, unless it had before.
     pub fn ended(&self, status: u32) {
-        lock(&self.life).held = None;
+        let mut life = lock(&self.life);
+        life.held = None;
+        let status = if life.stopping { 0 } else { status };
+        drop(life);
         self.end.send_if_modified(|end| {
             let first = end.is_none();
             end.get_or_insert(End { status, at: SystemTime::now() });
@@ -237,9 +246,10 @@ mod tests {
         let pod = pod("a");
         pod.started(Held::default());
         assert!(pod.held().is_some());
-        pod.ended(0);
         pod.ended(137);
-        assert_eq!(pod.end().borrow().map(|end| end.status), Some(0));
+        pod.stopping();
+        pod.ended(137);
+        assert_eq!(pod.end().borrow().map(|end| end.status), Some(137));
         assert!(pod.held().is_none() && pod.started_at().is_some());
     }
 }

@@ -177,6 +177,7 @@ fn user_namespace(pod: &Pod) -> Result<Option<OwnedFd>> {
 pub async fn stop(pod: &Arc<Pod>, containers: Vec<Arc<Container>>, grace: Duration) -> Result<()> {
     let _changing = pod.changing.lock().await;
     end_all(containers, grace).await?;
+    pod.stopping();
     if let Some(Holder { pidfd, .. }) = pod.held().and_then(|held| held.holder.clone()) {
         let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
         let dead = async { pod.end().wait_for(Option::is_some).await.map(drop) };

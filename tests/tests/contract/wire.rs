@@ -74,7 +74,7 @@ pub fn unknown_methods_and_services(hand: &mut Hand) -> Result<()> {
     let streaming = shim.with_service("containerd.services.streaming.v1.Streaming");
     refused(streaming.call::<_, Empty>("Stream", &Empty::new()), Code::UNIMPLEMENTED, "Stream")?;
     let sandbox = shim.with_service("containerd.runtime.sandbox.v1.Sandbox");
-    refused(sandbox.call::<_, Empty>("Platform", &Empty::new()), Code::NOT_FOUND, "Platform")?;
+    refused(sandbox.call::<_, Empty>("Platform", &Empty::new()), Code::NOT_FOUND, "sandbox")?;
     // ttrpc for Rust knows no other answer to a name that nobody could have foreseen.
     let status = shim.with_service("no.such.Service").call::<_, Empty>("State", &Empty::new()).err().context(|| "answered".to_owned())?;
     ensure!(matches!(status.code, Code::UNIMPLEMENTED | Code::INVALID_ARGUMENT), "{status}");
