@@ -67,8 +67,13 @@ fn main() -> ExitCode {
         }
     };
     let pairs = versions().into_iter().flat_map(|version| Style::all(version).iter().map(move |style| (version, *style)));
-    let lanes =
-        pairs.map(|(version, style)| lane(&table, version, style)).chain(versions().into_iter().map(|version| node_mode(&table, version)));
+    let in_node_mode = versions().into_iter().flat_map(|version| {
+        let styles = [Style::Own, Style::Podless].into_iter().filter(move |style| Style::all(version).contains(style));
+        styles.map(move |style| (version, style))
+    });
+    let lanes = pairs
+        .map(|(version, style)| lane(&table, version, style))
+        .chain(in_node_mode.map(|(version, style)| node_mode(&table, version, style)));
     main_of_lanes(lanes.collect())
 }
 
@@ -78,8 +83,9 @@ fn lane(table: &Table, version: Version, style: Style) -> Lane<Node> {
 }
 
 /// Some cases with one daemon for all pods.
-fn node_mode(table: &Table, version: Version) -> Lane<Node> {
-    let mut lane = lane_of(table, version, Style::Own, "node", (CASES, OF_NODE_MODE), &[("CORACLE_GROUPING", "node")]);
+fn node_mode(table: &Table, version: Version, style: Style) -> Lane<Node> {
+    let name = if style == Style::Podless { "node-podless" } else { "node" };
+    let mut lane = lane_of(table, version, style, name, (CASES, OF_NODE_MODE), &[("CORACLE_GROUPING", "node")]);
     let wanted = |name: &str| IN_NODE_MODE.iter().chain(OF_NODE_MODE.iter().map(|case| &case.0)).any(|wanted| *wanted == name);
     lane.cases.retain(|case| case.0.rsplit("::").next().is_some_and(wanted));
     lane

@@ -43,12 +43,10 @@ pub fn containerd_killed(node: &mut Node, style: Style) -> Result<()> {
 pub fn one_daemon(node: &mut Node, style: Style) -> Result<()> {
     let case = PodCase::new(node, style)?;
     let pods = [case.pod("a")?, case.pod("b")?, case.pod("c")?];
-    let daemon = daemon_of(pods[0].pid()?)?;
-    let mut apps = Vec::new();
-    for pod in &pods {
-        let app = pod.sleeper("app")?;
+    let apps = [pods[0].sleeper("app")?, pods[1].sleeper("app")?, pods[2].sleeper("app")?];
+    let daemon = daemon_of(apps[0].pid()?)?;
+    for app in &apps {
         ensure_eq!(daemon_of(app.pid()?)?, daemon, "daemon of {:?}", app.config.metadata);
-        apps.push(app);
     }
     // The first, in whose name it was started, goes first.
     for pod in &pods[..2] {
@@ -57,7 +55,7 @@ pub fn one_daemon(node: &mut Node, style: Style) -> Result<()> {
         ensure_eq!(pods[2].status()?.state(), PodSandboxState::SandboxReady, "state of the last pod");
     }
     let later = case.pod("later")?;
-    ensure_eq!(daemon_of(later.pid()?)?, daemon, "daemon of a later pod");
+    ensure_eq!(daemon_of(later.sleeper("app")?.pid()?)?, daemon, "daemon of a later pod");
     signal(daemon, Signal::KILL)?;
     for pod in [&pods[2], &later] {
         eventually("the pod is not ready", SOON, || pod.status().is_ok_and(|status| status.state() == PodSandboxState::SandboxNotready))?;
