@@ -22,6 +22,15 @@ pub const LINUX_CREATE_OPTIONS: &str = "containerd.linux.runc.CreateOptions";
 /// `runtime.v1.PodSandboxConfig` of CRI: what a pod is made from.
 pub const POD_SANDBOX_CONFIG: &str = "runtime.v1.PodSandboxConfig";
 
+/// `containerd.services.streaming.v1.StreamInit`: which stream is meant.
+pub const STREAM_INIT: &str = "containerd.services.streaming.v1.StreamInit";
+
+/// `containerd.types.transfer.Data`: some bytes of a stream.
+pub const STREAM_DATA: &str = "containerd.types.transfer.Data";
+
+/// `containerd.types.transfer.WindowUpdate`: how much more may be sent.
+pub const WINDOW_UPDATE: &str = "containerd.types.transfer.WindowUpdate";
+
 /// `runtimeoptions.v1.Options`: what any other runtime is configured with.
 pub const RUNTIME_OPTIONS: &str = "runtimeoptions.v1.Options";
 

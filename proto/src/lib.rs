@@ -10,3 +10,4 @@ pub mod any;
 pub mod cri;
 pub mod linuxruntime;
 pub mod runtimeoptions;
+pub mod streaming;

@@ -27,4 +27,5 @@ pub mod sandbox;
 pub mod serve;
 pub mod socket;
 pub mod start;
+pub mod streaming;
 pub mod task;

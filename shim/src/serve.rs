@@ -22,16 +22,12 @@ use crate::group::Grouping;
 use crate::idle::Clients;
 use crate::logger;
 use crate::ready::Ready;
-use crate::sandbox;
 use crate::socket::Bound;
 use crate::task::{self, node::Node};
+use crate::{sandbox, streaming};
 
 const TASK_V2: &str = "containerd.task.v2.Task";
 const TASK_V3: &str = "containerd.task.v3.Task";
-
-/// What containerd may ask for and this version has not: it takes UNIMPLEMENTED for an answer, and ttrpc's own answer to the name of a
-/// service that is not registered is INVALID_ARGUMENT.
-const ABSENT: [&str; 1] = ["containerd.services.streaming.v1.Streaming"];
 
 const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
 
@@ -74,16 +70,16 @@ impl Shutdown {
 /// # Errors
 /// What the services need of the host is not there.
 pub fn services(context: &Context, launcher: Launcher) -> Result<HashMap<String, Service>> {
-    let tasks = task::service::Service::new(Node::new(context.clone(), launcher)?);
+    let node = Node::new(context.clone(), launcher)?;
+    let streams = node.streams.clone();
+    let tasks = task::service::Service::new(node);
     let sandboxes: Arc<dyn Sandbox + Send + Sync> = Arc::new(sandbox::service::Service::new(tasks.clone()));
     let service: Arc<dyn Task + Send + Sync> = Arc::new(tasks);
     #[cfg(feature = "failpoints")]
     let service: Arc<dyn Task + Send + Sync> = Arc::new(crate::failpoint::Around(service));
     let mut services = named(&service);
     services.extend(create_sandbox(sandboxes).into_values().map(|service| (SANDBOX.to_owned(), service)));
-    for name in ABSENT {
-        services.insert(name.to_owned(), Service { methods: HashMap::new(), streams: HashMap::new() });
-    }
+    services.insert(streaming::NAME.to_owned(), streaming::service(streams));
     Ok(services)
 }
 

@@ -16,7 +16,7 @@ async fn a_thousand_lives_leave_no_descriptor() {
         path.to_str().unwrap().to_owned()
     };
     let (stdin, stdout, stderr) = (path("stdin"), path("stdout"), path("stderr"));
-    let origin = Origin { id: "web-1", namespace: "default", spawner: None };
+    let origin = Origin { id: "web-1", namespace: "default", spawner: None, streams: None };
     // Reads all output; its own write end keeps it from seeing an end. It goes with the process.
     let mut reader = std::fs::OpenOptions::new().read(true).write(true).open(&stdout).unwrap();
     std::thread::spawn(move || while reader.read(&mut [0; 64]).is_ok() {});

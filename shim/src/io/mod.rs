@@ -13,6 +13,7 @@ mod linger;
 mod logger;
 mod open;
 mod pump;
+mod streams;
 mod target;
 pub(crate) mod watched;
 
@@ -31,11 +32,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 pub use logger::{LoggerCommand, LoggerProcess, Spawner};
+pub use streams::{Attachment, Message, Next, Streams};
 
 use linger::LATE;
 use logger::Logger;
 use open::{FifoReader, FifoWriter, Input, Output};
 use pump::{Console, End, Phase, Pump, Sink, Source, Untaken};
+use streams::{Channel, Taken};
 use target::Target;
 use watched::{Edges, Watched};
 
@@ -61,6 +64,8 @@ pub struct Origin<'a> {
     pub namespace: &'a str,
     /// Starts loggers; without one they are not allowed.
     pub spawner: Option<&'a dyn Spawner>,
+    /// Where streams meet their clients; without it they are not allowed.
+    pub streams: Option<&'a Streams>,
 }
 
 /// Who owns the pipes: `io_uid` and `io_gid`.
@@ -118,11 +123,13 @@ struct State {
     terminal: Option<TerminalEnds>,
     master: Option<Arc<OwnedFd>>,
     stdin_hold: Option<OwnedFd>,
+    stdin_stream: Option<Arc<Channel>>,
+    streams: Vec<Taken>,
     logger: Option<Logger>,
 }
 
 struct TerminalEnds {
-    input: Option<Watched>,
+    input: Option<Source>,
     output: Sink,
 }
 
@@ -186,8 +193,8 @@ impl Io {
         };
         let output = Pump::new(format!("{}: terminal", self.name), Source::Console(reader), ends.output, state.untaken.clone());
         self.add(&mut state, Direction::Out, output);
-        if let Some(fifo) = ends.input {
-            let input = Pump::new(format!("{}: stdin", self.name), Source::Pipe(fifo), Sink::Console(writer), None);
+        if let Some(input) = ends.input {
+            let input = Pump::new(format!("{}: stdin", self.name), input, Sink::Console(writer), None);
             self.add(&mut state, Direction::In, input);
         }
         state.master = Some(master);
@@ -216,7 +223,11 @@ impl Io {
     /// CloseIO: from here on the input ends when containerd's writer is gone, after all that was written. At any time, before
     /// the start too; a second call does nothing.
     pub fn close_stdin(&self) {
-        self.state().stdin_hold = None;
+        let mut state = self.state();
+        state.stdin_hold = None;
+        if let Some(stream) = &state.stdin_stream {
+            stream.close_input();
+        }
     }
 
     /// The process itself has ended. A terminal is then at its end when there is nothing left to read, for nobody may wait for
@@ -335,25 +346,24 @@ struct Opening {
 impl Opening {
     /// A terminal has one output. containerd's Go client may name a fifo for stderr all the same, and reads nothing from it.
     async fn terminal(&mut self, request: &Request, origin: &Origin<'_>) -> Result<()> {
-        let input = self.stdin(&request.stdin)?.map(|fifo| Watched::new(fifo, Interest::READABLE)).transpose()?;
+        let input = self.stdin(&request.stdin, origin)?;
         let output = match Target::parse("stdout", &request.stdout)? {
             Target::Logger(uri) => {
                 let (logger, ends) = logger::start(uri, origin, self.owner).await?;
                 self.io.state().logger = Some(logger);
                 Sink::Pipe(Watched::new(ends.stdout, Interest::WRITABLE)?)
             }
-            target => sink(open_output("stdout", &target)?)?,
+            target => sink(self.open_output("stdout", &target, origin)?)?,
         };
         self.io.state().terminal = Some(TerminalEnds { input, output });
         Ok(())
     }
 
     async fn pipes(&mut self, request: &Request, origin: &Origin<'_>) -> Result<ChildEnds> {
-        let stdin = match self.stdin(&request.stdin)? {
+        let stdin = match self.stdin(&request.stdin, origin)? {
             None => open::dev_null()?,
-            Some(fifo) => {
+            Some(from) => {
                 let (read, write) = open::pipe(self.owner)?;
-                let from = Source::Pipe(Watched::new(fifo, Interest::READABLE)?);
                 self.pump(Direction::In, "stdin", from, Sink::Pipe(Watched::new(write, Interest::WRITABLE)?));
                 read
             }
@@ -369,29 +379,52 @@ impl Opening {
                 // A log file takes both streams when nothing else is said, as containerd's shim has it.
                 let both = matches!(stdout, Target::File(_)) && request.stderr.is_empty();
                 let stderr = if both { None } else { Some(Target::parse("stderr", &request.stderr)?) };
-                (self.output("stdout", &stdout)?, self.output("stderr", stderr.as_ref().unwrap_or(&stdout))?)
+                (self.output("stdout", &stdout, origin)?, self.output("stderr", stderr.as_ref().unwrap_or(&stdout), origin)?)
             }
         };
         Ok(ChildEnds { stdin, stdout, stderr })
     }
 
-    /// Opens the input fifo, if one is named, and keeps our writer of it for CloseIO.
-    fn stdin(&mut self, text: &str) -> Result<Option<OwnedFd>> {
+    /// Opens the input fifo or stream, if one is named, and keeps what CloseIO closes.
+    fn stdin(&mut self, text: &str, origin: &Origin<'_>) -> Result<Option<Source>> {
         match Target::parse("stdin", text)? {
             Target::Null => Ok(None),
             Target::Path(path) => match open::input(&path)? {
                 Input::Null => Ok(None),
                 Input::Fifo(FifoReader { read, hold }) => {
                     self.io.state().stdin_hold = Some(hold);
-                    Ok(Some(read))
+                    Ok(Some(Source::Pipe(Watched::new(read, Interest::READABLE)?)))
                 }
             },
-            _ => Err(Error::invalid(format!("stdin {text:?}: an input is a fifo"))),
+            Target::Stream(id) => {
+                let stream = self.stream("stdin", &id, streams::Direction::Input, origin)?;
+                self.io.state().stdin_stream = Some(Arc::clone(&stream));
+                Ok(Some(Source::Stream(stream)))
+            }
+            _ => Err(Error::invalid(format!("stdin {text:?}: an input is a fifo or a stream"))),
         }
     }
 
-    fn output(&mut self, field: &'static str, target: &Target) -> Result<OwnedFd> {
-        match open_output(field, target)? {
+    fn stream(&mut self, field: &str, id: &str, direction: streams::Direction, origin: &Origin<'_>) -> Result<Arc<Channel>> {
+        let none = || Error::new(ErrorKind::Unimplemented, format!("{field}: there are no streams here"));
+        let taken = origin.streams.ok_or_else(none)?.take(id, direction).context(|| field.to_owned())?;
+        let channel = Arc::clone(&taken.channel);
+        self.io.state().streams.push(taken);
+        Ok(channel)
+    }
+
+    fn open_output(&mut self, field: &str, target: &Target, origin: &Origin<'_>) -> Result<Output> {
+        match target {
+            Target::Null => Ok(Output::Null),
+            Target::Path(path) => open::output(field, path),
+            Target::File(path) => open::log_file(field, path).map(Output::File),
+            Target::Stream(id) => self.stream(field, id, streams::Direction::Output, origin).map(Output::Stream),
+            Target::Logger(_) => Err(Error::invalid(format!("{field}: a logger is named in stdout"))),
+        }
+    }
+
+    fn output(&mut self, field: &'static str, target: &Target, origin: &Origin<'_>) -> Result<OwnedFd> {
+        match self.open_output(field, target, origin)? {
             Output::Null => open::dev_null(),
             output => {
                 let (read, write) = open::pipe(self.owner)?;
@@ -409,20 +442,12 @@ impl Opening {
     }
 }
 
-fn open_output(field: &str, target: &Target) -> Result<Output> {
-    match target {
-        Target::Null => Ok(Output::Null),
-        Target::Path(path) => open::output(field, path),
-        Target::File(path) => open::log_file(field, path).map(Output::File),
-        Target::Logger(_) => Err(Error::invalid(format!("{field}: a logger is named in stdout"))),
-    }
-}
-
 fn sink(output: Output) -> Result<Sink> {
     Ok(match output {
         Output::Null => Sink::Discard,
         Output::Fifo(FifoWriter { write, hold }) => Sink::Fifo(Watched::new(write, Interest::WRITABLE)?, hold),
         Output::File(log) => Sink::File(log),
+        Output::Stream(stream) => Sink::Stream(stream),
     })
 }
 

@@ -4,6 +4,7 @@ use std::fs::DirBuilder;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use runtime_core::error::{Context, Error, ErrorKind, Result};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Stat, Uid};
@@ -11,6 +12,7 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
 use super::Owner;
+use super::streams::Channel;
 
 /// Where one output goes, opened.
 #[derive(Debug)]
@@ -19,6 +21,7 @@ pub(super) enum Output {
     Fifo(FifoWriter),
     /// Opened with `O_APPEND`.
     File(OwnedFd),
+    Stream(Arc<Channel>),
 }
 
 /// Where the input comes from, opened.

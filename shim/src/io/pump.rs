@@ -16,6 +16,7 @@ use rustix::termios::SpecialCodeIndex;
 use tokio::sync::watch;
 
 use super::linger::{linger, taken};
+use super::streams::{Channel, Pulled};
 use super::watched::{Edge, Edges, Watched};
 
 /// What one step reads at most when it must copy.
@@ -50,6 +51,7 @@ pub(super) async fn until(phase: &mut watch::Receiver<Phase>, least: Phase) {
 pub(super) enum Source {
     Pipe(Watched),
     Console(Console),
+    Stream(Arc<Channel>),
 }
 
 /// Where a copy writes.
@@ -61,6 +63,7 @@ pub(super) enum Sink {
     Fifo(Watched, OwnedFd),
     Console(Console),
     File(OwnedFd),
+    Stream(Arc<Channel>),
     /// Nowhere. A terminal must be read even when nobody wants its output.
     Discard,
 }
@@ -160,15 +163,18 @@ impl Pump {
         self.settle(&mut phase).await;
         let lost = match self.sink {
             Sink::Fifo(write, hold) => linger(write, hold, &mut phase).await,
+            Sink::Stream(channel) => channel.finish(&mut phase).await,
             _ => 0,
         };
         if lost > 0 { End::Cut(lost) } else { End::Complete }
     }
 
-    /// Waits, once and not for long, until what lies in a fifo has been taken, and says so.
+    /// Waits, once and not for long, until what lies in a fifo or a stream has been taken, and says so.
     async fn settle(&mut self, phase: &mut watch::Receiver<Phase>) {
-        if let (Some(_), Sink::Fifo(write, _)) = (&self.untaken, &self.sink) {
-            taken(write, phase, Phase::Draining).await;
+        match (&self.untaken, &self.sink) {
+            (Some(_), Sink::Fifo(write, _)) => taken(write, phase, Phase::Draining).await,
+            (Some(_), Sink::Stream(channel)) => channel.settle(phase).await,
+            _ => {}
         }
         self.untaken = None;
     }
@@ -229,6 +235,13 @@ impl Pump {
     }
 
     fn copy_some(&mut self) -> Step {
+        if let Source::Stream(channel) = &self.source {
+            return match channel.pull() {
+                Pulled::Bytes(bytes) => self.deliver(&bytes),
+                Pulled::Nothing => Step::Starved,
+                Pulled::End => self.tell_end(),
+            };
+        }
         let mut buffer = [MaybeUninit::uninit(); CHUNK];
         match self.source.read(&mut buffer) {
             Ok([]) => self.tell_end(),
@@ -294,8 +307,13 @@ impl Pump {
 
     /// Bytes that a stop leaves undelivered.
     fn left(&self) -> u64 {
-        let unread = rustix::io::ioctl_fionread(self.source.as_fd()).unwrap_or(0);
-        unread + (self.pending.len() - self.sent) as u64
+        let unread = match &self.source {
+            Source::Pipe(pipe) => rustix::io::ioctl_fionread(pipe).unwrap_or(0),
+            Source::Console(console) => rustix::io::ioctl_fionread(&console.master).unwrap_or(0),
+            Source::Stream(channel) => channel.left(),
+        };
+        let unsent = if let Sink::Stream(channel) = &self.sink { channel.left() } else { 0 };
+        unread + unsent + (self.pending.len() - self.sent) as u64
     }
 
     /// A write that fails is tried again for as long as the process lives: nothing is lost when the fault clears.
@@ -345,7 +363,11 @@ fn is_ready(fd: &Watched, events: PollFlags) -> bool {
 
 impl Source {
     fn read<'a>(&self, buffer: &'a mut [MaybeUninit<u8>; CHUNK]) -> Result<&'a [u8], Errno> {
-        let (bytes, _) = rustix::io::read(self.as_fd(), &mut buffer[..])?;
+        let (bytes, _) = match self {
+            Self::Pipe(pipe) => rustix::io::read(pipe, &mut buffer[..])?,
+            Self::Console(console) => rustix::io::read(&console.master, &mut buffer[..])?,
+            Self::Stream(_) => return Err(Errno::AGAIN),
+        };
         Ok(bytes)
     }
 
@@ -353,15 +375,10 @@ impl Source {
         match self {
             Self::Pipe(pipe) => pipe.readable().await,
             Self::Console(console) => console.edges.next().await,
-        }
-    }
-}
-
-impl AsFd for Source {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        match self {
-            Self::Pipe(pipe) => pipe.as_fd(),
-            Self::Console(console) => console.master.as_fd(),
+            Self::Stream(channel) => {
+                channel.readable().await;
+                Edge::Changed
+            }
         }
     }
 }
@@ -372,6 +389,7 @@ impl Sink {
             Self::Pipe(pipe) | Self::Fifo(pipe, _) => rustix::io::write(pipe, bytes)?,
             Self::Console(console) => rustix::io::write(&console.master, bytes)?,
             Self::File(file) => rustix::io::write(file, bytes)?,
+            Self::Stream(channel) => channel.push(bytes)?,
             Self::Discard => bytes.len(),
         };
         // No file promises this, and an answer of zero must not become a loop.
@@ -382,6 +400,10 @@ impl Sink {
         match self {
             Self::Pipe(pipe) | Self::Fifo(pipe, _) => pipe.writable().await,
             Self::Console(console) => console.edges.next().await,
+            Self::Stream(channel) => {
+                channel.writable().await;
+                Edge::Changed
+            }
             Self::File(_) | Self::Discard => {
                 tokio::time::sleep(BACKOFF[0]).await;
                 Edge::Changed

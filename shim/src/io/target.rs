@@ -17,6 +17,8 @@ pub(super) enum Target {
     File(PathBuf),
     /// `binary://` and `binary-v2://`: a logger to start.
     Logger(LoggerUri),
+    /// `ttrpc+unix://`: a stream of this id over the shim's own socket.
+    Stream(String),
 }
 
 /// A logger as its URI tells it.
@@ -58,7 +60,8 @@ impl Target {
             "binary" => LoggerUri::read(rest, Readiness::Close).map(Self::Logger),
             "binary-v2" => LoggerUri::read(rest, Readiness::Byte).map(Self::Logger),
             "pipe" | "npipe" => Err(Error::invalid("named pipes exist on Windows only")),
-            "ttrpc+unix" | "ttrpc+vsock" => Err(unimplemented("streaming io needs the sandbox API")),
+            "ttrpc+unix" => streaming_id(rest).map(Self::Stream),
+            "ttrpc+vsock" => Err(unimplemented("there is no virtual machine to stream from")),
             _ => Err(unimplemented("unknown stdio scheme")),
         }
     }
@@ -69,6 +72,14 @@ impl LoggerUri {
         let query = rest.split_once('#').map_or(rest, |(before, _)| before).split_once('?').map_or("", |(_, query)| query);
         Ok(Self { path: uri_path(rest)?, args: query_args(query)?, readiness })
     }
+}
+
+/// What containerd's CRI plugin puts behind the address of the sandbox's shim (`internal/cri/io/helpers.go`, `newStreams`).
+fn streaming_id(rest: &str) -> Result<String> {
+    let query = rest.split_once('?').map_or("", |(_, query)| query);
+    let arguments = query_args(query)?;
+    let id = arguments.chunks(2).find(|pair| pair[0] == "streaming_id").and_then(|pair| pair[1].to_str());
+    id.filter(|id| !id.is_empty()).map(str::to_owned).ok_or_else(|| Error::invalid("no streaming_id"))
 }
 
 fn unimplemented(why: &str) -> Error {
@@ -158,6 +169,7 @@ mod tests {
     #[test]
     fn each_form_is_told_apart() {
         assert_eq!(Target::parse("stdin", "").unwrap(), Target::Null);
+        assert_eq!(Target::parse("stdin", "ttrpc+unix:///run/s?streaming_id=a-stdin").unwrap(), Target::Stream("a-stdin".into()));
         assert_eq!(Target::parse("stdout", "/run/a://b").unwrap(), Target::Path("/run/a://b".into()));
         assert_eq!(Target::parse("stdout", "file:///var/log/a%20b+c?x=1#y").unwrap(), Target::File("/var/log/a b+c".into()));
     }
@@ -181,8 +193,9 @@ mod tests {
         assert!(message("file:///a%0").contains("hexadecimal"));
         assert!(message("binary:///a?x=%00").contains("zero byte"));
         assert!(message("pipe:////./pipe/x").contains("Windows"));
-        let streaming = Target::parse("stdout", "ttrpc+unix:///run/s?streaming_id=x").unwrap_err();
-        assert_eq!(streaming.kind(), ErrorKind::Unimplemented);
+        assert!(message("ttrpc+unix:///run/s?id=x").contains("no streaming_id"));
+        let vsock = Target::parse("stdout", "ttrpc+vsock://3:1024?streaming_id=x").unwrap_err();
+        assert_eq!(vsock.kind(), ErrorKind::Unimplemented);
     }
 
     fn encode(bytes: &[u8]) -> String {

@@ -183,7 +183,8 @@ impl Making<'_> {
     async fn make(&self, undo: &mut Undo, path: &CgroupPath, init: &Process, mut record: Record) -> Result<(Child, Record)> {
         let node = self.node;
         let loggers = Loggers(Arc::clone(node));
-        let origin = Origin { id: &self.request.id, namespace: &node.context.config.bootstrap.namespace, spawner: Some(&loggers) };
+        let namespace = &node.context.config.bootstrap.namespace;
+        let origin = Origin { id: &self.request.id, namespace, spawner: Some(&loggers), streams: Some(&node.streams) };
         let (io, ends) = Io::open(&init.stdio, &origin, self.owner).await?;
         let io = Arc::new(io);
         node.watch(&self.request.id, path).await?;

@@ -87,7 +87,8 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, pending: Pendin
 
 async fn launch(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<Process>, spec: &Spec) -> Result<(Child, Arc<Io>)> {
     let loggers = Loggers(Arc::clone(node));
-    let origin = Origin { id: &process.exec_id, namespace: &node.context.config.bootstrap.namespace, spawner: Some(&loggers) };
+    let namespace = &node.context.config.bootstrap.namespace;
+    let origin = Origin { id: &process.exec_id, namespace, spawner: Some(&loggers), streams: Some(&node.streams) };
     let (io, ends) = Io::open(&process.stdio, &origin, container.owner).await?;
     let io = Arc::new(io);
     let ended = || Error::new(ErrorKind::FailedPrecondition, "cannot exec in a stopped container");

@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::io::Streams;
 use crate::io::watched::{Edge, Watched};
 use crate::place;
 use crate::pod::Pods;
@@ -37,6 +38,8 @@ pub struct Node {
     watched: Mutex<HashMap<String, CgroupPath>>,
     children: Mutex<Children>,
     filters: Mutex<seccomp::Cache>,
+    /// Stdio that clients carry over connections of their own.
+    pub streams: Streams,
     /// Those that have no container of their own.
     pub pods: Pods,
     /// Whether containerd has asked the daemon of a node to end, and no container has come since.
@@ -122,6 +125,7 @@ impl Node {
             watched: Mutex::default(),
             children: Mutex::default(),
             filters: Mutex::default(),
+            streams: Streams::default(),
             pods: Pods::default(),
             dismissed: AtomicBool::new(false),
         });

@@ -27,6 +27,8 @@ pub enum Style {
     DropIn,
     /// `sandboxer = "shim"`: pods without a pause container.
     Podless,
+    /// The same with `io_type = "streaming"`: stdio over the shim's socket.
+    Streaming,
     /// containerd's own shim with runc.
     Runc,
 }
@@ -39,8 +41,13 @@ impl Style {
     pub fn all(version: Version) -> &'static [Style] {
         match version {
             Version::V16 | Version::V17 => &Self::INSTALLED,
-            Version::V2 => &[Style::Own, Style::Path, Style::DropIn, Style::Podless],
+            Version::V2 => &[Style::Own, Style::Path, Style::DropIn, Style::Podless, Style::Streaming],
         }
+    }
+
+    /// Whether a pod has a container of its own.
+    pub fn has_pause(self) -> bool {
+        !matches!(self, Style::Podless | Style::Streaming)
     }
 
     /// The handler's name, and the column of the table in the documents.
@@ -50,6 +57,7 @@ impl Style {
             Style::Path => "path",
             Style::DropIn => "drop-in",
             Style::Podless => "podless",
+            Style::Streaming => "streaming",
             Style::Runc => "runc",
         }
     }
@@ -62,6 +70,7 @@ impl Style {
             Style::Path => format!("runtime_type = \"io.containerd.runc.v2\"\nruntime_path = {:?}\n", shim),
             Style::DropIn => "runtime_type = \"io.containerd.runc.v2\"\n".to_owned(),
             Style::Podless => "runtime_type = \"io.containerd.coracle.v2\"\nsandboxer = \"shim\"\n".to_owned(),
+            Style::Streaming => "runtime_type = \"io.containerd.coracle.v2\"\nsandboxer = \"shim\"\nio_type = \"streaming\"\n".to_owned(),
             Style::Runc => {
                 let shim = paths::cache(suite)?.join("usr/bin/containerd-shim-runc-v2");
                 let runc = paths::cache("bookworm")?.join("usr/sbin/runc");

@@ -72,7 +72,7 @@ pub fn unknown_methods_and_services(hand: &mut Hand) -> Result<()> {
     let (bundle, shim) = running(hand, &["sleep", "1000"])?;
     refused(shim.call::<_, Empty>("Fly", &Empty::new()), Code::UNIMPLEMENTED, "Fly")?;
     let streaming = shim.with_service("containerd.services.streaming.v1.Streaming");
-    refused(streaming.call::<_, Empty>("Stream", &Empty::new()), Code::UNIMPLEMENTED, "Stream")?;
+    refused(streaming.call::<_, Empty>("Fly", &Empty::new()), Code::UNIMPLEMENTED, "Fly")?;
     let sandbox = shim.with_service("containerd.runtime.sandbox.v1.Sandbox");
     refused(sandbox.call::<_, Empty>("Platform", &Empty::new()), Code::NOT_FOUND, "sandbox")?;
     // ttrpc for Rust knows no other answer to a name that nobody could have foreseen.

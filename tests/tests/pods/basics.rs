@@ -2,7 +2,7 @@
 
 use tests::cri::api::{ContainerState, ExecSyncRequest, PodSandboxState};
 use tests::cri::pod::strings;
-use tests::cri::{PodCase, Style};
+use tests::cri::PodCase;
 use tests::{Context, Result, ensure, ensure_eq, proc};
 
 pub fn pod_and_container(case: &PodCase<'_>) -> Result<()> {
@@ -17,7 +17,7 @@ pub fn pod_and_container(case: &PodCase<'_>) -> Result<()> {
     ensure_eq!(daemon_of(pod.sleeper("third")?.pid()?)?, daemon, "daemon of another container");
     let of_pod = proc::all().into_iter().filter(|process| process.cgroups.contains(case.word()));
     let names: Vec<String> = of_pod.map(|process| process.name).collect();
-    if case.style == Style::Podless {
+    if !case.style.has_pause() {
         ensure_eq!(
             (names.as_slice(), pod.pid()?),
             (["sleep", "sleep"].map(str::to_owned).as_slice(), 0),

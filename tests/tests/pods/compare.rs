@@ -30,7 +30,7 @@ const INTENDED_WITHOUT_PAUSE: [(&str, &str); 3] = [
 pub fn same_as_the_peer(node: &mut Node, style: Style) -> Result<()> {
     let (ours, theirs) = (seen(node, style)?, seen(node, Style::Runc)?);
     let mut differences = Vec::new();
-    let without_pause = INTENDED_WITHOUT_PAUSE.iter().filter(|_| style == Style::Podless);
+    let without_pause = INTENDED_WITHOUT_PAUSE.iter().filter(|_| !style.has_pause());
     let intended: Vec<&str> = INTENDED.iter().chain(without_pause).map(|(part, _)| *part).collect();
     let paths: std::collections::BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
     for path in paths {

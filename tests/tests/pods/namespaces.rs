@@ -3,7 +3,7 @@
 use tests::containerd::eventually;
 use tests::cri::api::NamespaceMode;
 use tests::cri::pod::{SOON, namespaces, security};
-use tests::cri::{PodCase, Style};
+use tests::cri::PodCase;
 use tests::{Context, Result, ensure, ensure_eq};
 
 /// The namespaces of a process of the host, as links.
@@ -37,9 +37,9 @@ pub fn shared_pid_namespace(case: &PodCase<'_>) -> Result<()> {
     let a = pod.container_with("a", &["sh", "-c", "sleep 7777 & exec sleep 8888"], in_pod)?;
     let b = pod.container_with("b", &["sleep", "9999"], in_pod)?;
     eventually("b sees all of a", SOON, || b.shell("ps").is_ok_and(|ps| ps.contains("sleep 7777") && ps.contains("sleep 8888")))?;
-    let (first, name) = (b.shell("cat /proc/1/comm")?, if case.style == Style::Podless { "coracle-pod" } else { "pause" });
+    let (first, name) = (b.shell("cat /proc/1/comm")?, if !case.style.has_pause() { "coracle-pod" } else { "pause" });
     ensure_eq!(first, name, "process 1");
-    if case.style == Style::Podless {
+    if !case.style.has_pause() {
         // Nothing of the host's is to be seen of it, and orphans do not pile up.
         ensure_eq!(b.shell("tr '\\0' ' ' < /proc/1/cmdline")?.trim(), name, "arguments of process 1");
         ensure_eq!(

@@ -22,7 +22,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// How long something that must not happen is watched for.
 const WHILE: Duration = Duration::from_millis(150);
 
-const NOBODY: Origin<'static> = Origin { id: "web-1", namespace: "default", spawner: None };
+const NOBODY: Origin<'static> = Origin { id: "web-1", namespace: "default", spawner: None, streams: None };
 
 /// A directory with containerd's three fifos.
 struct Fifos {
