@@ -35,7 +35,7 @@ use crate::failpoint::{self, Rpc};
 use crate::group::Grouping;
 use crate::{idle, logger};
 
-/// How long clients may take to leave a daemon that ends.
+/// How long a client may take to leave a daemon that ends.
 const LEAVE: Duration = Duration::from_secs(1);
 
 /// See the module.
@@ -125,13 +125,14 @@ impl Service {
         }
     }
 
-    /// The same, when the clients have read their answers and gone, or [`LEAVE`] has passed: the client of containerd takes a connection that
-    /// closes right after an answer for a lost one, now and then (ttrpc's `client.go`, `dispatch`).
+    /// The same, when a client has read its answer and gone, or [`LEAVE`] has passed: that of containerd takes a connection that closes right
+    /// after an answer for a lost one, now and then (ttrpc's `client.go`, `dispatch`).
     pub fn end_if_empty_and_left(&self) {
         let service = self.clone();
         tokio::spawn(async move {
             let mut clients = service.node.context.clients.watch();
-            let _ = tokio::time::timeout(LEAVE, clients.wait_for(|count| *count == 0)).await;
+            let before = *clients.borrow();
+            let _ = tokio::time::timeout(LEAVE, clients.wait_for(|count| *count < before)).await;
             service.end_if_empty();
         });
     }
