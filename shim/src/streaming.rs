@@ -111,3 +111,6 @@ fn encode(type_url: &str, value: Vec<u8>) -> ttrpc::Result<Vec<u8>> {
     let any = Any { type_url: type_url.to_owned(), value, ..Any::default() };
     any.write_to_bytes().map_err(|error| ttrpc::Error::Others(format!("encode {type_url}: {error}")))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,8 @@
 //! Pods and containers from nothing to gone, and what runs in them.
 
+use tests::cri::PodCase;
 use tests::cri::api::{ContainerState, ExecSyncRequest, PodSandboxState};
 use tests::cri::pod::strings;
-use tests::cri::PodCase;
 use tests::{Context, Result, ensure, ensure_eq, proc};
 
 pub fn pod_and_container(case: &PodCase<'_>) -> Result<()> {

@@ -1,9 +1,9 @@
 //! Which namespaces a container shares, and with whom.
 
 use tests::containerd::eventually;
+use tests::cri::PodCase;
 use tests::cri::api::NamespaceMode;
 use tests::cri::pod::{SOON, namespaces, security};
-use tests::cri::PodCase;
 use tests::{Context, Result, ensure, ensure_eq};
 
 /// The namespaces of a process of the host, as links.
