@@ -50,6 +50,16 @@ impl Style {
         !matches!(self, Style::Podless | Style::Streaming)
     }
 
+    /// The handler of our own type with an option, whose pods are made as those of this style.
+    pub fn with_options(self) -> String {
+        format!("{}-with-options", self.name())
+    }
+
+    /// The handler of our own type with an option that nobody knows, whose pods are made as those of this style.
+    pub fn with_bad_options(self) -> String {
+        format!("{}-with-bad-options", self.name())
+    }
+
     /// The handler's name, and the column of the table in the documents.
     pub fn name(self) -> &'static str {
         match self {
@@ -63,8 +73,8 @@ impl Style {
     }
 
     /// The handler's table, of which `runtime` is the path to its parent.
-    fn table(self, runtime: &str, suite: &str) -> Result<String> {
-        let shim = paths::shim_dir()?.join(paths::binary_name(paths::OURS));
+    fn table(self, runtime: &str, suite: &str, bin: &Path) -> Result<String> {
+        let shim = bin.join(paths::binary_name(paths::OURS));
         let lines = match self {
             Style::Own => "runtime_type = \"io.containerd.coracle.v2\"\n".to_owned(),
             Style::Path => format!("runtime_type = \"io.containerd.runc.v2\"\nruntime_path = {:?}\n", shim),
@@ -116,6 +126,19 @@ impl Node {
         eventually("CRI answers", Duration::from_secs(20), || cri.list_pod_sandbox(ListPodSandboxRequest::default()).is_ok())
     }
 
+    /// Puts a copy of the shim in its place, as an upgrade does.
+    pub fn replace_shim(&self) -> Result<()> {
+        let bin = self.containerd.dir().join("bin");
+        let (old, new) = (paths::shim_dir()?.join(paths::binary_name(paths::OURS)), self.containerd.data().join("upgrade"));
+        fs::copy(&old, &new)?;
+        for name in [paths::binary_name(paths::OURS), "containerd-shim-runc-v2".to_owned()] {
+            let beside = bin.join(format!(".{name}"));
+            symlink(&new, &beside)?;
+            fs::rename(&beside, bin.join(name))?;
+        }
+        Ok(())
+    }
+
     /// A client of its own.
     pub fn cri(&self) -> Result<Cri> {
         Cri::new(&self.containerd.address())
@@ -157,11 +180,11 @@ fn prepare(version: Version, dir: &Path) -> Result<String> {
         ],
     });
     fs::write(net.join("10-pods.conflist"), network.to_string())?;
-    tables(version, &net)
+    tables(version, &net, &bin)
 }
 
 /// CRI's configuration in the format of the version.
-fn tables(version: Version, net: &Path) -> Result<String> {
+fn tables(version: Version, net: &Path, bin: &Path) -> Result<String> {
     let cni = paths::cache("bookworm")?.join("usr/lib/cni");
     let (grpc, runtime) = match version {
         Version::V16 | Version::V17 => ("plugins.\"io.containerd.grpc.v1.cri\"", "plugins.\"io.containerd.grpc.v1.cri\""),
@@ -185,7 +208,17 @@ fn tables(version: Version, net: &Path) -> Result<String> {
     }
     write!(text, "[{runtime}.containerd]\ndefault_runtime_name = \"own\"\n")?;
     for &style in Style::all(version).iter().chain(&[Style::Runc]) {
-        text += &style.table(&format!("{runtime}.containerd.runtimes"), version.suite())?;
+        text += &style.table(&format!("{runtime}.containerd.runtimes"), version.suite(), bin)?;
+    }
+    for &style in Style::all(version) {
+        let lines = if style.has_pause() { "" } else { "sandboxer = \"shim\"\n" };
+        for (name, option) in [(style.with_options(), "NoNewKeyring = true"), (style.with_bad_options(), "Nope = 1")] {
+            write!(
+                text,
+                "[{runtime}.containerd.runtimes.{name}]\nruntime_type = \"io.containerd.coracle.v2\"\n{lines}\
+                 [{runtime}.containerd.runtimes.{name}.options]\n{option}\n"
+            )?;
+        }
     }
     Ok(text)
 }

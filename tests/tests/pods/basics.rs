@@ -1,7 +1,7 @@
 //! Pods and containers from nothing to gone, and what runs in them.
 
 use tests::cri::PodCase;
-use tests::cri::api::{ContainerState, ExecSyncRequest, PodSandboxState};
+use tests::cri::api::{ContainerState, ExecSyncRequest, PodSandboxState, StatusRequest};
 use tests::cri::pod::strings;
 use tests::{Context, Result, ensure, ensure_eq, proc};
 
@@ -60,5 +60,29 @@ pub fn logs(case: &PodCase<'_>) -> Result<()> {
     for wanted in ["stdout F one", "stderr F two", "stdout P three"] {
         ensure!(kinds.contains(&wanted), "no {wanted:?} in {log:?}");
     }
+    Ok(())
+}
+
+pub fn options(case: &PodCase<'_>) -> Result<()> {
+    let pod = case.pod_of(&case.style.with_options(), "pod")?;
+    let app = pod.sleeper("app")?;
+    ensure_eq!(app.shell("echo works")?, "works", "exec");
+    let bundle = case.node.containerd.dir().join("state/io.containerd.runtime.v2.task/k8s.io").join(&app.id);
+    let options = std::fs::read_to_string(bundle.join("options.json"))?;
+    ensure!(options.contains("\"no_new_keyring\":true"), "options: {options}");
+    Ok(())
+}
+
+pub fn unknown_option(case: &PodCase<'_>) -> Result<()> {
+    let refused = case.pod_of(&case.style.with_bad_options(), "pod").err().map(|e| e.0).unwrap_or_default();
+    ensure!(refused.contains("unknown key") && refused.contains("Nope"), "the pod with an unknown option: {refused:?}");
+    Ok(())
+}
+
+pub fn handler_features(case: &PodCase<'_>) -> Result<()> {
+    let handlers = case.cri.status(StatusRequest { verbose: false })?.runtime_handlers;
+    let handler = handlers.into_iter().find(|handler| handler.name == case.style.name());
+    let features = handler.context(|| "CRI knows no such handler".to_owned())?.features.context(|| "it has no features".to_owned())?;
+    ensure!(features.recursive_read_only_mounts && features.user_namespaces, "features: {features:?}");
     Ok(())
 }

@@ -33,7 +33,7 @@ macro_rules! entries {
 }
 
 const CASES: &[Entry] = entries! {
-    basics: pod_and_container, exec_sync, logs;
+    basics: pod_and_container, exec_sync, logs, options, unknown_option, handler_features;
     namespaces: containers_share_the_pod, shared_pid_namespace, targeted_pid_namespace, host_network, host_pid, host_ipc, pod_sysctls;
     security: run_as_user_and_groups, strict_supplemental_groups, no_new_privileges, capabilities, seccomp_profiles,
         masked_and_readonly_paths, read_only_root, privileged, devices;
@@ -49,10 +49,12 @@ const CASES: &[Entry] = entries! {
 type NodeEntry = (&'static str, fn(&mut Node, Style) -> Result<()>);
 
 /// At the end of each lane.
-const OF_ALL: &[NodeEntry] = &[("same_as_the_peer", compare::same_as_the_peer), ("containerd_killed", node::containerd_killed)];
+const OF_ALL: &[NodeEntry] =
+    &[("same_as_the_peer", compare::same_as_the_peer), ("containerd_killed", node::containerd_killed), ("upgraded", node::upgraded)];
 
 /// At the end of the lane in which all pods have one daemon.
-const OF_NODE_MODE: &[NodeEntry] = &[("one_daemon", node::one_daemon), ("containerd_killed", node::containerd_killed)];
+const OF_NODE_MODE: &[NodeEntry] =
+    &[("one_daemon", node::one_daemon), ("containerd_killed", node::containerd_killed), ("upgraded", node::upgraded_in_node_mode)];
 
 /// In node mode all is as in the other, so a few cases do: those that end pods and daemons, and those with most traffic.
 const IN_NODE_MODE: [&str; 4] = ["pod_and_container", "shared_pid_namespace", "oom_killed", "pods_at_once"];

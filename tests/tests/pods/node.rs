@@ -1,12 +1,14 @@
 //! What happens to a whole node: containerd killed and started again, all pods in one daemon.
 
+use std::os::unix::fs::MetadataExt;
+
 use rustix::process::Signal;
 use tests::command::signal;
 use tests::containerd::eventually;
 use tests::cri::api::{ContainerState, PodSandboxState};
 use tests::cri::pod::SOON;
 use tests::cri::{Node, PodCase, Style};
-use tests::{Result, ensure_eq, proc};
+use tests::{Result, ensure, ensure_eq, proc};
 
 use crate::basics::daemon_of;
 
@@ -65,5 +67,35 @@ pub fn one_daemon(node: &mut Node, style: Style) -> Result<()> {
     pods[2].stop()?;
     pods[2].remove()?;
     ensure_eq!(case.pod("c")?.sleeper("app")?.shell("echo works")?, "works", "a pod of the same name");
+    case.close()
+}
+
+/// Another program takes the place of the shim's: what runs is served by the old one, what comes by the new one.
+pub fn upgraded(node: &mut Node, style: Style) -> Result<()> {
+    replaced(node, style, true)
+}
+
+/// With a pause container, containerd calls the program for each container, and the new one has a daemon of its own for the node.
+pub fn upgraded_in_node_mode(node: &mut Node, style: Style) -> Result<()> {
+    replaced(node, style, !style.has_pause())
+}
+
+fn replaced(node: &mut Node, style: Style, stays: bool) -> Result<()> {
+    let case = PodCase::new(node, style)?;
+    let old = case.pod("old")?;
+    let before = old.sleeper("before")?;
+    node.replace_shim()?;
+    let after = old.sleeper("after")?;
+    ensure_eq!(daemon_of(after.pid()?)? == daemon_of(before.pid()?)?, stays, "the old daemon serves a new container in the old pod");
+    ensure_eq!((after.shell("hostname")?, before.shell("hostname")?), ("old".to_owned(), "old".to_owned()), "exec in both");
+    let new = case.pod("new")?.sleeper("app")?;
+    let program = |pid| Ok::<_, tests::Failure>(std::fs::metadata(format!("/proc/{}/exe", daemon_of(pid)?))?.ino());
+    ensure!(program(new.pid()?)? != program(before.pid()?)?, "the new pod is served by the old program");
+    ensure_eq!(new.shell("hostname")?, "new", "exec in the new pod");
+    before.stop(0)?;
+    after.stop(0)?;
+    old.stop()?;
+    old.remove()?;
+    ensure_eq!(new.shell("echo works")?, "works", "exec in the new pod after the end of the old one");
     case.close()
 }
