@@ -128,6 +128,9 @@ impl Service {
     /// The same, when a client has read its answer and gone, or [`LEAVE`] has passed: that of containerd takes a connection that closes right
     /// after an answer for a lost one, now and then (ttrpc's `client.go`, `dispatch`).
     pub fn end_if_empty_and_left(&self) {
+        if self.node.context.config.grouping == Grouping::Node {
+            return self.end_if_empty();
+        }
         let service = self.clone();
         tokio::spawn(async move {
             let mut clients = service.node.context.clients.watch();
