@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     let cases = hand_cases![
         life_of_a_pod,
         namespaces_and_files,
+        without_a_network_of_others,
         shared_processes,
         stopped_with_its_containers,
         unknown_pod,
@@ -241,7 +242,12 @@ fn namespaces_and_files(hand: &mut Hand) -> Result<()> {
     let show = "exec > /out; hostname; cat /etc/hostname /etc/resolv.conf; cat /proc/sys/net/ipv4/ip_local_port_range; \
                 cat /proc/sys/net/ipv4/ip_unprivileged_port_start; grep -c '' /etc/hosts >/dev/null && echo hosts; echo one > /dev/shm/file; \
                 grep -c shm /proc/mounts; touch /done; sleep 1000";
-    let (a, b) = (pod.container(hand, "a", &["sh", "-c", show], false)?, pod.container(hand, "b", &["sleep", "1000"], false)?);
+    let a = pod.container(hand, "a", &["sh", "-c", show], false)?;
+    // With a hook that looks for the root, its mount namespace begins as a copy of the host's.
+    let mut b = pod.container_bundle(hand, "b", &["sleep", "1000"], false)?;
+    b.edit(|spec| spec["hooks"] = json!({"createContainer": [{"path": "/bin/true"}]}))?;
+    pod.shim.create_quiet(&b)?;
+    pod.shim.start(&b.id, "")?;
     eventually("a has shown all", SOON, || a.written("done").exists())?;
     let seen = fs::read_to_string(a.written("out"))?;
     ensure_eq!(
@@ -258,6 +264,29 @@ fn namespaces_and_files(hand: &mut Hand) -> Result<()> {
     ensure_eq!(fs::read_to_string(format!("/proc/{second}/root/dev/shm/file"))?, "one\n", "what a has left in /dev/shm");
     let mounts = proc::mounts().into_iter().filter(|mount| mount.target.starts_with(&pod.bundle.dir)).count();
     ensure_eq!(mounts, 0, "mounts of the host in the pod's bundle");
+    pod.stop(|_| {})?;
+    for container in [&a, &b] {
+        pod.shim.delete(&container.id, "")?;
+    }
+    pod.end()
+}
+
+/// A client that brings no network, as `ctr sandboxes run`, gets a pod that has but a loopback interface.
+fn without_a_network_of_others(hand: &mut Hand) -> Result<()> {
+    let mut config = plain();
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().namespace_options.get_or_insert_default().network = NamespaceMode::Pod.into();
+    config.hostname = "boat".to_owned();
+    let pod = Pod::created(hand, "pod", &config, "")?;
+    pod.start(|_| {})?;
+    let show = "exec > /out; ip -o link | cut -d: -f2; ip -o link show lo | grep -c LOOPBACK,UP; hostname; touch /done; sleep 1000";
+    let (a, b) = (pod.container(hand, "a", &["sh", "-c", show], false)?, pod.container(hand, "b", &["sleep", "1000"], false)?);
+    eventually("a has shown all", SOON, || a.written("done").exists())?;
+    let seen = fs::read_to_string(a.written("out"))?;
+    ensure_eq!(seen.split_whitespace().collect::<Vec<_>>(), ["lo", "1", "boat"], "in a");
+    let (first, second) = (pod.shim.state(&a.id, "")?.pid, pod.shim.state(&b.id, "")?.pid);
+    ensure_eq!(link(first, "net")?, link(second, "net")?, "network namespace of both");
+    ensure!(link(first, "net")? != link(std::process::id(), "net")?, "the network is the host's");
     pod.stop(|_| {})?;
     for container in [&a, &b] {
         pod.shim.delete(&container.id, "")?;

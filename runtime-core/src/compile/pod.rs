@@ -112,7 +112,8 @@ pub fn pod(inputs: Pod<'_>) -> Result<CompiledPod> {
     }
     sysctl::write(&mut plan, inputs.sysctl, Some(proc))?;
 
-    shared.extend([(libc::CLONE_NEWIPC, "ipc"), (libc::CLONE_NEWUTS, "uts")].into_iter().filter(|(flag, _)| joined.unborn() & flag != 0));
+    let made = [(libc::CLONE_NEWNET, "net"), (libc::CLONE_NEWIPC, "ipc"), (libc::CLONE_NEWUTS, "uts")];
+    shared.extend(made.into_iter().filter(|(flag, _)| joined.unborn() & flag != 0));
     let mut made = Vec::new();
     for (_, name) in &shared {
         let namespace = plan.slot();

@@ -77,6 +77,8 @@ pub struct Holder {
 pub struct Held {
     /// The mount namespace that has their `/dev/shm`.
     pub mounts: Option<OwnedFd>,
+    /// The network namespace, if nobody else has made it.
+    pub network: Option<OwnedFd>,
     /// The IPC namespace, unless it is the host's.
     pub ipc: Option<OwnedFd>,
     /// The UTS namespace, unless it is the host's.

@@ -24,6 +24,18 @@ pub enum Processes {
     Pod,
 }
 
+/// Whose network a pod has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Network {
+    /// The host's.
+    #[default]
+    Host,
+    /// That of a namespace that somebody else has made.
+    At(PathBuf),
+    /// One of its own with a loopback interface and nothing else: its client has made none.
+    Own,
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
@@ -33,8 +45,8 @@ pub struct Settings {
     pub dns: DnsConfig,
     /// The cgroup of the pod, which is somebody else's to make and remove.
     pub cgroup_parent: String,
-    /// The network namespace; `None` is the host's.
-    pub network: Option<PathBuf>,
+    /// Whose network it has.
+    pub network: Network,
     /// Whether the pod has an IPC namespace.
     pub ipc: bool,
     /// Whether it has a user namespace.
@@ -56,7 +68,7 @@ impl Settings {
         if !network.is_empty() && !network.starts_with('/') {
             return Err(Error::invalid(format!("netns_path: {network:?} is not absolute")));
         }
-        let network = Some(network).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let network = if network.is_empty() { Network::Own } else { Network::At(PathBuf::from(network)) };
         match options.filter(|options| !options.type_url.is_empty()) {
             None => Ok(Self { network, ipc: true, ..Self::default() }),
             Some(options) if any::is(&options.type_url, any::POD_SANDBOX_CONFIG) => {
@@ -68,14 +80,15 @@ impl Settings {
         }
     }
 
-    fn from_cri(config: PodSandboxConfig, network: Option<PathBuf>) -> Result<Self> {
+    fn from_cri(config: PodSandboxConfig, network: Network) -> Result<Self> {
         let linux = config.linux.unwrap_or_default();
         let namespaces = linux.security_context.and_then(|context| context.namespace_options).unwrap_or_default();
         let of_host = namespaces.network() == NamespaceMode::Node;
-        if of_host != network.is_none() {
-            let message = if of_host { "netns_path: given, though the network is the host's" } else { "netns_path: missing" };
-            return Err(Error::invalid(message));
-        }
+        let network = match network {
+            Network::At(_) if of_host => return Err(Error::invalid("netns_path: given, though the network is the host's")),
+            _ if of_host => Network::Host,
+            network => network,
+        };
         let user = has_user(&namespaces);
         let mut sysctl: BTreeMap<String, String> = linux.sysctls.into_iter().collect();
         if !of_host && !user {
@@ -103,14 +116,15 @@ impl Settings {
 
     /// Whether the pod has a name of its own: as with CRI, where it has a network of its own.
     pub fn has_name(&self) -> bool {
-        self.network.is_some() || !self.files
+        self.network != Network::Host
     }
 
     /// The namespaces that the pod holds, as a spec has them.
     pub fn namespaces(&self) -> Vec<LinuxNamespace> {
-        use LinuxNamespaceType::{Ipc, Network, Pid, Uts};
+        use LinuxNamespaceType::{Ipc, Pid, Uts};
+        let path = if let Network::At(path) = &self.network { Some(path.as_path()) } else { None };
         let wanted = [
-            (Network, self.network.is_some(), self.network.as_deref()),
+            (LinuxNamespaceType::Network, self.network != Network::Host, path),
             (Ipc, self.ipc, None),
             (Uts, self.has_name(), None),
             (Pid, self.processes == Processes::Pod, None),
@@ -148,15 +162,17 @@ mod tests {
 
     #[test]
     fn a_pod_holds_what_is_not_the_hosts() {
-        use LinuxNamespaceType::{Ipc, Network, Pid, Uts};
+        use LinuxNamespaceType::{Ipc, Pid, Uts};
+        let net = LinuxNamespaceType::Network;
         let all = Settings::new(Some(&options(NamespaceOption::default(), |_| {})), "/run/netns/x").unwrap();
-        assert_eq!(kinds(&all), [Network, Ipc, Uts, Pid]);
+        assert_eq!((kinds(&all), &all.network), (vec![net, Ipc, Uts, Pid], &Network::At("/run/netns/x".into())));
         assert_eq!(all.sysctl.len(), 2);
         let host = NamespaceMode::Node.into();
         let none = NamespaceOption { network: host, ipc: host, pid: host, ..NamespaceOption::default() };
         let none = Settings::new(Some(&options(none, |_| {})), "").unwrap();
         assert!(kinds(&none).is_empty() && none.sysctl.is_empty());
-        assert_eq!(kinds(&Settings::new(None, "").unwrap()), [Ipc, Uts]);
+        let alone = Settings::new(None, "").unwrap();
+        assert_eq!((kinds(&alone), alone.network), (vec![net, Ipc, Uts], Network::Own));
     }
 
     #[test]
@@ -173,7 +189,6 @@ mod tests {
         let refuse = |any: &Any, network: &str| Settings::new(Some(any), network).unwrap_err().to_string();
         let good = options(NamespaceOption::default(), |_| {});
         assert_eq!(refuse(&good, "n"), "netns_path: \"n\" is not absolute");
-        assert_eq!(refuse(&good, ""), "netns_path: missing");
         let host = NamespaceOption { network: NamespaceMode::Node.into(), ..NamespaceOption::default() };
         assert_eq!(refuse(&options(host, |_| {}), "/n"), "netns_path: given, though the network is the host's");
         let other = Any { type_url: "x.Y".into(), ..Any::default() };

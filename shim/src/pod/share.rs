@@ -13,6 +13,7 @@ use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::spec::Spec;
 
 use super::files::NAMES;
+use super::settings::Network;
 use super::{Held, Pod};
 
 /// What CRI says of a pod without a process.
@@ -44,7 +45,10 @@ impl Pod {
 
     fn lend_namespaces(&self, held: &Held, spec: &mut Spec) {
         let lent = |kind| match kind {
-            LinuxNamespaceType::Network => self.settings.network.clone(),
+            LinuxNamespaceType::Network => match &self.settings.network {
+                Network::At(path) => Some(path.clone()),
+                _ => held.network.as_ref().map(own_path),
+            },
             LinuxNamespaceType::Ipc => held.ipc.as_ref().map(own_path),
             LinuxNamespaceType::Uts => held.uts.as_ref().map(own_path),
             LinuxNamespaceType::User => held.user.as_ref().map(own_path),
@@ -115,7 +119,7 @@ mod tests {
     fn namespaces_of_no_process_are_the_pods_or_the_hosts() {
         let held = Held { ipc: file(), mounts: file(), ..Held::default() };
         let ipc = own_path(held.ipc.as_ref().unwrap());
-        let pod = pod(Settings { network: Some("/n".into()), ..Settings::default() }, held);
+        let pod = pod(Settings { network: Network::At("/n".into()), ..Settings::default() }, held);
         let mut spec = spec(NAMESPACES);
         let shared = pod.share_with(&mut spec).unwrap();
         let paths: Vec<_> = spec.linux.namespaces.iter().map(|it| (it.typ().to_string(), it.path().clone())).collect();

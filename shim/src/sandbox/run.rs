@@ -17,7 +17,7 @@ use runtime_core::sys::process::send_signal;
 use rustix::fs::{Mode, OFlags};
 use tokio::time::timeout;
 
-use crate::pod::settings::Processes;
+use crate::pod::settings::{Network, Processes};
 use crate::pod::{Held, Holder, Pod, files};
 use crate::task::container::Container;
 use crate::task::create::{remove, view};
@@ -95,6 +95,7 @@ async fn make(node: &Arc<Node>, pod: &Arc<Pod>, made: &mut Made) -> Result<Held>
         let given = Some(given);
         match kind {
             libc::CLONE_NEWNS => held.mounts = given,
+            libc::CLONE_NEWNET => held.network = given,
             libc::CLONE_NEWIPC => held.ipc = given,
             _ => held.uts = given,
         }
@@ -161,8 +162,8 @@ fn user_namespace(pod: &Pod) -> Result<Option<OwnedFd>> {
     if !pod.settings.user {
         return Ok(None);
     }
-    let Some(path) = &pod.settings.network else {
-        let message = "userns_options: without a network namespace of its own a pod has no user namespace";
+    let Network::At(path) = &pod.settings.network else {
+        let message = "userns_options: without a network namespace in it a pod has no user namespace";
         return Err(Error::invalid(message));
     };
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;

@@ -25,7 +25,7 @@ use crate::bootstrap::check_identifier;
 use crate::cleanup;
 use crate::clock::timestamp;
 use crate::pod::Pod;
-use crate::pod::settings::Settings;
+use crate::pod::settings::{Network, Settings};
 use crate::task::service::{Service as Tasks, answer};
 use crate::task::stats;
 
@@ -140,12 +140,17 @@ impl Service {
 fn info(pod: &Pod) -> HashMap<String, String> {
     let held = pod.held();
     let namespace = |fd: Option<&std::os::fd::OwnedFd>| fd.and_then(|fd| rustix::fs::fstat(fd).ok()).map(|found| found.st_ino);
+    let network = match &pod.settings.network {
+        Network::Host => None,
+        Network::At(path) => Some(json!(path)),
+        Network::Own => namespace(held.as_ref().and_then(|held| held.network.as_ref())).map(|number| json!(number)),
+    };
     let told = json!({
         "pid": pod.pid(),
         "bundle": pod.bundle,
         "cgroupParent": pod.settings.cgroup_parent,
         "namespaces": {
-            "network": pod.settings.network,
+            "network": network,
             "ipc": namespace(held.as_ref().and_then(|held| held.ipc.as_ref())),
             "uts": namespace(held.as_ref().and_then(|held| held.uts.as_ref())),
             "user": namespace(held.as_ref().and_then(|held| held.user.as_ref())),
