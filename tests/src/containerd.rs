@@ -207,15 +207,35 @@ pub fn sweep() -> Result<()> {
             let Some(pid) = name.strip_prefix(prefix).filter(|pid| pid.bytes().all(|b| b.is_ascii_digit())) else { continue };
             if !Path::new("/proc").join(pid).exists() {
                 remove(&PathBuf::from(format!("/run/coracle-test-{pid}")), &data.join(format!("cor{pid}")), &format!("cor{pid}"));
+                empty_cgroups(&format!("cor{pid}"));
             }
         }
     }
     Ok(())
 }
 
+/// The processes with a word in their arguments, and their children: of a shim, the containers that a failed case has left.
 fn kill_all(word: &str) {
-    for process in proc::all().into_iter().filter(|process| process.command_line.contains(word)) {
+    let all = proc::all();
+    let named: Vec<u32> = all.iter().filter(|process| process.command_line.contains(word)).map(|process| process.pid).collect();
+    let children = all.iter().filter(|process| named.contains(&process.parent)).map(|process| process.pid);
+    for pid in named.iter().copied().chain(children) {
+        let _ = signal(pid, Signal::KILL);
+    }
+}
+
+/// What a run that is over has left in its cgroups.
+fn empty_cgroups(tag: &str) {
+    let ours = |path: &str| path.split('/').any(|part| part.strip_prefix(tag).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')));
+    for process in proc::all().into_iter().filter(|process| process.cgroups.lines().any(ours)) {
         let _ = signal(process.pid, Signal::KILL);
+    }
+    let gone = || !proc::all().iter().any(|process| process.cgroups.lines().any(ours));
+    let _ = eventually("the processes of an earlier run are gone", PATIENCE, gone);
+    for dir in proc::cgroup_roots().iter().flat_map(|root| proc::cgroups_below(root)).collect::<Vec<_>>().into_iter().rev() {
+        if ours(&dir.to_string_lossy()) {
+            let _ = fs::remove_dir(dir);
+        }
     }
 }
 
