@@ -29,13 +29,13 @@ pub struct Pods {
 
 struct Inner {
     pods: HashMap<String, Arc<Pod>>,
-    /// When the last one went.
-    left: Instant,
+    /// When the last one came or went.
+    changed: Instant,
 }
 
 impl Default for Inner {
     fn default() -> Self {
-        Self { pods: HashMap::new(), left: Instant::now() }
+        Self { pods: HashMap::new(), changed: Instant::now() }
     }
 }
 
@@ -111,6 +111,7 @@ impl Pods {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("sandbox {:?} already exists", pod.id)));
         }
         inner.pods.insert(pod.id.clone(), pod);
+        inner.changed = Instant::now();
         Ok(())
     }
 
@@ -127,7 +128,7 @@ impl Pods {
     pub fn remove(&self, id: &str) {
         let mut inner = lock(&self.inner);
         inner.pods.remove(id);
-        inner.left = Instant::now();
+        inner.changed = Instant::now();
     }
 
     /// The pod of a container: the one that its annotations name, else the only one.
@@ -140,10 +141,25 @@ impl Pods {
         }
     }
 
-    /// For how long there has been none; `None` if there is one.
-    pub fn empty_for(&self) -> Option<Duration> {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        lock(&self.inner).pods.is_empty()
+    }
+
+    /// For how long there has been none, but such as were never started; `None` if there is one.
+    pub fn idle_for(&self) -> Option<Duration> {
         let inner = lock(&self.inner);
-        inner.pods.is_empty().then(|| inner.left.elapsed())
+        inner.pods.values().all(|pod| pod.started_at().is_none()).then(|| inner.changed.elapsed())
+    }
+
+    /// Forgets pods that have ended and whose bundles are gone: nobody will shut them down here.
+    pub fn forget_abandoned(&self) {
+        let mut inner = lock(&self.inner);
+        let before = inner.pods.len();
+        inner.pods.retain(|_, pod| pod.end.borrow().is_none() || pod.bundle.exists());
+        if inner.pods.len() < before {
+            inner.changed = Instant::now();
+        }
     }
 }
 
@@ -229,18 +245,33 @@ mod tests {
     fn a_container_belongs_to_the_pod_that_it_names_or_to_the_only_one() {
         let pods = Pods::default();
         let named = |id: &str| HashMap::from([(SANDBOX_ID.to_owned(), id.to_owned())]);
-        assert!(pods.of(&HashMap::new()).is_none() && pods.empty_for().is_some());
+        assert!(pods.of(&HashMap::new()).is_none() && pods.is_empty());
         pods.add(pod("a")).unwrap();
         assert_eq!(pods.add(pod("a")).unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert_eq!(pods.of(&HashMap::new()).unwrap().id, "a");
-        assert!(pods.of(&named("b")).is_none() && pods.empty_for().is_none());
+        assert!(pods.of(&named("b")).is_none() && !pods.is_empty());
         pods.add(pod("b")).unwrap();
         assert!(pods.of(&HashMap::new()).is_none());
         assert_eq!(pods.of(&named("b")).unwrap().id, "b");
         pods.remove("a");
         pods.remove("b");
         assert_eq!(pods.get("a").map(drop).unwrap_err().kind(), ErrorKind::NotFound);
-        assert!(pods.empty_for().is_some());
+        assert!(pods.is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_was_never_started_keeps_no_daemon_and_one_that_runs_does() {
+        let pods = Pods::default();
+        let pod = pod("a");
+        pods.add(Arc::clone(&pod)).unwrap();
+        assert!(pods.idle_for().is_some() && !pods.is_empty());
+        pod.started(Held::default());
+        assert_eq!(pods.idle_for(), None);
+        pods.forget_abandoned();
+        assert_eq!(pods.idle_for(), None);
+        pod.ended(0);
+        pods.forget_abandoned();
+        assert!(pods.is_empty() && pods.idle_for().is_some());
     }
 
     #[test]

@@ -88,7 +88,8 @@ impl Service {
             let limit = if dismissed { idle::LINGER } else { idle::limit(count) };
             let unchanged = tokio::time::timeout(limit, clients.changed()).await.is_err();
             self.table.forget_abandoned();
-            if unchanged && self.empty_for() >= Some(limit) {
+            self.node.pods.forget_abandoned();
+            if unchanged && self.idle_for() >= Some(limit) {
                 if !dismissed {
                     log::warn!("shutting down: nobody has asked for a container for {} s", limit.as_secs());
                 }
@@ -98,9 +99,9 @@ impl Service {
         }
     }
 
-    /// For how long there has been neither container nor pod.
-    fn empty_for(&self) -> Option<Duration> {
-        Some(self.table.empty_for()?.min(self.node.pods.empty_for()?))
+    /// For how long there has been neither a container nor a pod that was started.
+    fn idle_for(&self) -> Option<Duration> {
+        Some(self.table.empty_for()?.min(self.node.pods.idle_for()?))
     }
 
     /// The containers of a pod.
@@ -116,7 +117,7 @@ impl Service {
 
     /// Ends the daemon if nothing is left.
     pub fn end_if_empty(&self) {
-        if self.empty_for().is_some() {
+        if self.table.empty_for().is_some() && self.node.pods.is_empty() {
             match self.node.context.config.grouping {
                 Grouping::Pod => self.node.context.shutdown.request(),
                 // Another pod may be about to come; whoever called goes away, which wakes the one who looks.
