@@ -9,6 +9,7 @@
 #   --handler NAME     the handler that a RuntimeClass names (default: coracle)
 #   --style STYLE      own:     runtime_type = "io.containerd.coracle.v2" (default)
 #                      path:    runtime_type = "io.containerd.runc.v2" with runtime_path
+#                      podless: as own, with sandboxer = "shim": pods without a pause container (containerd 2.x)
 #                      drop-in: in place of runc's shim, for every container of this containerd; no handler is added
 #   --containerd FILE  the program that checks the configuration (default: the one in PATH)
 #   --restart COMMAND  how containerd is restarted (default: systemctl, where it runs containerd)
@@ -63,7 +64,7 @@ while [ $# -gt 0 ]; do
 	*) die "unknown argument '$1'; see --help" ;;
 	esac
 done
-case $style in own | path | drop-in) ;; *) die "--style '$style': want own, path or drop-in" ;; esac
+case $style in own | path | podless | drop-in) ;; *) die "--style '$style': want own, path, podless or drop-in" ;; esac
 case $handler in '' | *[!A-Za-z0-9_-]*) die "--handler '$handler': want letters, digits, '-' and '_'" ;; esac
 [ "$(id -u)" = 0 ] || die "this changes the system: run it as root"
 
@@ -122,10 +123,14 @@ version_of() {
 	sed -n 's/^[[:space:]]*version[[:space:]]*=[[:space:]]*\([0-9]*\).*/\1/p' "$1" | head -n 1
 }
 
+is_containerd_2() {
+	case $(on_host "$containerd" --version 2>/dev/null) in *' v2.'* | *' 2.'*) ;; *) return 1 ;; esac
+}
+
 # The configuration with our block, as $2. The block goes to the end: a table may stand there, whatever comes before.
 merge() {
 	version=2
-	case $(on_host "$containerd" --version 2>/dev/null) in *' v2.'* | *' 2.'*) version=3 ;; esac
+	! is_containerd_2 || version=3
 	: >"$2"
 	if [ -s "$1" ]; then
 		without_block "$1" >"$2"
@@ -152,8 +157,16 @@ version = $version"
 	block="$block
 [$runtimes.$handler]
   runtime_type = \"io.containerd.coracle.v2\""
-	[ "$style" = own ] || block="${block%\"io.containerd.coracle.v2\"}\"io.containerd.runc.v2\"
+	case $style in
+	path)
+		block="${block%\"io.containerd.coracle.v2\"}\"io.containerd.runc.v2\"
   runtime_path = \"$bin_dir/$shim\""
+		;;
+	podless)
+		block="$block
+  sandboxer = \"shim\""
+		;;
+	esac
 	printf '%s\n%s\n' "$block" "$end" >>"$2"
 	if grep -q '^[[:space:]]*disabled_plugins.*["'"'"']\(io\.containerd\.grpc\.v1\.\)\{0,1\}cri["'"'"']' "$2"; then
 		say "note: $config disables CRI (disabled_plugins), so Kubernetes will not find the handler; ctr and Docker need none"
@@ -262,6 +275,7 @@ do_install() {
 		[ "$force" = yes ] || die "this host cannot run containers with Coracle; 'coracle check' says more, --force installs all the same"
 	fi
 	on_host sh -c "command -v '$containerd'" >/dev/null || die "containerd is not there ($containerd): install it first, or say where it is with --containerd"
+	[ "$style" != podless ] || is_containerd_2 || die "--style podless needs containerd 2.x; take own"
 	if [ "$dry_run" = yes ]; then
 		say "would install $shim and coracle from $from into $bin_dir, style $style"
 		[ "$style" = drop-in ] || say "would add the handler '$handler' to $config, check it, and restart containerd"

@@ -25,8 +25,12 @@ fn main() -> ExitCode {
         cases.push((full("configurations"), Box::new(move || configurations(version))));
         cases.push((full("killed_in_the_middle"), Box::new(move || killed_in_the_middle(version))));
         cases.push((full("containerd_that_does_not_come_back"), Box::new(move || no_restart(version))));
-        for style in Style::INSTALLED {
+        let podless = Style::all(version).contains(&Style::Podless);
+        for style in Style::INSTALLED.into_iter().chain(podless.then_some(Style::Podless)) {
             cases.push((full(&format!("pods_{}", style.name())), Box::new(move || pods(version, style))));
+        }
+        if !podless {
+            cases.push((full("podless_is_refused"), Box::new(move || podless_is_refused(version))));
         }
     }
     main_of(cases)
@@ -252,6 +256,16 @@ fn no_restart(version: Version) -> Result<()> {
     Ok(())
 }
 
+/// A containerd without the sandbox API would ignore the line, or refuse it at its next start.
+fn podless_is_refused(version: Version) -> Result<()> {
+    let system = System::new(version)?;
+    let before = system.tree()?;
+    let done = system.installer(&["install", "--no-restart", "--style", "podless"])?;
+    ensure!(done.code == 1 && done.stderr.contains("needs containerd 2.x"), "exit code {}, {:?}", done.code, done.stderr);
+    ensure!(system.tree()? == before, "something is left");
+    Ok(())
+}
+
 /// On a containerd that runs: install, a pod by the handler, uninstall.
 fn pods(version: Version, style: Style) -> Result<()> {
     let mut node = Node::start(version, &[])?;
@@ -277,6 +291,8 @@ fn pods(version: Version, style: Style) -> Result<()> {
     let name = tests::proc::process(daemon).map(|process| process.command_line).unwrap_or_default();
     let wanted = if style == Style::DropIn { "containerd-shim-runc-v2" } else { paths::OURS.rsplit('.').nth(1).unwrap_or_default() };
     ensure!(name.contains(wanted), "the shim is {name:?}");
+    let pauses = tests::proc::all().into_iter().filter(|it| it.cgroups.contains(case.word()) && it.name == "pause").count();
+    ensure_eq!(pauses, usize::from(style.has_pause()), "pause containers");
     case.close()?;
     let done = run(&mut system.command(&config, &["uninstall", "--no-restart", "--force"])?)?;
     ensure_eq!(done.code, 0, "exit code of the removal, which said {:?} {:?}", done.stdout, done.stderr);
