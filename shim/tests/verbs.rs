@@ -421,6 +421,12 @@ fn info_and_version_need_nothing() {
     let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
     assert_eq!(info.name, "io.containerd.coracle.v2");
     assert_eq!(info.features.type_url, "types.containerd.io/opencontainers/runtime-spec/1/features/Features");
+    // What containerd's CRI plugin reads of it (`internal/cri/config`, `introspectRuntimeFeatures`): these two make the kubelet's features.
+    let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
+    let lists = |list: &serde_json::Value, word: &str| list.as_array().unwrap().iter().any(|entry| entry == word);
+    assert!(lists(&features["mountOptions"], "rro"), "{features}");
+    assert!(lists(&features["linux"]["namespaces"], "user"), "{features}");
+    assert_eq!(features["linux"]["mountExtensions"]["idmap"]["enabled"], true);
     for flag in ["-v", "--version"] {
         let output = run(Command::new(SHIM).arg(flag), b"");
         assert!(text(&output.stdout).contains(env!("CARGO_PKG_VERSION")), "{output:?}");

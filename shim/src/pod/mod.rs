@@ -131,12 +131,13 @@ impl Pods {
         inner.changed = Instant::now();
     }
 
-    /// The pod of a container: the one that its annotations name, else the only one.
-    pub fn of(&self, annotations: &HashMap<String, String>) -> Option<Arc<Pod>> {
+    /// The pod of a container: the one that its annotations name. One that names none belongs to the only one of a daemon that is there for a
+    /// pod (`dedicated`).
+    pub fn of(&self, annotations: &HashMap<String, String>, dedicated: bool) -> Option<Arc<Pod>> {
         let inner = lock(&self.inner);
         match annotations.get(SANDBOX_ID) {
             Some(id) => inner.pods.get(id).cloned(),
-            None if inner.pods.len() == 1 => inner.pods.values().next().cloned(),
+            None if dedicated && inner.pods.len() == 1 => inner.pods.values().next().cloned(),
             None => None,
         }
     }
@@ -245,14 +246,15 @@ mod tests {
     fn a_container_belongs_to_the_pod_that_it_names_or_to_the_only_one() {
         let pods = Pods::default();
         let named = |id: &str| HashMap::from([(SANDBOX_ID.to_owned(), id.to_owned())]);
-        assert!(pods.of(&HashMap::new()).is_none() && pods.is_empty());
+        assert!(pods.of(&HashMap::new(), true).is_none() && pods.is_empty());
         pods.add(pod("a")).unwrap();
         assert_eq!(pods.add(pod("a")).unwrap_err().kind(), ErrorKind::AlreadyExists);
-        assert_eq!(pods.of(&HashMap::new()).unwrap().id, "a");
-        assert!(pods.of(&named("b")).is_none() && !pods.is_empty());
+        assert_eq!(pods.of(&HashMap::new(), true).unwrap().id, "a");
+        assert!(pods.of(&HashMap::new(), false).is_none());
+        assert!(pods.of(&named("b"), true).is_none() && !pods.is_empty());
         pods.add(pod("b")).unwrap();
-        assert!(pods.of(&HashMap::new()).is_none());
-        assert_eq!(pods.of(&named("b")).unwrap().id, "b");
+        assert!(pods.of(&HashMap::new(), true).is_none());
+        assert_eq!(pods.of(&named("b"), true).unwrap().id, "b");
         pods.remove("a");
         pods.remove("b");
         assert_eq!(pods.get("a").map(drop).unwrap_err().kind(), ErrorKind::NotFound);

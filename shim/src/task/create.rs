@@ -24,6 +24,7 @@ use super::process::Process;
 use super::servers::Server;
 use super::spawner::Loggers;
 use crate::failpoint::{self, Rpc};
+use crate::group::Grouping;
 use crate::io::{ChildEnds, Io, Origin, Owner, Request};
 use crate::options::Options;
 use crate::pod::Pod;
@@ -105,7 +106,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     let bundle = absolute(&request.bundle)?;
     let options = options(node, request)?;
     let mut spec = Spec::load(&bundle)?;
-    let pod = node.pods.of(&spec.annotations);
+    let pod = node.pods.of(&spec.annotations, node.context.config.grouping == Grouping::Pod);
     let shared = pod.as_ref().map(|pod| pod.share_with(&mut spec)).transpose()?;
     let filter = node.filter(spec.linux.seccomp.as_ref())?;
     warn(node, &request.id, &spec, filter.as_deref());

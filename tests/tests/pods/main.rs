@@ -38,7 +38,7 @@ const CASES: &[Entry] = entries! {
     security: run_as_user_and_groups, strict_supplemental_groups, no_new_privileges, capabilities, seccomp_profiles,
         masked_and_readonly_paths, read_only_root, privileged, devices;
     mounts: volumes, propagation, bidirectional_propagation, recursive_read_only;
-    resources: limits_of_a_container, resize, resize_before_the_start, resize_below_usage, oom_killed, container_stats, pressure, pod_stats;
+    resources: limits_of_a_container, resize, resize_before_the_start, resize_below_usage, oom_killed, container_stats, pressure, pod_stats, hugepages;
     streams: exec_stream, exec_terminal, attach, port_forward, pod_address, log_rotation;
     lifecycle: created_and_removed, stopped_and_removed_twice, termination, init_containers_and_sidecars, probes_and_restarts,
         second_of_the_same_name, no_such_command, pods_at_once, daemon_killed;

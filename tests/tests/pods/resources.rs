@@ -1,5 +1,7 @@
 //! Limits, their changes, and statistics.
 
+use std::path::Path;
+
 use tests::containerd::eventually;
 use tests::cri::api::{ContainerStatsRequest, LinuxContainerResources, PodSandboxStatsRequest, UpdateContainerResourcesRequest};
 use tests::cri::pod::{SOON, resources};
@@ -152,4 +154,22 @@ pub fn pod_stats(case: &PodCase<'_>) -> Result<()> {
             memory && received && ids == [app.id.clone()]
         })
     })
+}
+
+/// A node without pages of that size, or where containerd does not see their controller, runs the container without the limit
+/// (`tolerate_missing_hugetlb_controller`).
+pub fn hugepages(case: &PodCase<'_>) -> Result<()> {
+    let app = case.pod("pod")?.container_with("app", &["sleep", "9999"], |config| {
+        resources(config).hugepage_limits = vec![api::HugepageLimit { page_size: "2MB".to_owned(), limit: 4 * MIB as u64 }];
+    })?;
+    let has_pages = Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists();
+    let unified = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").is_ok_and(|names| names.contains("hugetlb"));
+    let is_limited = has_pages && (unified || Path::new("/sys/fs/cgroup/hugetlb").exists());
+    let seen = app.shell("cd /sys/fs/cgroup; cat hugetlb.2MB.max hugetlb/hugetlb.2MB.limit_in_bytes 2>/dev/null || true")?;
+    ensure_eq!(
+        seen,
+        if is_limited { (4 * MIB).to_string() } else { String::new() },
+        "limit of huge pages, where there are some: {has_pages}"
+    );
+    Ok(())
 }
