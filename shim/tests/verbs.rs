@@ -37,7 +37,10 @@ impl Node {
 
     fn bundle(&self, id: &str) -> PathBuf {
         let bundle = self.dir.path().join(id);
-        std::fs::create_dir_all(&bundle).unwrap();
+        if !bundle.exists() {
+            std::fs::create_dir_all(&bundle).unwrap();
+            std::fs::write(bundle.join("config.json"), "{}").unwrap();
+        }
         bundle
     }
 
@@ -412,6 +415,17 @@ fn delete_answers_whatever_is_left() {
         assert!(response.exited_at.seconds >= i64::try_from(UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap() - 5);
     }
     assert_eq!(delete("never-created").pid, 0);
+}
+
+#[test]
+fn a_bundle_without_a_spec_is_a_sandboxes_and_gets_version_3() {
+    let node = Node::new();
+    std::fs::remove_file(node.bundle("pod").join("config.json")).unwrap();
+    let output = run(node.command("pod").current_dir(node.dir.path().join("pod")).arg("start"), b"");
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&answer["version"], &answer["protocol"]), (&3.into(), &"ttrpc".into()));
+    kill(node.daemon(), Signal::SIGKILL).unwrap();
 }
 
 #[test]

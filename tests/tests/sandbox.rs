@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         without_a_network_of_others,
         shared_processes,
         stopped_with_its_containers,
+        shut_down_with_its_containers,
         unknown_pod,
         what_cannot_be_a_pod,
         what_cannot_be_started,
@@ -329,6 +330,22 @@ fn stopped_with_its_containers(hand: &mut Hand) -> Result<()> {
         pod.shim.delete(&app.id, "")?;
     }
     pod.end()
+}
+
+/// Nobody has stopped it, and nobody deletes its containers.
+fn shut_down_with_its_containers(hand: &mut Hand) -> Result<()> {
+    let pod = Pod::started(hand, "pod", &config(NamespaceMode::Pod))?;
+    let running = pod.container(hand, "running", &["sleep", "1000"], true)?;
+    let created = pod.container_bundle(hand, "created", &["sleep", "1000"], false)?;
+    pod.shim.create_quiet(&created)?;
+    let daemon = daemon_of(&pod)?;
+    pod.shut_down(|_| {})?;
+    for app in [&running, &created] {
+        let exit = hand.stub.record.wait(&app.id, Kind::Exit, SOON)?;
+        ensure_eq!(exit.status, 137, "exit status of {}", app.id);
+        hand.stub.record.wait(&app.id, Kind::Delete, SOON)?;
+    }
+    eventually("the daemon has ended", SOON, || proc::process(daemon).is_none_or(|process| process.state == 'Z'))
 }
 
 fn unknown_pod(hand: &mut Hand) -> Result<()> {

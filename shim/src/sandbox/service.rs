@@ -90,6 +90,14 @@ impl Service {
         let known = self.pod(&id);
         if let Ok(pod) = &known {
             run::stop(pod, self.tasks.containers_of(&id), Duration::ZERO).await?;
+            for container in self.tasks.containers_of(&id) {
+                // Whoever deletes it at this moment has the same in mind.
+                if let Err(error) = self.tasks.clone().delete_container(&container.id).await
+                    && error.kind() != ErrorKind::NotFound
+                {
+                    log::warn!("{}: {error}, ignoring", container.id);
+                }
+            }
             if let Err(error) = Record::remove(&pod.bundle) {
                 log::warn!("{id}: {error}, ignoring");
             }

@@ -209,6 +209,14 @@ impl Service {
         Ok(pid as u32)
     }
 
+    /// Deletes a container that has ended.
+    ///
+    /// # Errors
+    /// As Delete.
+    pub async fn delete_container(self, id: &str) -> Result<()> {
+        self.delete_process(DeleteRequest { id: id.to_owned(), ..DeleteRequest::default() }).await.map(drop)
+    }
+
     async fn delete_process(self, request: DeleteRequest) -> Result<lifecycle::Deleted> {
         if request.exec_id.is_empty()
             && let Some(creating) = self.table.creating(&request.id)
