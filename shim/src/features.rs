@@ -6,6 +6,7 @@
 use runtime_core::compile::{capability_names, namespace_ids, options};
 use runtime_core::container::hooks::Point;
 use runtime_core::seccomp;
+use runtime_core::spec::tuning;
 use serde_json::{Value, json};
 
 const HOOKS: [Point; 6] =
@@ -25,7 +26,7 @@ pub fn features() -> Value {
     })
 }
 
-/// `"enabled": false` is an answer, unlike no word about it. `memoryPolicy` has no such field.
+/// `"enabled": false` is an answer, unlike no word about it.
 fn linux() -> Value {
     json!({
         "namespaces": namespace_ids(),
@@ -42,6 +43,7 @@ fn linux() -> Value {
         "apparmor": { "enabled": false },
         "selinux": { "enabled": false },
         "intelRdt": { "enabled": false },
+        "memoryPolicy": { "modes": tuning::memory_modes(), "flags": tuning::memory_flags() },
         "mountExtensions": { "idmap": { "enabled": true } },
         "netDevices": { "enabled": false },
     })
@@ -135,6 +137,14 @@ mod tests {
     }
 
     #[test]
+    fn every_memory_policy_is_accepted() {
+        for mode in list("/linux/memoryPolicy/modes") {
+            let policy = json!({ "mode": mode, "nodes": "0", "flags": list("/linux/memoryPolicy/flags") });
+            spec::check(&container(|config| config["linux"]["memoryPolicy"] = policy)).unwrap();
+        }
+    }
+
+    #[test]
     fn every_capability_is_known() {
         let names = list("/linux/capabilities");
         let process = json!({ "args": ["x"], "cwd": "/", "capabilities": { "bounding": names, "ambient": ["CAP_NONE"] } });
@@ -178,7 +188,7 @@ mod tests {
     #[test]
     fn what_is_not_done_is_not_listed() {
         let text = features().to_string();
-        for absent in ["SCMP_ACT_NOTIFY", "\"time\"", "tmpcopyup", "memoryPolicy"] {
+        for absent in ["SCMP_ACT_NOTIFY", "tmpcopyup"] {
             assert!(!text.contains(absent), "{absent}");
         }
         assert!(!list("/linux/seccomp/supportedFlags").contains(&FLAG_OF_LISTENERS.to_owned()));

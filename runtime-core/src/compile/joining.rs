@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::plan::{Builder, Launch, Program, Slot, Step};
 use crate::seccomp::Filter;
 use crate::spec::Process;
+use crate::spec::tuning::CpuAffinity;
 
 /// Everything a joining process's plan is compiled from.
 pub struct Joining<'a> {
@@ -107,7 +108,10 @@ fn join(inputs: Joining<'_>, program: Program, home: process::Home) -> Result<Co
     let cgroup = inputs.cgroup.directory.map(|fd| plan.give(fd));
     let init = plan.give(inputs.init);
 
+    let [early, late] = process.exec_cpu_affinity.as_ref().map(CpuAffinity::masks).transpose()?.unwrap_or_default();
+    early.into_iter().for_each(|mask| plan.step(Step::Affinity { mask }));
     procs.iter().for_each(|&procs| plan.step(Step::JoinCgroup { procs }));
+    late.into_iter().for_each(|mask| plan.step(Step::Affinity { mask }));
     process::host_side(&mut plan, process)?;
     let user = inputs.namespaces.user();
     match user {
@@ -121,7 +125,7 @@ fn join(inputs: Joining<'_>, program: Program, home: process::Home) -> Result<Co
     }
     plan.step(Step::Session);
     process::joined_streams(&mut plan, &streams, process, user.is_some())?;
-    process::confine(&mut plan, process, home, inputs.filter, process::Until::Executed)?;
+    process::confine(&mut plan, process, inputs.namespaces, home, inputs.filter, process::Until::Executed)?;
 
     let (plan, descriptors) = plan.finish();
     let pid_namespace = inputs.namespaces.has_pid().then_some(init);

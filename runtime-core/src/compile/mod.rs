@@ -25,7 +25,7 @@ use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::plan::{Builder, Launch, Slot, Step};
 use crate::seccomp::Filter;
-use crate::spec::Spec;
+use crate::spec::{Spec, tuning};
 use user::{Shelf, User};
 
 pub use by_helper::{ByHelper, by_helper};
@@ -109,7 +109,8 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let cgroup = inputs.cgroup.directory.map(|fd| plan.give(fd));
     let helped: Vec<Slot> = inputs.by_helper.into_iter().map(|fd| plan.give(fd)).collect();
     let pod = inputs.pod.map(|fd| plan.give(fd));
-    let joined = namespaces::open(&mut plan, &spec.linux.namespaces)?;
+    let mut joined = namespaces::open(&mut plan, &spec.linux.namespaces)?;
+    joined.time_offsets = tuning::time_offsets(&spec.linux.time_offsets)?;
     let user = User::open(&mut plan, spec, process)?;
     sysctl::check(&spec.linux.sysctl, &joined)?;
     if inputs.no_pivot_root && joined.mount().is_some() {
@@ -127,6 +128,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
         Some(user) => {
             process::with_host_rights(&mut plan, &streams, process, &user.maps);
             joined.join(&mut plan);
+            joined.make_time(&mut plan);
         }
     }
 
@@ -171,7 +173,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     process::names(&mut plan, spec)?;
     process::make_working_directory(&mut plan, process)?;
     mounts::seal(&mut plan, spec, masks, &sealed_later)?;
-    process::confine(&mut plan, process, process::Home::LookedUp, inputs.filter, process::Until::Started)?;
+    process::confine(&mut plan, process, &Joined::of(&spec.linux)?, process::Home::LookedUp, inputs.filter, process::Until::Started)?;
 
     let (plan, descriptors) = plan.finish();
     let (clone_flags, pid_namespace) = (joined.clone_flags(), joined.pid());

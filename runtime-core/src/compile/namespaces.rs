@@ -1,5 +1,6 @@
 //! New namespaces, and joining given ones.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -10,10 +11,11 @@ use super::idmap::Maps;
 use super::user;
 use crate::error::{Context, Error, Result};
 use crate::plan::{Builder, Slot, Step};
+use crate::spec::tuning::{MemoryPolicy, Personality};
 use crate::spec::{Linux, namespace_name};
-use crate::sys::namespace;
+use crate::sys::namespace::{self, CLONE_NEWTIME};
 
-const KINDS: [(LinuxNamespaceType, i32, &str); 7] = [
+const KINDS: [(LinuxNamespaceType, i32, &str); 8] = [
     (LinuxNamespaceType::User, libc::CLONE_NEWUSER, "user"),
     (LinuxNamespaceType::Pid, libc::CLONE_NEWPID, "pid"),
     (LinuxNamespaceType::Network, libc::CLONE_NEWNET, "net"),
@@ -21,14 +23,19 @@ const KINDS: [(LinuxNamespaceType, i32, &str); 7] = [
     (LinuxNamespaceType::Uts, libc::CLONE_NEWUTS, "uts"),
     (LinuxNamespaceType::Mount, libc::CLONE_NEWNS, "mnt"),
     (LinuxNamespaceType::Cgroup, libc::CLONE_NEWCGROUP, "cgroup"),
+    (LinuxNamespaceType::Time, CLONE_NEWTIME, "time"),
 ];
 
-/// Which namespaces a container has that are not the host's.
+/// What a process that joins a container has in common with the first one: the namespaces that are not the host's, and what is set for all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Joined {
     flags: i32,
     private_pid: bool,
     user: Option<Maps>,
+    /// What personality(2) takes.
+    pub personality: Option<u32>,
+    /// What set_mempolicy(2) takes.
+    pub memory_policy: Option<(u32, Vec<u64>)>,
 }
 
 impl Joined {
@@ -37,7 +44,12 @@ impl Joined {
     /// # Errors
     /// Maps of a user namespace that are none.
     pub fn of(linux: &Linux) -> Result<Self> {
-        let mut joined = Self { user: user::maps(linux)?, ..Self::default() };
+        let mut joined = Self {
+            user: user::maps(linux)?,
+            personality: linux.personality.as_ref().map(Personality::value).transpose()?,
+            memory_policy: linux.memory_policy.as_ref().map(MemoryPolicy::value).transpose()?,
+            ..Self::default()
+        };
         for namespace in &linux.namespaces {
             joined.flags |= flag(namespace.typ());
             joined.private_pid |= namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none();
@@ -80,6 +92,8 @@ pub struct Namespaces {
     new: i32,
     given: Vec<(i32, Slot)>,
     shared_with_host: i32,
+    /// What the clocks of a new time namespace show more than the host's.
+    pub time_offsets: CString,
 }
 
 /// Opens the given namespaces and checks that each is what it is said to be.
@@ -87,7 +101,7 @@ pub struct Namespaces {
 /// # Errors
 /// A path that cannot be opened or is another kind of thing.
 pub fn open(plan: &mut Builder, namespaces: &[LinuxNamespace]) -> Result<Namespaces> {
-    let mut result = Namespaces { new: 0, given: Vec::new(), shared_with_host: 0 };
+    let mut result = Namespaces { new: 0, given: Vec::new(), shared_with_host: 0, time_offsets: CString::default() };
     for &(kind, flag, name) in KINDS.iter().filter(|(kind, _, _)| *kind != LinuxNamespaceType::User) {
         let Some(namespace) = namespaces.iter().find(|namespace| namespace.typ() == kind) else {
             result.shared_with_host |= flag;
@@ -146,7 +160,21 @@ impl Namespaces {
         if flags != 0 {
             plan.step(Step::Unshare { flags });
         }
+        self.make_time(plan);
         self.prepare(plan);
+    }
+
+    /// Makes the time namespace, sets its clocks and enters it. In a user namespace that would be too late: the file that sets them is the
+    /// host's root's for as long as the process may not be looked at.
+    pub fn make_time(&self, plan: &mut Builder) {
+        if self.new & CLONE_NEWTIME == 0 {
+            return;
+        }
+        plan.step(Step::Unshare { flags: CLONE_NEWTIME });
+        if !self.time_offsets.is_empty() {
+            plan.step(Step::TimeOffsets { offsets: self.time_offsets.clone() });
+        }
+        plan.step(Step::EnterTime);
     }
 
     /// Joins the given ones.
@@ -158,7 +186,7 @@ impl Namespaces {
 
     /// The new ones that are made by the process itself.
     pub fn unborn(&self) -> i32 {
-        self.new & !(libc::CLONE_NEWNS | libc::CLONE_NEWPID)
+        self.new & !(libc::CLONE_NEWNS | libc::CLONE_NEWPID | CLONE_NEWTIME)
     }
 
     /// What the new ones need.

@@ -6,7 +6,7 @@ use oci_spec::runtime::PosixRlimitType;
 
 use super::devices::Devices;
 use super::idmap::Maps;
-use super::{GivenStreams, cstring, cstrings};
+use super::{GivenStreams, Joined, cstring, cstrings};
 use crate::error::{Error, Result};
 use crate::plan::{Builder, Cover, Program, Slot, Step};
 use crate::seccomp::Filter;
@@ -183,7 +183,7 @@ pub enum Until {
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) by the field's name.
-pub fn confine(plan: &mut Builder, process: &Process, home: Home, filter: Option<&Filter>, until: Until) -> Result<()> {
+pub fn confine(plan: &mut Builder, process: &Process, common: &Joined, home: Home, filter: Option<&Filter>, until: Until) -> Result<()> {
     plan.step(Step::CloseOthers { first: 3 });
     if home == Home::LookedUp && !has_home(process) {
         plan.step(Step::Home { uid: process.user.uid });
@@ -194,6 +194,7 @@ pub fn confine(plan: &mut Builder, process: &Process, home: Home, filter: Option
     for limit in &process.rlimits {
         plan.step(Step::Rlimit { resource: resource(limit.typ()), soft: limit.soft(), hard: limit.hard() });
     }
+    tune(plan, process, common)?;
     // Without the field there are none: a full set is never a default.
     let none = Capabilities::default();
     let sets = process.capabilities.as_ref().unwrap_or(&none);
@@ -219,6 +220,31 @@ pub fn confine(plan: &mut Builder, process: &Process, home: Home, filter: Option
     }
     late.into_iter().for_each(|step| plan.step(step));
     plan.step(Step::Exec);
+    Ok(())
+}
+
+/// How the kernel is to treat the process: set with the runtime's rights, which some of it needs.
+fn tune(plan: &mut Builder, process: &Process, common: &Joined) -> Result<()> {
+    if let Some(scheduler) = &process.scheduler {
+        plan.step(Step::Scheduler {
+            policy: scheduler.policy()?,
+            flags: scheduler.flags()?,
+            nice: scheduler.nice,
+            priority: scheduler.priority.unsigned_abs(),
+            runtime: scheduler.runtime,
+            deadline: scheduler.deadline,
+            period: scheduler.period,
+        });
+    }
+    if let Some(priority) = &process.io_priority {
+        plan.step(Step::IoPriority { value: priority.value()? });
+    }
+    if let Some(value) = common.personality {
+        plan.step(Step::Personality { value });
+    }
+    if let Some((mode, nodes)) = common.memory_policy.clone() {
+        plan.step(Step::MemoryPolicy { mode, nodes });
+    }
     Ok(())
 }
 

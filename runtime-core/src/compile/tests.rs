@@ -175,7 +175,8 @@ fn the_filter_is_loaded_with_rights_only_where_it_must_be() {
         process.no_new_privileges = no_new_privileges;
         let filter = crate::seccomp::Filter { program: Vec::new(), flags: 0, skipped: Vec::new() };
         let mut builder = Builder::default();
-        process::confine(&mut builder, &process, process::Home::LookedUp, Some(&filter), process::Until::Started).unwrap();
+        process::confine(&mut builder, &process, &Joined::default(), process::Home::LookedUp, Some(&filter), process::Until::Started)
+            .unwrap();
         let (plan, _) = builder.finish();
         let load = at(&plan, |step| matches!(step, Step::Seccomp { .. }));
         let identity = at(&plan, |step| matches!(step, Step::Identity { .. }));

@@ -52,6 +52,10 @@ pub enum Step {
     CheckMaps { uid_map: CString, gid_map: CString },
     /// Makes new namespaces.
     Unshare { flags: i32 },
+    /// Says what the clocks of the new time namespace, which the process has made and is not in, show more than its own (time_namespaces(7)).
+    TimeOffsets { offsets: CString },
+    /// Enters that namespace.
+    EnterTime,
     /// Prepares a fresh network namespace: no router advertisements, then the loopback interface up.
     Loopback,
     /// A new session (setsid(2)).
@@ -141,6 +145,16 @@ pub enum Step {
     OwnStreams { uid: u32 },
     /// setrlimit(2).
     Rlimit { resource: u32, soft: u64, hard: u64 },
+    /// sched_setaffinity(2).
+    Affinity { mask: Vec<u64> },
+    /// sched_setattr(2).
+    Scheduler { policy: u32, flags: u64, nice: i32, priority: u32, runtime: u64, deadline: u64, period: u64 },
+    /// ioprio_set(2).
+    IoPriority { value: u32 },
+    /// personality(2).
+    Personality { value: u32 },
+    /// set_mempolicy(2).
+    MemoryPolicy { mode: u32, nodes: Vec<u64> },
     /// umask(2).
     Umask { mask: u32 },
     /// Adds `HOME` to the environment, as the container's passwd(5) has it for a user; `/` if it says nothing.

@@ -3,6 +3,8 @@
 use std::ffi::{CStr, CString};
 use std::fmt;
 
+use crate::sys::namespace::CLONE_NEWTIME;
+
 use super::{Cover, Filesystem, Node, Plan, Slot, Step, Target};
 
 impl fmt::Display for Plan {
@@ -49,6 +51,7 @@ fn namespaces(flags: i32) -> String {
         (libc::CLONE_NEWIPC as u64, "ipc"),
         (libc::CLONE_NEWUTS as u64, "uts"),
         (libc::CLONE_NEWCGROUP as u64, "cgroup"),
+        (CLONE_NEWTIME as u64, "time"),
     ];
     bits(flags as u64, &names)
 }
@@ -114,6 +117,8 @@ impl fmt::Display for Step {
             Self::NewKeyring { name } => write!(f, "new session keyring {}", text(name)),
             Self::Join { namespace, flags } => write!(f, "join namespaces {} of {namespace}", namespaces(*flags)),
             Self::Unshare { flags } => write!(f, "new namespaces {}", namespaces(*flags)),
+            Self::TimeOffsets { offsets } => write!(f, "set clocks: {}", text(offsets).trim_end().replace('\n', ", ")),
+            Self::EnterTime => write!(f, "enter the new time namespace"),
             Self::Loopback => write!(f, "set loopback up"),
             Self::Session => write!(f, "new session"),
             Self::CloneTree { source, recursive, mount } => write!(f, "{mount} = bind {:?}{}", text(source), depth(*recursive)),
@@ -187,6 +192,14 @@ impl fmt::Display for Step {
             Self::Stream { number, from } => write!(f, "stream {number} = {from}"),
             Self::OwnStreams { uid } => write!(f, "give streams to user {uid}"),
             Self::Rlimit { resource, soft, hard } => write!(f, "set rlimit {resource} to {soft}:{hard}"),
+            Self::Affinity { mask } => write!(f, "keep to processors {mask:x?}"),
+            Self::Scheduler { policy, flags, nice, priority, runtime, deadline, period } => write!(
+                f,
+                "set scheduler {policy}: flags {flags:#x}, nice {nice}, priority {priority}, runtime/deadline/period {runtime}/{deadline}/{period}"
+            ),
+            Self::IoPriority { value } => write!(f, "set I/O priority {value:#x}"),
+            Self::Personality { value } => write!(f, "set personality {value:#x}"),
+            Self::MemoryPolicy { mode, nodes } => write!(f, "set memory policy {mode:#x} for nodes {nodes:x?}"),
             Self::Umask { mask } => write!(f, "set umask {mask:04o}"),
             Self::Home { uid } => write!(f, "find home of user {uid}"),
             Self::MakeWorkingDirectory { path } => write!(f, "make working directory {:?}", text(path)),

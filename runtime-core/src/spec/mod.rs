@@ -5,6 +5,7 @@
 
 mod refuse;
 pub mod resources;
+pub mod tuning;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use serde_json::Value;
 use crate::error::{Context, Error, ErrorKind, Result};
 pub use refuse::{check, namespace_name};
 pub use resources::Resources;
+use tuning::{CpuAffinity, IoPriority, MemoryPolicy, Personality, Scheduler, TimeOffset};
 
 /// A container's configuration (OCI runtime-spec 1.3, config.md and config-linux.md).
 #[derive(Debug, Deserialize)]
@@ -86,13 +88,13 @@ pub struct Process {
     #[serde(default)]
     pub selinux_label: Option<String>,
     /// sched_setattr(2).
-    pub scheduler: Option<Value>,
+    pub scheduler: Option<Scheduler>,
     /// ioprio_set(2).
     #[serde(rename = "ioPriority")]
-    pub io_priority: Option<Value>,
+    pub io_priority: Option<IoPriority>,
     /// CPUs of a joining process.
     #[serde(rename = "execCPUAffinity")]
-    pub exec_cpu_affinity: Option<Value>,
+    pub exec_cpu_affinity: Option<CpuAffinity>,
 }
 
 /// Columns and rows.
@@ -158,7 +160,7 @@ pub struct Linux {
     pub gid_mappings: Vec<LinuxIdMapping>,
     /// Clock offsets of a time namespace.
     #[serde(default, deserialize_with = "null_is_default")]
-    pub time_offsets: HashMap<String, Value>,
+    pub time_offsets: BTreeMap<String, TimeOffset>,
     /// Device nodes to make, beside the default ones.
     #[serde(default, deserialize_with = "null_is_default")]
     pub devices: Vec<LinuxDevice>,
@@ -174,9 +176,9 @@ pub struct Linux {
     /// Resource director.
     pub intel_rdt: Option<Value>,
     /// set_mempolicy(2).
-    pub memory_policy: Option<Value>,
+    pub memory_policy: Option<MemoryPolicy>,
     /// personality(2).
-    pub personality: Option<Value>,
+    pub personality: Option<Personality>,
     /// Propagation of the container's root.
     #[serde(default)]
     pub rootfs_propagation: Option<String>,

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
+use super::tuning::{CpuAffinity, IoPriority, MemoryPolicy, Personality, time_offsets};
 use super::{Process, Spec};
 use crate::compile::has_early_hooks;
 use crate::error::{Error, ErrorKind, Result};
@@ -74,13 +75,11 @@ pub fn check_process(process: &Process) -> Result<()> {
             return Err(unimplemented(&format!("process.{field}"), "security labels"));
         }
     }
-    for (field, value) in
-        [("scheduler", &process.scheduler), ("ioPriority", &process.io_priority), ("execCPUAffinity", &process.exec_cpu_affinity)]
-    {
-        if value.is_some() {
-            return Err(unimplemented(&format!("process.{field}"), "scheduling attributes"));
-        }
+    if let Some(scheduler) = &process.scheduler {
+        scheduler.policy().and_then(|_| scheduler.flags())?;
     }
+    process.io_priority.as_ref().map(IoPriority::value).transpose()?;
+    process.exec_cpu_affinity.as_ref().map(CpuAffinity::masks).transpose()?;
     for (index, limit) in process.rlimits.iter().enumerate() {
         if process.rlimits[..index].iter().any(|earlier| earlier.typ() == limit.typ()) {
             return Err(Error::invalid(format!("process.rlimits: {} is given twice", limit.typ())));
@@ -113,9 +112,6 @@ fn namespaces(spec: &Spec) -> Result<()> {
         if !seen.insert(typ) {
             return Err(Error::invalid(format!("linux.namespaces: {kind} is given twice")));
         }
-        if typ == LinuxNamespaceType::Time {
-            return Err(unimplemented(&format!("linux.namespaces: {kind}"), "this kind of namespace"));
-        }
         if let Some(path) = namespace.path()
             && !path.is_absolute()
         {
@@ -125,6 +121,11 @@ fn namespaces(spec: &Spec) -> Result<()> {
     if !seen.contains(&LinuxNamespaceType::Mount) {
         return Err(Error::invalid("linux.namespaces: a container needs a mount namespace of its own"));
     }
+    let new_time = |it: &LinuxNamespace| it.typ() == LinuxNamespaceType::Time && it.path().is_none();
+    if !spec.linux.time_offsets.is_empty() && !spec.linux.namespaces.iter().any(new_time) {
+        return Err(Error::invalid("linux.timeOffsets: cannot be set without a new time namespace"));
+    }
+    time_offsets(&spec.linux.time_offsets)?;
     let uts = seen.contains(&LinuxNamespaceType::Uts);
     let named = !spec.hostname.is_empty() || !spec.domainname.is_empty();
     if named && !uts {
@@ -160,12 +161,11 @@ fn user_namespace(spec: &Spec) -> Result<()> {
 
 fn unsupported(spec: &Spec) -> Result<()> {
     let linux = &spec.linux;
+    linux.personality.as_ref().map(Personality::value).transpose()?;
+    linux.memory_policy.as_ref().map(MemoryPolicy::value).transpose()?;
     let fields = [
-        ("linux.timeOffsets", !linux.time_offsets.is_empty()),
         ("linux.netDevices", !linux.net_devices.is_empty()),
         ("linux.intelRdt", linux.intel_rdt.is_some()),
-        ("linux.memoryPolicy", linux.memory_policy.is_some()),
-        ("linux.personality", linux.personality.is_some()),
         ("linux.mountLabel", linux.mount_label.as_deref().is_some_and(|label| !label.is_empty())),
     ];
     match fields.iter().find(|(_, set)| *set) {
@@ -218,7 +218,12 @@ mod tests {
             (r#"{"process":{"env":["A=b\u0000"]}}"#, "process.env"),
             (r#"{"process":{"apparmorProfile":"x"}}"#, "process.apparmorProfile"),
             (r#"{"hostname":"x"}"#, "hostname"),
-            (r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"time"}]}}"#, "linux.namespaces: time"),
+            (r#"{"linux":{"timeOffsets":{"boottime":{"secs":1}}}}"#, "linux.timeOffsets: cannot"),
+            (r#"{"process":{"scheduler":{"policy":"SCHED_X"}}}"#, "process.scheduler.policy"),
+            (r#"{"process":{"ioPriority":{"class":"x"}}}"#, "process.ioPriority.class"),
+            (r#"{"process":{"execCPUAffinity":{"final":"x"}}}"#, "process.execCPUAffinity.final"),
+            (r#"{"linux":{"personality":{"domain":"x"}}}"#, "linux.personality.domain"),
+            (r#"{"linux":{"memoryPolicy":{"mode":"x"}}}"#, "linux.memoryPolicy.mode"),
             (r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"user"}]}}"#, "linux.uidMappings: a new"),
             (r#"{"linux":{"uidMappings":[{"containerID":0,"hostID":1,"size":1}]}}"#, "linux.uidMappings/gidMappings: there is no"),
             (

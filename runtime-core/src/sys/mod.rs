@@ -14,6 +14,7 @@ pub mod probe;
 pub mod process;
 pub mod security;
 pub mod tty;
+pub mod tuning;
 
 use rustix::io::Errno;
 

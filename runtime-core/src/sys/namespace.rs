@@ -6,6 +6,9 @@ use rustix::io::Errno;
 
 use super::check;
 
+/// `CLONE_NEWTIME` (include/uapi/linux/sched.h), for unshare(2), setns(2) and clone3(2).
+pub const CLONE_NEWTIME: i32 = 0x80;
+
 /// `NS_GET_NSTYPE` of ioctl_nsfs(2): the `CLONE_NEW*` flag of a namespace descriptor.
 ///
 /// # Errors

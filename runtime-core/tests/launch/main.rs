@@ -19,6 +19,7 @@ mod process;
 mod rootfs;
 mod sealed;
 mod terminal;
+mod tuning;
 mod users;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -51,6 +52,7 @@ fn main() {
         hostile::TESTS,
         sealed::TESTS,
         users::TESTS,
+        tuning::TESTS,
         #[cfg(feature = "failpoints")]
         failpoints::TESTS,
     ];

@@ -13,6 +13,7 @@ pub const TESTS: &[Test] = &[
     ("a given user namespace, with maps and without", given),
     ("limits above the runtime's are no matter of the user namespace", limits),
     ("idmapped binds, with and without a user namespace", idmapped),
+    ("a time namespace and a user namespace", time),
 ];
 
 const FIRST: u32 = 1_000_000;
@@ -108,4 +109,13 @@ fn idmapped(bed: &Bed) {
     let last = outside.parse().mounts.len() - 1;
     let outside = outside.with(&format!("/mounts/{last}/uidMappings"), maps.clone()).with(&format!("/mounts/{last}/gidMappings"), maps);
     assert_eq!(outside.output(bed), "5000:5000\n");
+}
+
+fn time(bed: &Bed) {
+    let script = "cat /proc/self/timens_offsets; readlink /proc/self/ns/time";
+    let mut bundle = bundle(script).with("/linux/timeOffsets", json!({"monotonic": {"secs": 3}}));
+    bundle.spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "time"}));
+    let output = bundle.output(bed);
+    assert_eq!(output.split_whitespace().take(3).collect::<Vec<_>>(), ["monotonic", "3", "0"], "{output}");
+    assert_ne!(output.lines().last().unwrap(), fs::read_link("/proc/self/ns/time").unwrap().to_str().unwrap());
 }

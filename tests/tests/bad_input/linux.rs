@@ -96,7 +96,7 @@ pub fn namespaces(hand: &mut Hand) -> Result<()> {
         with(json!([{"type": "user"}]), BAD, &["linux.uidMappings", "new user namespace"]),
         with(json!([{"type": "user", "path": "/proc/self/ns/user"}]), BAD, &["linux.namespaces: user", "host's own"]),
         with(json!([{"type": "user", "path": "/proc/self/ns/net"}]), BAD, &["linux.namespaces: user", "another kind"]),
-        with(json!([{"type": "time"}]), Code::UNIMPLEMENTED, &["linux.namespaces", "time"]),
+        with(json!([{"type": "time", "path": "/proc/self/ns/net"}]), BAD, &["linux.namespaces", "time"]),
         spec(
             |spec| {
                 spec["hostname"] = json!("x");
@@ -224,7 +224,11 @@ pub fn labels(hand: &mut Hand) -> Result<()> {
         spec(|spec| spec["process"]["selinuxLabel"] = json!("a:b:c"), Code::UNIMPLEMENTED, &["process.selinuxLabel"]),
         spec(|spec| spec["linux"]["mountLabel"] = json!("a:b:c"), Code::UNIMPLEMENTED, &["linux.mountLabel"]),
         spec(|spec| spec["linux"]["intelRdt"] = json!({"closID": "x"}), Code::UNIMPLEMENTED, &["linux.intelRdt"]),
-        spec(|spec| spec["linux"]["personality"] = json!({"domain": "LINUX32"}), Code::UNIMPLEMENTED, &["linux.personality"]),
+        spec(|spec| spec["linux"]["personality"] = json!({"domain": "SVR4"}), BAD, &["linux.personality.domain", "SVR4"]),
+        spec(|spec| spec["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "x"}), BAD, &["linux.memoryPolicy.nodes"]),
+        spec(|spec| spec["linux"]["timeOffsets"] = json!({"boottime": {"secs": 1}}), BAD, &["linux.timeOffsets"]),
+        spec(|spec| spec["process"]["scheduler"] = json!({"policy": "SCHED_FIFO", "nice": 40}), BAD, &["process.scheduler.nice"]),
+        spec(|spec| spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 9}), BAD, &["process.ioPriority"]),
     ];
     refuse_all(hand, rows)
 }

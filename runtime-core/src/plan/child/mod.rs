@@ -20,6 +20,7 @@ use super::report::{self, TEXT_MAX};
 use super::root;
 use super::{Launch, Slot, Step, console};
 use crate::sys::process::{self as calls, StringArray};
+use crate::sys::tuning::{self, SchedulerAttributes};
 use crate::sys::{mount, security};
 
 /// Which part of a step failed, beside the errno.
@@ -149,6 +150,8 @@ impl Child<'_> {
             Step::Join { namespace, flags } => Ok(calls::setns(self.fd(*namespace)?, *flags)?),
             Step::CheckMaps { uid_map, gid_map } => idmap::check(uid_map, gid_map),
             Step::Unshare { flags } => Ok(calls::unshare(*flags)?),
+            Step::TimeOffsets { offsets } => process::time_offsets(offsets),
+            Step::EnterTime => process::enter_time(),
             Step::Loopback => process::loopback(),
             Step::Session => Ok(rustix::process::setsid().map(drop)?),
 
@@ -204,6 +207,14 @@ impl Child<'_> {
             Step::Stream { number, from } => Ok(calls::duplicate_onto(self.fd(*from)?, *number, false)?),
             Step::OwnStreams { uid } => process::own_streams(*uid),
             Step::Rlimit { resource, soft, hard } => Ok(security::set_rlimit(*resource, *soft, *hard)?),
+            Step::Affinity { mask } => Ok(tuning::set_affinity(mask)?),
+            &Step::Scheduler { policy, flags, nice, priority, runtime, deadline, period } => {
+                let attributes = SchedulerAttributes { policy, flags, nice, priority, runtime, deadline, period, ..Default::default() };
+                Ok(tuning::set_scheduler(attributes)?)
+            }
+            Step::IoPriority { value } => Ok(tuning::set_io_priority(*value)?),
+            Step::Personality { value } => Ok(tuning::set_personality(*value)?),
+            Step::MemoryPolicy { mode, nodes } => Ok(tuning::set_memory_policy(*mode, nodes)?),
             Step::Umask { mask } => process::umask(*mask),
             Step::Home { uid } => process::home(*uid, self.environment),
             Step::MakeWorkingDirectory { path } => process::make_working_directory(path),

@@ -11,6 +11,7 @@ use super::{Failed, HOME, OUTSIDE, State, part};
 use crate::plan::decimal::decimal;
 use crate::plan::passwd;
 use crate::plan::root::{self, Links, Make, Name};
+use crate::sys::namespace::CLONE_NEWTIME;
 use crate::sys::{process, security, tty};
 
 const HIGHEST_CAPABILITY: u32 = 63;
@@ -51,6 +52,17 @@ pub fn loopback() -> Result<(), Failed> {
         None,
     )?;
     Ok(tty::set_loopback_up(socket.as_fd())?)
+}
+
+pub fn time_offsets(offsets: &CStr) -> Result<(), Failed> {
+    let file = rustix::fs::open(c"/proc/self/timens_offsets", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(rustix::io::write(file, offsets.to_bytes()).map(drop)?)
+}
+
+/// unshare(2) makes a time namespace for children; the caller stays where it is until it says so.
+pub fn enter_time() -> Result<(), Failed> {
+    let new = rustix::fs::open(c"/proc/self/ns/time_for_children", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(part(1))?;
+    Ok(process::setns(new.as_fd(), CLONE_NEWTIME)?)
 }
 
 pub fn own_streams(uid: u32) -> Result<(), Failed> {
