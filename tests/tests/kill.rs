@@ -445,6 +445,12 @@ impl Rig {
             let known = ctr.ok(&["container", "ls", "-q"]).ok()?;
             (!known.lines().any(|line| line == id)).then_some(())
         });
-        gone.context(|| format!("{id} cannot be removed: {said}"))
+        gone.context(|| format!("{id} cannot be removed: {said}"))?;
+        // containerd renames a bundle before it removes it; killed in between, it passes over the hidden directory when it comes back
+        // (`atomicDelete` of its `runtime/v2/bundle.go`, `loadShims`).
+        let hidden = self.containerd.bundle(&format!(".{id}"));
+        ensure!(!hidden.join("coracle.json").exists(), "{} is there, with the record of a container that nobody knows", hidden.display());
+        let _ = std::fs::remove_dir_all(hidden);
+        Ok(())
     }
 }
