@@ -398,7 +398,7 @@ fn churn(rig: &mut Rig) -> Result<()> {
                 rig.interrupt(step, Duration::from_millis(random.below(200)))?;
                 break;
             }
-            rig.containerd.ctr().ok(step)?;
+            rig.step(step)?;
         }
         if unlucky.is_some() {
             rig.remove(&id)?;
@@ -432,6 +432,21 @@ impl Rig {
         self.containerd.kill()?;
         caller.finish()?;
         self.containerd.restart()
+    }
+
+    /// Runs a command. A containerd that was killed while it made a snapshot leaves a directory in the next one's way, which its collection of
+    /// garbage removes a moment after it has come back.
+    fn step(&self, step: &[&str]) -> Result<()> {
+        let mut last = self.containerd.ctr().ok(step).map(drop);
+        let in_the_way =
+            |result: &Result<()>| result.as_ref().is_err_and(|e| e.0.contains("failed to rename") && e.0.contains("snapshotter"));
+        tests::wait::until(SOON, || {
+            if in_the_way(&last) {
+                last = self.containerd.ctr().ok(step).map(drop);
+            }
+            (!in_the_way(&last)).then_some(())
+        });
+        last
     }
 
     /// Removes what there is of a container: its task may be known or not, and so may the container.
