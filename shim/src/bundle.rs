@@ -20,6 +20,15 @@ pub fn dir(flag: &str) -> Result<PathBuf> {
     Err(Error::invalid(format!("-bundle {flag:?}: not an absolute path")))
 }
 
+/// The bundle that a request's field names.
+///
+/// # Errors
+/// `InvalidArgument` for a relative path.
+pub fn absolute(field: &str, text: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err(Error::invalid(format!("{field}: {text:?} is not absolute"))) }
+}
+
 /// Whether the bundle is that of a sandbox: it has no `config.json` (containerd's `core/runtime/v2/bundle.go`, `NewBundle` without a spec).
 ///
 /// # Errors

@@ -8,7 +8,7 @@
 //! exec-added and exec-started go first, then the oldest paused, resumed and checkpointed; create, start, OOM, exit and delete stay.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use proto::events::task;
@@ -165,7 +165,7 @@ impl Waiting {
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        crate::sync::lock(&self.waiting)
     }
 
     fn push(&self, keep: Keep, envelope: Envelope) {

@@ -7,7 +7,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 /// The annotations that name the group, in this order (containerd's `cmd/containerd-shim-runc-v2/manager/manager_linux.go`).
-const ANNOTATIONS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
+const ANNOTATIONS: [&str; 2] = ["io.containerd.runc.v2.group", SANDBOX_ID];
+
+/// The annotation by which CRI says whose a container is.
+pub const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 
 /// Who shares a daemon.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -2,11 +2,13 @@
 //! stay for ever (containerd#5015, #6860). And what it gives back when nobody calls.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use runtime_core::sys::memory;
 use tokio::sync::watch;
+
+use crate::sync::lock;
 
 /// How long a daemon without containers waits for a client.
 const ALONE: Duration = Duration::from_secs(60);
@@ -51,14 +53,14 @@ pub struct Present(Clients);
 impl Clients {
     /// Counts one more.
     pub fn enter(&self) -> Present {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *lock(&self.last) = Some(Instant::now());
         self.count.send_modify(|count| *count += 1);
         Present(self.clone())
     }
 
     /// Whether one has come within [`LINGER`].
     pub fn came_just_now(&self) -> bool {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|last| last.elapsed() < LINGER)
+        lock(&self.last).is_some_and(|last| last.elapsed() < LINGER)
     }
 
     /// Sees them come and go.

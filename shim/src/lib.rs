@@ -28,4 +28,5 @@ pub mod serve;
 pub mod socket;
 pub mod start;
 pub mod streaming;
+pub mod sync;
 pub mod task;

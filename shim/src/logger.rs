@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::SystemTime;
 
 use log::{LevelFilter, Log, Metadata, Record};
@@ -14,6 +14,7 @@ use runtime_core::error::{Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
 
 use crate::clock::rfc3339;
+use crate::sync::lock;
 
 /// The longest line that a fifo takes whole (pipe(7): `PIPE_BUF`).
 const MAX_LINE_BYTES: usize = 4096;
@@ -65,7 +66,7 @@ pub fn follow(bundle: &Path) {
 
 /// The number of lines that were lost so far because nobody read them.
 pub fn dropped() -> u64 {
-    LOGGER.get().map_or(0, |logger| logger.sink.lock().unwrap_or_else(PoisonError::into_inner).dropped)
+    LOGGER.get().map_or(0, |logger| lock(&logger.sink).dropped)
 }
 
 impl Logger {
@@ -77,7 +78,7 @@ impl Logger {
     }
 
     fn follow(&self, bundle: &Path) {
-        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sink = lock(&self.sink);
         if !sink.path.exists() {
             sink.path = bundle.join("log");
             sink.fifo = None;
@@ -97,7 +98,7 @@ impl Logger {
 
     fn write(&self, level: &str, message: &str) {
         let line = self.line(level, message);
-        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sink = lock(&self.sink);
         if sink.dropped > 0 {
             let lost = self.line("warning", &format!("{} log lines were lost: nobody read them", sink.dropped));
             if !sink.put(&lost) {

@@ -142,8 +142,8 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let namespace = user.as_ref().map(|user| user.namespace(&mut plan, &mut namespaces));
     let (layers, by_path) = rootfs::assemble(&mut plan, roots, helped, &mut namespaces, place)?;
     let owners = mounts::Owners { namespaces: &mut namespaces, own: user.as_ref().map(|user| &user.maps) };
-    let host = mounts::Hosts { bundle, hierarchies: &inputs.cgroup.mounts, pod };
-    let mounts = mounts::sources(&mut plan, spec, host, owners)?;
+    let places = mounts::Places { bundle, hierarchies: &inputs.cgroup.mounts, pod };
+    let mounts = mounts::sources(&mut plan, spec, places, owners)?;
     let masks = mounts::mask_sources(&mut plan, spec);
 
     let hooks = has_early_hooks(spec);

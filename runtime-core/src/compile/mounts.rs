@@ -71,7 +71,7 @@ enum Kind<'a> {
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the mount.
-pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, places: Hosts<'a>, owners: Owners<'_>) -> Result<Mounts<'a>> {
+pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, places: Places<'a>, owners: Owners<'_>) -> Result<Mounts<'a>> {
     let mut mounts = Mounts { entries: Vec::new(), own_proc: None, devpts: None, proc: None };
     let own_cgroup_namespace = spec.linux.namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup);
     let in_user_namespace = owners.own.is_some();
@@ -103,7 +103,7 @@ pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, places: Hosts<'a>, owners
 }
 
 /// Where mounts that are not the container's own come from.
-pub struct Hosts<'a> {
+pub struct Places<'a> {
     /// Relative sources are below it.
     pub bundle: &'a Path,
     /// What a mount of type cgroup shows.
@@ -133,7 +133,7 @@ impl Mounts<'_> {
 }
 
 struct Sources<'a, 'b> {
-    places: Hosts<'a>,
+    places: Places<'a>,
     own_cgroup_namespace: bool,
     /// Once a bind needs it.
     host: Option<Host>,
@@ -150,25 +150,26 @@ impl<'a> Sources<'a, '_> {
         let fstype = mount.typ().as_deref().unwrap_or_default();
         let owners = self.owners(plan, mount, &options)?;
         let slot = plan.slot();
-        let kind = match (fstype, self.places.hierarchies) {
+        let kind = match (fstype, self.places.hierarchies, self.places.pod) {
             _ if options.bind || fstype == "bind" || fstype == "rbind" => {
                 let source = mount.source().as_deref().ok_or_else(|| Error::invalid("bind without a source"))?;
                 Kind::Bind(self.bind(plan, source, &options, slot, owners)?)
             }
             _ if owners.is_some() => return Err(Error::invalid("uidMappings/gidMappings: only a bind can be idmapped")),
-            ("tmpfs", _) if target.as_c_str() == SHM && self.places.pod.is_some() => {
-                self.shm_of_pod(plan, &options, slot);
+            ("tmpfs", _, Some(namespace)) if target.as_c_str() == SHM => {
+                plan.step(Step::TakeFrom { namespace, path: pod::SHM.to_owned(), mount: slot });
+                rootfs::attributes(plan, &without_data(&options), slot);
                 Kind::Bind(None)
             }
-            ("proc", _) if self.owners.own.is_some() => {
+            ("proc", ..) if self.owners.own.is_some() => {
                 let source = mount.source().as_ref().and_then(|source| source.to_str()).unwrap_or(fstype);
                 filesystem(plan, fstype, source, &options, slot)?;
                 Kind::Proc
             }
-            ("cgroup", cgroup::Mounts::V1(hierarchies)) => self.cgroup_v1(plan, hierarchies, &options)?,
-            ("cgroup", cgroup::Mounts::V2) => Kind::Filesystem { fstype: "cgroup2", source: "cgroup2" },
-            ("", _) => return Err(Error::invalid("no type")),
-            (fstype, _) => {
+            ("cgroup", cgroup::Mounts::V1(hierarchies), _) => self.cgroup_v1(plan, hierarchies, &options)?,
+            ("cgroup", cgroup::Mounts::V2, _) => Kind::Filesystem { fstype: "cgroup2", source: "cgroup2" },
+            ("", ..) => return Err(Error::invalid("no type")),
+            (fstype, ..) => {
                 let source = mount.source().as_ref().and_then(|source| source.to_str()).unwrap_or(fstype);
                 Kind::Filesystem { fstype, source }
             }
@@ -221,12 +222,6 @@ impl<'a> Sources<'a, '_> {
         let before = plan.length();
         make(plan)?;
         Ok(Some(Again { host, steps: plan.steps_from(before) }))
-    }
-
-    fn shm_of_pod(&self, plan: &mut Builder, options: &Options, mount: Slot) {
-        let Some(namespace) = self.places.pod else { return };
-        plan.step(Step::TakeFrom { namespace, path: pod::SHM.to_owned(), mount });
-        rootfs::attributes(plan, &without_data(options), mount);
     }
 
     fn cgroup_v1(&self, plan: &mut Builder, hierarchies: &'a [MountedHierarchy], options: &Options) -> Result<Kind<'a>> {

@@ -156,6 +156,11 @@ impl Namespaces {
     /// Joins the given ones, then makes the new ones, in one call each. The mount namespace comes later, and the pid namespace at birth.
     pub fn emit(&self, plan: &mut Builder) {
         self.join(plan);
+        self.make(plan);
+    }
+
+    /// Makes the new ones.
+    pub fn make(&self, plan: &mut Builder) {
         let flags = self.unborn();
         if flags != 0 {
             plan.step(Step::Unshare { flags });

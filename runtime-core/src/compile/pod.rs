@@ -94,19 +94,12 @@ pub fn pod(inputs: Pod<'_>) -> Result<CompiledPod> {
     } else {
         plan.step(Step::EnterStub);
     }
-    match user {
-        None => joined.emit(&mut plan),
-        Some(namespace) => {
-            joined.join(&mut plan);
-            plan.step(Step::Join { namespace, flags: libc::CLONE_NEWUSER });
-            become_root(&mut plan);
-            let flags = joined.unborn();
-            if flags != 0 {
-                plan.step(Step::Unshare { flags });
-            }
-            joined.prepare(&mut plan);
-        }
+    joined.join(&mut plan);
+    if let Some(namespace) = user {
+        plan.step(Step::Join { namespace, flags: libc::CLONE_NEWUSER });
+        become_root(&mut plan);
     }
+    joined.make(&mut plan);
     if !inputs.hostname.is_empty() && joined.unborn() & libc::CLONE_NEWUTS != 0 {
         plan.step(Step::HostName { name: cstring("hostname", inputs.hostname)? });
     }

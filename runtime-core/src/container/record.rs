@@ -97,6 +97,11 @@ impl Record {
         Self { id: id.to_owned(), daemon: None, init: None, cgroup, servers: Vec::new(), members: Vec::new(), exited: None }
     }
 
+    /// The same, supervised by the calling process.
+    pub fn own(id: &str, cgroup: Option<CgroupPath>) -> Self {
+        Self { daemon: ProcessId::of(std::process::id() as i32), ..Self::new(id, cgroup) }
+    }
+
     /// Writes the record into the bundle, whole or not at all.
     ///
     /// # Errors

@@ -25,6 +25,8 @@ pub fn check(spec: &Spec) -> Result<()> {
     }
     namespaces(spec)?;
     user_namespace(spec)?;
+    spec.linux.personality.as_ref().map(Personality::value).transpose()?;
+    spec.linux.memory_policy.as_ref().map(MemoryPolicy::value).transpose()?;
     unsupported(spec)?;
     for mount in &spec.mounts {
         let name = mount.destination().display();
@@ -161,8 +163,6 @@ fn user_namespace(spec: &Spec) -> Result<()> {
 
 fn unsupported(spec: &Spec) -> Result<()> {
     let linux = &spec.linux;
-    linux.personality.as_ref().map(Personality::value).transpose()?;
-    linux.memory_policy.as_ref().map(MemoryPolicy::value).transpose()?;
     let fields = [
         ("linux.netDevices", !linux.net_devices.is_empty()),
         ("linux.intelRdt", linux.intel_rdt.is_some()),

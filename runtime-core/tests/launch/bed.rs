@@ -182,6 +182,14 @@ impl Bundle {
         Ok((compiled, parent, output))
     }
 
+    /// Started, and let go.
+    pub fn running(&self, bed: &Bed) -> Running {
+        let mut init = self.start(bed);
+        init.ready();
+        init.go();
+        init
+    }
+
     pub fn start(&self, bed: &Bed) -> Running {
         let (compiled, report, output) = self.compile().unwrap();
         bed.launch(compiled, report, output)

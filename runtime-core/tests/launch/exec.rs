@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::bed::{Bed, Bundle, Running, Test};
+use super::bed::{Bed, Bundle, Test};
 use super::process::{default_profile, status};
 
 pub const TESTS: &[Test] = &[
@@ -14,17 +14,10 @@ pub const TESTS: &[Test] = &[
     ("a container whose program has not been started can be joined", before_start),
 ];
 
-fn sleeping(bed: &Bed, bundle: &Bundle) -> Running {
-    let mut init = bundle.start(bed);
-    init.ready();
-    init.go();
-    init
-}
-
 fn namespaces(bed: &Bed) {
     let mut bundle = Bundle::new("sleep 1000");
     bundle.spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "cgroup"}));
-    let init = sleeping(bed, &bundle);
+    let init = bundle.running(bed);
     let script = "for n in cgroup ipc mnt net pid uts; do readlink /proc/self/ns/$n; done; hostname; test $$ -gt 1 && echo pid; ls -l /proc/self/fd | grep -c ' -> '";
     let output = bundle.join_output(bed, &init, json!({"args": ["sh", "-c", script]}));
     let lines: Vec<&str> = output.lines().collect();
@@ -39,7 +32,7 @@ fn namespaces(bed: &Bed) {
 
 fn confined(bed: &Bed) {
     let bundle = Bundle::new("sleep 1000").with("/linux/seccomp", default_profile()).with("/process/noNewPrivileges", json!(false));
-    let init = sleeping(bed, &bundle);
+    let init = bundle.running(bed);
     let capabilities = json!({"bounding": ["CAP_KILL"], "permitted": ["CAP_KILL"]});
     let changes = json!({"args": ["cat", "/proc/self/status"], "user": {"uid": 1000, "gid": 5, "additionalGids": [9]},
         "capabilities": capabilities, "cwd": "/bin", "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 9, "hard": 9}]});
@@ -57,7 +50,7 @@ fn confined(bed: &Bed) {
 
 fn failures(bed: &Bed) {
     let bundle = Bundle::new("sleep 1000");
-    let init = sleeping(bed, &bundle);
+    let init = bundle.running(bed);
     let failure = |changes| bundle.join(bed, &init, changes, false).unwrap().failure();
     assert_eq!(failure(json!({"args": ["nosuch"]})), r#"exec: "nosuch": executable file not found in $PATH"#);
     assert_eq!(failure(json!({"cwd": "/nosuch"})), r#"enter working directory "/nosuch": no such file or directory"#);
@@ -80,7 +73,7 @@ fn gone(bed: &Bed) {
 fn host_pids(bed: &Bed) {
     let mut bundle = Bundle::new("sleep 1000");
     bundle.spec["linux"]["namespaces"].as_array_mut().unwrap().remove(0);
-    let init = sleeping(bed, &bundle);
+    let init = bundle.running(bed);
     let output = bundle.join_output(bed, &init, json!({"args": ["sh", "-c", "echo $$; hostname"]}));
     let (pid, rest) = output.split_once('\n').unwrap();
     assert!(pid.parse::<i32>().unwrap() > 1 && rest == "inside\n", "{output}");

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::bed::{Bed, Bundle, Running, Test};
+use super::bed::{Bed, Bundle, Test};
 
 pub const TESTS: &[Test] = &[
     ("the scheduler is the spec's", scheduler),
@@ -13,13 +13,6 @@ pub const TESTS: &[Test] = &[
     ("a time namespace that is given is entered", given_time),
     ("a joining process keeps to its processors", affinity),
 ];
-
-fn sleeping(bed: &Bed, bundle: &Bundle) -> Running {
-    let mut init = bundle.start(bed);
-    init.ready();
-    init.go();
-    init
-}
 
 fn sh(script: &str) -> Value {
     json!({"args": ["sh", "-c", script]})
@@ -40,7 +33,7 @@ fn scheduler(bed: &Bed) {
         assert_eq!(output.trim(), seen, "{scheduler}");
     }
     let init = Bundle::new("sleep 1000");
-    let running = sleeping(bed, &init);
+    let running = init.running(bed);
     let mut process = sh(STAT);
     process["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 4});
     assert_eq!(init.join_output(bed, &running, process).trim(), "4 0 3");
@@ -58,7 +51,7 @@ fn io_priority(bed: &Bed) {
 fn personality(bed: &Bed) {
     let bundle = Bundle::new("uname -m; sleep 1000").with("/linux/personality", json!({"domain": "LINUX32"}));
     std::os::unix::fs::symlink("busybox", bundle.root().join("bin/uname")).unwrap();
-    let running = sleeping(bed, &bundle);
+    let running = bundle.running(bed);
     assert_eq!(bundle.join_output(bed, &running, sh("uname -m")), if cfg!(target_arch = "x86_64") { "i686\n" } else { "armv8l\n" });
     running.kill();
     let plain = bundle.with("/linux/personality", json!({"domain": "LINUX"})).with("/process/args", json!(["sh", "-c", "uname -m"]));
@@ -72,7 +65,7 @@ fn memory_policy(bed: &Bed) {
     for name in ["head", "cut"] {
         let _ = std::os::unix::fs::symlink("busybox", bundle.root().join("bin").join(name));
     }
-    let running = sleeping(bed, &bundle);
+    let running = bundle.running(bed);
     assert_eq!(bundle.join_output(bed, &running, sh(show)), "bind=static:0\n");
     running.kill();
     let interleave = bundle
@@ -93,7 +86,7 @@ fn time(bed: &Bed) {
     let day = 86_400;
     let offsets = json!({"boottime": {"secs": 1000 * day}, "monotonic": {"secs": 7, "nanosecs": 5}});
     let bundle = with_time(Bundle::new("sleep 1000"), json!({"type": "time"})).with("/linux/timeOffsets", offsets);
-    let running = sleeping(bed, &bundle);
+    let running = bundle.running(bed);
     let script = "cut -d. -f1 /proc/uptime; readlink /proc/self/ns/time; cat /proc/self/timens_offsets";
     let _ = std::os::unix::fs::symlink("busybox", bundle.root().join("bin/cut"));
     let output = bundle.join_output(bed, &running, sh(script));
@@ -115,7 +108,7 @@ fn time(bed: &Bed) {
 
 fn given_time(bed: &Bed) {
     let first = with_time(Bundle::new("sleep 1000"), json!({"type": "time"}));
-    let running = sleeping(bed, &first);
+    let running = first.running(bed);
     let path = format!("/proc/{}/ns/time", running.launched.pid);
     let own = std::fs::read_link(&path).unwrap();
     let second = with_time(Bundle::new("readlink /proc/self/ns/time"), json!({"type": "time", "path": path}));
@@ -125,7 +118,7 @@ fn given_time(bed: &Bed) {
 
 fn affinity(bed: &Bed) {
     let bundle = Bundle::new("sleep 1000");
-    let running = sleeping(bed, &bundle);
+    let running = bundle.running(bed);
     let with = |affinity: Value| {
         let mut process = sh("grep Cpus_allowed_list /proc/self/status");
         process["execCPUAffinity"] = affinity;

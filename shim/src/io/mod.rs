@@ -20,7 +20,7 @@ pub(crate) mod watched;
 use std::convert::Infallible;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use runtime_core::error::{Context, Error, ErrorKind, Result};
@@ -274,7 +274,7 @@ impl Io {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        crate::sync::lock(&self.state)
     }
 
     fn advance(&self, to: Phase) {

@@ -4,6 +4,7 @@
 //! and nobody else, and an idle stream costs nothing. Between two pipes the pages move by splice(2) and are never seen by us;
 //! else at most one buffer is under way.
 
+use std::borrow::Cow;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use rustix::termios::SpecialCodeIndex;
 use tokio::sync::watch;
 
 use super::linger::{linger, taken};
-use super::streams::{Channel, Pulled};
+use super::streams::Channel;
 use super::watched::{Edge, Edges, Watched};
 
 /// What one step reads at most when it must copy.
@@ -235,17 +236,10 @@ impl Pump {
     }
 
     fn copy_some(&mut self) -> Step {
-        if let Source::Stream(channel) = &self.source {
-            return match channel.pull() {
-                Pulled::Bytes(bytes) => self.deliver(&bytes),
-                Pulled::Nothing => Step::Starved,
-                Pulled::End => self.tell_end(),
-            };
-        }
         let mut buffer = [MaybeUninit::uninit(); CHUNK];
         match self.source.read(&mut buffer) {
-            Ok([]) => self.tell_end(),
-            Ok(bytes) => self.deliver(bytes),
+            Ok(bytes) if bytes.is_empty() => self.tell_end(),
+            Ok(bytes) => self.deliver(&bytes),
             Err(Errno::INTR) => Step::Moved,
             Err(Errno::AGAIN) => Step::Starved,
             Err(Errno::IO) if matches!(self.source, Source::Console(_)) => Step::Unplugged,
@@ -362,13 +356,13 @@ fn is_ready(fd: &Watched, events: PollFlags) -> bool {
 }
 
 impl Source {
-    fn read<'a>(&self, buffer: &'a mut [MaybeUninit<u8>; CHUNK]) -> Result<&'a [u8], Errno> {
+    fn read<'a>(&self, buffer: &'a mut [MaybeUninit<u8>; CHUNK]) -> Result<Cow<'a, [u8]>, Errno> {
         let (bytes, _) = match self {
             Self::Pipe(pipe) => rustix::io::read(pipe, &mut buffer[..])?,
             Self::Console(console) => rustix::io::read(&console.master, &mut buffer[..])?,
-            Self::Stream(_) => return Err(Errno::AGAIN),
+            Self::Stream(channel) => return channel.pull().map(Cow::Owned),
         };
-        Ok(bytes)
+        Ok(Cow::Borrowed(bytes))
     }
 
     async fn readable(&self) -> Edge {

@@ -4,7 +4,7 @@
 //! come back; what it has not taken stays here, a window at most, and then in the process's pipe.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use runtime_core::error::{Error, ErrorKind, Result};
 use rustix::io::Errno;
@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 
 use super::linger::LATE;
 use super::pump::{Phase, until};
+use crate::sync::lock;
 
 /// What is under way at most, as in containerd's `core/transfer/streaming`.
 const WINDOW: usize = 2 * FRAME;
@@ -57,14 +58,6 @@ pub(super) enum Direction {
     Output,
 }
 
-/// What the process's side came to.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Pulled {
-    Bytes(Vec<u8>),
-    Nothing,
-    End,
-}
-
 /// A process's hold on its stream: while it lives, a client that comes back finds the stream, even one that has ended.
 #[derive(Debug)]
 pub(super) struct Taken {
@@ -98,10 +91,6 @@ pub enum Next {
     Wait,
     /// Nothing will come any more.
     End,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Streams {
@@ -180,17 +169,20 @@ impl Channel {
         self.wait(|state| state.attached && state.queue.len() < WINDOW).await;
     }
 
-    /// Gives some of what the client has sent.
-    pub(super) fn pull(&self) -> Pulled {
+    /// Gives some of what the client has sent; nothing at the end.
+    ///
+    /// # Errors
+    /// `EAGAIN` if there is nothing now.
+    pub(super) fn pull(&self) -> std::result::Result<Vec<u8>, Errno> {
         let mut state = lock(&self.state);
         if !state.queue.is_empty() {
             let count = state.queue.len().min(FRAME);
             let bytes = state.queue.drain(..count).collect();
             drop(state);
             self.client.notify_one();
-            return Pulled::Bytes(bytes);
+            return Ok(bytes);
         }
-        if state.hold || state.attached { Pulled::Nothing } else { Pulled::End }
+        if state.hold || state.attached { Err(Errno::AGAIN) } else { Ok(Vec::new()) }
     }
 
     /// Waits until [`Channel::pull`] gives something.

@@ -9,17 +9,16 @@ pub mod share;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use runtime_core::container::record::Record;
 use runtime_core::error::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 
+use crate::group::SANDBOX_ID;
+use crate::sync::lock;
 use settings::Settings;
-
-/// The annotation by which CRI says whose a container is.
-const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 
 /// The pods of a daemon.
 #[derive(Default)]
@@ -96,10 +95,6 @@ struct Life {
     held: Option<Arc<Held>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Pods {
     /// Adds a pod.
     ///
@@ -166,14 +161,14 @@ impl Pods {
 
 impl Pod {
     /// One that is not started.
-    pub fn new(id: &str, bundle: &Path, settings: Settings, record: Record) -> Self {
+    pub fn new(id: &str, bundle: &Path, settings: Settings) -> Self {
         Self {
             id: id.to_owned(),
             bundle: bundle.to_owned(),
             settings,
             changing: tokio::sync::Mutex::default(),
             life: Mutex::default(),
-            record: Mutex::new(record),
+            record: Mutex::new(Record::own(id, None)),
             end: watch::Sender::new(None),
         }
     }
@@ -239,7 +234,7 @@ mod tests {
     use super::*;
 
     fn pod(id: &str) -> Arc<Pod> {
-        Arc::new(Pod::new(id, Path::new("/nowhere"), Settings::default(), Record::new(id, None)))
+        Arc::new(Pod::new(id, Path::new("/nowhere"), Settings::default()))
     }
 
     #[test]

@@ -14,16 +14,6 @@ use runtime_core::error::{Error, Result};
 /// (`internal/cri/server/podsandbox/sandbox_run_linux.go`): any user may serve ports below 1024, and ping.
 const UNPRIVILEGED: [(&str, &str); 2] = [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
-/// Whose processes a container sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Processes {
-    /// Its own, those of another container, or the host's: nothing that the pod holds.
-    #[default]
-    Elsewhere,
-    /// All of the pod.
-    Pod,
-}
-
 /// Whose network a pod has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Network {
@@ -52,7 +42,7 @@ pub struct Settings {
     /// Whether it has a user namespace.
     pub user: bool,
     /// Whether it has a pid namespace.
-    pub processes: Processes,
+    pub pid: bool,
     /// Kernel parameters.
     pub sysctl: BTreeMap<String, String>,
     /// Whether its containers get `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`.
@@ -108,7 +98,7 @@ impl Settings {
             network,
             ipc: namespaces.ipc() != NamespaceMode::Node,
             user,
-            processes: if namespaces.pid() == NamespaceMode::Pod { Processes::Pod } else { Processes::Elsewhere },
+            pid: namespaces.pid() == NamespaceMode::Pod,
             sysctl,
             files: true,
         })
@@ -127,7 +117,7 @@ impl Settings {
             (LinuxNamespaceType::Network, self.network != Network::Host, path),
             (Ipc, self.ipc, None),
             (Uts, self.has_name(), None),
-            (Pid, self.processes == Processes::Pod, None),
+            (Pid, self.pid, None),
         ];
         let namespace = |(kind, _, path): (LinuxNamespaceType, bool, Option<&Path>)| {
             let mut namespace = LinuxNamespace::default();

@@ -93,8 +93,6 @@ fn add_files(bundle: &Path, spec: &mut Spec) {
 
 #[cfg(test)]
 mod tests {
-    use runtime_core::container::record::Record;
-
     use super::super::settings::Settings;
     use super::*;
 
@@ -103,7 +101,7 @@ mod tests {
     }
 
     fn pod(settings: Settings, held: Held) -> Pod {
-        let pod = Pod::new("a", Path::new("/b"), settings, Record::new("a", None));
+        let pod = Pod::new("a", Path::new("/b"), settings);
         pod.started(held);
         pod
     }

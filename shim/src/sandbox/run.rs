@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use runtime_core::cgroup::{Cgroup, CgroupPath};
 use runtime_core::compile::pod::{self, CompiledPod};
-use runtime_core::container::record::{ProcessId, Record};
+use runtime_core::container::record::ProcessId;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::hold;
 use runtime_core::plan::report;
@@ -17,7 +17,7 @@ use runtime_core::sys::process::send_signal;
 use rustix::fs::{Mode, OFlags};
 use tokio::time::timeout;
 
-use crate::pod::settings::{Network, Processes};
+use crate::pod::settings::Network;
 use crate::pod::{Held, Holder, Pod, files};
 use crate::task::container::Container;
 use crate::task::create::{remove, view};
@@ -51,17 +51,18 @@ pub async fn start(node: &Arc<Node>, pod: &Arc<Pod>) -> Result<SystemTime> {
     match make(node, pod, &mut made).await {
         Ok(held) => {
             let at = pod.started(held);
-            if let Some(child) = made.child.filter(|_| made.cgroup.is_some()) {
-                watch(node, pod, child, made.cgroup);
+            if let (Some(child), Some(cgroup)) = (made.child, made.cgroup) {
+                watch(node, pod, child, cgroup);
             }
             Ok(at)
         }
         Err(error) => {
             if let Some(child) = &made.child {
-                let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
-                node.wait(child.pid, &child.pidfd).await;
+                node.kill(child.pid, &child.pidfd).await;
             }
-            release(node, pod, made.cgroup.as_ref()).await;
+            if let Some(cgroup) = &made.cgroup {
+                release(node, pod, cgroup).await;
+            }
             Err(error)
         }
     }
@@ -72,7 +73,7 @@ async fn make(node: &Arc<Node>, pod: &Arc<Pod>, made: &mut Made) -> Result<Held>
     if settings.files {
         files::write(&pod.bundle, settings)?;
     }
-    if settings.processes == Processes::Pod {
+    if settings.pid {
         let path = cgroup_path(node, pod)?;
         pod.note(|record| record.cgroup = Some(path.clone()))?;
         node.watch(&watched(pod), &path).await?;
@@ -125,17 +126,16 @@ fn holder(cgroup: &Cgroup) -> Result<pod::Holder> {
 }
 
 /// Waits for the end of the process that holds a pod.
-fn watch(node: &Arc<Node>, pod: &Arc<Pod>, child: Child, cgroup: Option<Cgroup>) {
+fn watch(node: &Arc<Node>, pod: &Arc<Pod>, child: Child, cgroup: Cgroup) {
     let (node, pod) = (Arc::clone(node), Arc::clone(pod));
     tokio::spawn(async move {
         let status = node.wait(child.pid, &child.pidfd).await;
-        release(&node, &pod, cgroup.as_ref()).await;
+        release(&node, &pod, &cgroup).await;
         pod.ended(status);
     });
 }
 
-async fn release(node: &Node, pod: &Pod, cgroup: Option<&Cgroup>) {
-    let Some(cgroup) = cgroup else { return };
+async fn release(node: &Node, pod: &Pod, cgroup: &Cgroup) {
     if let Err(error) = remove(cgroup, REMOVAL).await {
         log::error!("{}: {error}", pod.id);
     }
@@ -225,9 +225,4 @@ pub fn cgroup(node: &Node, pod: &Pod) -> Result<Cgroup> {
     let none = || Error::new(ErrorKind::FailedPrecondition, format!("sandbox {:?} has no cgroup of its own", pod.id));
     let parent = parent.ok_or_else(none)?;
     CgroupPath::new(&node.host, Some(parent), &pod.id).and_then(|path| Cgroup::open(&node.host, &path)).context(|| "cgroup_parent")
-}
-
-/// What is on disk of a pod that is not started.
-pub fn record(id: &str) -> Record {
-    Record { daemon: ProcessId::of(std::process::id() as i32), ..Record::new(id, None) }
 }

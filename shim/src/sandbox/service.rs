@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -22,12 +21,12 @@ use ttrpc::asynchronous::TtrpcContext;
 
 use super::run;
 use crate::bootstrap::check_identifier;
-use crate::cleanup;
 use crate::clock::timestamp;
 use crate::pod::Pod;
 use crate::pod::settings::{Network, Settings};
 use crate::task::service::{Service as Tasks, answer};
 use crate::task::stats;
+use crate::{bundle, cleanup};
 
 /// What containerd's CRI plugin takes for a pod that works (`internal/cri/server/sandbox_status.go`), and for any other.
 const READY: &str = "SANDBOX_READY";
@@ -59,23 +58,15 @@ impl Service {
 
     fn create_pod(&self, request: &CreateSandboxRequest) -> Result<()> {
         check_identifier("sandbox_id", &request.sandbox_id)?;
-        let bundle = PathBuf::from(&request.bundle_path);
-        if !bundle.is_absolute() {
-            return Err(Error::invalid(format!("bundle_path: {:?} is not absolute", request.bundle_path)));
-        }
+        let bundle = bundle::absolute("bundle_path", &request.bundle_path)?;
         if !request.rootfs.is_empty() {
             return Err(Error::invalid("rootfs: a sandbox of this runtime has no root filesystem"));
         }
         let settings = Settings::new(request.options.as_ref(), &request.netns_path)?;
-        let record = run::record(&request.sandbox_id);
-        let pod = Arc::new(Pod::new(&request.sandbox_id, &bundle, settings, record.clone()));
-        self.tasks.node.pods.add(pod)?;
-        // Only now it is ours to write.
-        let written = record.write(&bundle);
-        if written.is_err() {
-            self.tasks.node.pods.remove(&request.sandbox_id);
-        }
-        written?;
+        let pod = Arc::new(Pod::new(&request.sandbox_id, &bundle, settings));
+        self.tasks.node.pods.add(Arc::clone(&pod))?;
+        // Only now the record is ours to write.
+        pod.note(|_| {}).inspect_err(|_| self.tasks.node.pods.remove(&request.sandbox_id))?;
         self.tasks.came(&bundle);
         tokio::task::spawn_blocking(move || cleanup::reconcile(&bundle));
         Ok(())

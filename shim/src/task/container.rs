@@ -15,13 +15,14 @@ use runtime_core::seccomp::Filter;
 use tokio::io::Interest;
 
 use super::hooks::Hooks;
-use super::node::{Node, lock};
+use super::node::Node;
 use super::process::{Exit, Process};
 use super::servers::Server;
 use crate::clock::timestamp;
 use crate::io::Owner;
 use crate::io::watched::Watched;
 use crate::pod::Pod;
+use crate::sync::lock;
 
 /// How long an exit waits for those of the container's other processes, which were killed.
 const OTHERS: Duration = Duration::from_secs(10);
@@ -222,14 +223,6 @@ impl Container {
         }
         process.ended(exit);
         process.told();
-    }
-
-    /// It is deleted: what is on disk of it goes.
-    pub fn forget_record(&self) {
-        let forgotten = self.pod.as_ref().map_or(Ok(()), |pod| pod.note(|record| record.members.retain(|member| *member != self.bundle)));
-        if let Err(error) = forgotten.and_then(|()| Record::remove(&self.bundle)) {
-            log::warn!("{}: {error}, ignoring", self.id);
-        }
     }
 
     /// For `delete`, should the daemon die before it was asked.

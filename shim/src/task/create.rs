@@ -1,6 +1,6 @@
 //! Create: from a request to a process that waits for its start. What fails half-way leaves nothing.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,6 @@ use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
 use runtime_core::seccomp::Filter;
 use runtime_core::spec::Spec;
-use runtime_core::sys::process::send_signal;
 use tokio::sync::watch;
 
 use super::container::{Account, Container};
@@ -23,6 +22,7 @@ use super::node::{Child, Node, Progress};
 use super::process::Process;
 use super::servers::Server;
 use super::spawner::Loggers;
+use crate::bundle;
 use crate::failpoint::{self, Rpc};
 use crate::group::Grouping;
 use crate::io::{ChildEnds, Io, Origin, Owner, Request};
@@ -60,8 +60,7 @@ impl Undo {
             server.kill().await;
         }
         if let Some((pid, pidfd)) = self.child.take() {
-            let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
-            self.node.wait(pid, &pidfd).await;
+            self.node.kill(pid, &pidfd).await;
         }
         if let Some(cgroup) = self.cgroup.take()
             && let Err(error) = remove(&cgroup, REMOVAL).await
@@ -69,11 +68,21 @@ impl Undo {
             log::error!("{}: {error}", self.id);
         }
         self.node.forget(&self.id).await;
-        let forgotten = self.pod.as_ref().map_or(Ok(()), |pod| pod.note(|record| record.members.retain(|member| *member != self.bundle)));
-        if let Err(error) = forgotten.and_then(|()| Record::remove(&self.bundle)) {
+        if let Err(error) = forget_record(self.pod.as_deref(), &self.bundle) {
             log::error!("{}: {error}", self.id);
         }
     }
+}
+
+/// A container is no more: what is on disk of it goes, in its pod's record as well.
+///
+/// # Errors
+/// The errno of the write.
+pub fn forget_record(pod: Option<&Pod>, bundle: &Path) -> Result<()> {
+    if let Some(pod) = pod {
+        pod.note(|record| record.members.retain(|member| member != bundle))?;
+    }
+    Record::remove(bundle)
 }
 
 /// Kills what is left in a cgroup and removes it, trying until `bound`.
@@ -103,7 +112,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     if !request.checkpoint.is_empty() {
         return Err(Error::new(ErrorKind::Unimplemented, "checkpoint: this version cannot restore containers"));
     }
-    let bundle = absolute(&request.bundle)?;
+    let bundle = bundle::absolute("bundle", &request.bundle)?;
     let options = options(node, request)?;
     let mut spec = Spec::load(&bundle)?;
     let pod = node.pods.of(&spec.annotations, node.context.config.grouping == Grouping::Pod);
@@ -114,7 +123,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     let init = Arc::new(Process::new("", stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));
     let owner = owner(&options);
 
-    let record = Record { daemon: ProcessId::of(std::process::id() as i32), ..Record::new(&request.id, Some(path.clone())) };
+    let record = Record::own(&request.id, Some(path.clone()));
     // The first mark on disk: from here on another process can clean up after us.
     record.write(&bundle)?;
     if let Some(pod) = &pod {
@@ -266,11 +275,6 @@ fn killed(cgroup: Option<&Cgroup>) -> Error {
     let out_of_memory = cgroup.is_some_and(|cgroup| cgroup.out_of_memory_kills().is_ok_and(|count| count > 0));
     let why = if out_of_memory { ": out of memory, resources.memory.limit is too low" } else { "" };
     Error::new(ErrorKind::Internal, format!("the container's first process was killed before it was ready{why}"))
-}
-
-fn absolute(bundle: &str) -> Result<PathBuf> {
-    let path = PathBuf::from(bundle);
-    if path.is_absolute() { Ok(path) } else { Err(Error::invalid(format!("bundle: {bundle:?} is not absolute"))) }
 }
 
 /// The request's own options, or those that the daemon was started with.

@@ -1,7 +1,7 @@
 //! Running hooks: programs of the host's, started by the launcher with nothing but what the spec gives them.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +12,6 @@ use runtime_core::container::hooks::{Point, state};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
 use runtime_core::spec::{Process, Spec};
-use runtime_core::sys::process::send_signal;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::Interest;
@@ -20,8 +19,9 @@ use tokio::sync::watch;
 
 use super::container::Container;
 use super::create::view;
-use super::node::{Child, Node, Progress, lock};
+use super::node::{Child, Node, Progress};
 use crate::io::watched::{Edge, Watched};
+use crate::sync::lock;
 
 /// What is kept of a hook's complaints.
 const STDERR_MAX: usize = 1024;
@@ -179,7 +179,7 @@ impl Hooks {
             () = given_up => None,
         };
         let Some(ended) = ended else {
-            kill(node, &child).await;
+            node.kill(child.pid, &child.pidfd).await;
             return Err(Error::new(ErrorKind::Internal, "killed, since nobody waits for it any more"));
         };
         match ended {
@@ -187,16 +187,11 @@ impl Hooks {
             Ok(Ok((status, said))) => Err(Error::new(ErrorKind::Internal, format!("exit status {status}: {}", said.trim()))),
             Ok(Err(error)) => Err(error),
             Err(_) => {
-                kill(node, &child).await;
+                node.kill(child.pid, &child.pidfd).await;
                 Err(Error::new(ErrorKind::Internal, format!("killed after its timeout of {} s", timeout.as_secs())))
             }
         }
     }
-}
-
-async fn kill(node: &Node, child: &Child) {
-    let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
-    node.wait(child.pid, &child.pidfd).await;
 }
 
 /// Waits until nobody wants what is being made.

@@ -13,7 +13,7 @@ use tokio::io::Interest;
 use tokio::time::{Instant, timeout};
 
 use super::container::Container;
-use super::create::remove;
+use super::create::{forget_record, remove};
 use super::node::{Child, Node, Progress};
 use super::process::{Exit, Process};
 use super::state::{Action, State};
@@ -230,7 +230,9 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Dele
     if let Err(error) = container.hooks.run(node, Point::Poststop, 0, None).await {
         log::warn!("{}: {error}, ignoring", container.id);
     }
-    container.forget_record();
+    if let Err(error) = forget_record(container.pod.as_deref(), &container.bundle) {
+        log::warn!("{}: {error}, ignoring", container.id);
+    }
     node.context.events.publish(&TaskDelete {
         container_id: container.id.clone(),
         pid: init.pid() as u32,

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::LinuxSeccomp;
 use runtime_core::cgroup::{CgroupPath, Host};
@@ -25,6 +25,7 @@ use crate::io::watched::{Edge, Watched};
 use crate::place;
 use crate::pod::Pods;
 use crate::serve::Context;
+use crate::sync::lock;
 
 /// See the module.
 pub struct Node {
@@ -68,10 +69,6 @@ pub struct Child {
     pub pidfd: Arc<OwnedFd>,
     launch: Launch,
     report: Watched,
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Link {
@@ -215,6 +212,12 @@ impl Node {
         lock(&self.children).known.remove(&pid);
         self.reap_unknown();
         status
+    }
+
+    /// Ends a child that nobody wants and reaps it.
+    pub async fn kill(&self, pid: i32, pidfd: &OwnedFd) {
+        let _ = process::send_signal(pidfd.as_fd(), libc::SIGKILL);
+        self.wait(pid, pidfd).await;
     }
 
     /// Orphans become our children, since we are their subreaper (prctl(2)). The first ended child hides the others, but one that somebody

@@ -9,9 +9,9 @@ use runtime_core::sys::process::send_signal;
 use rustix::io::Errno;
 use tokio::sync::watch;
 
-use super::node::lock;
 use super::state::State;
 use crate::io::{Io, Request};
+use crate::sync::lock;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,8 +9,9 @@ use tokio::sync::watch;
 
 use super::container::Container;
 use super::exec::Pending;
-use super::node::{Child, lock};
+use super::node::Child;
 use super::state::State;
+use crate::sync::lock;
 
 /// See the module.
 #[derive(Default)]
