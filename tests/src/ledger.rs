@@ -12,8 +12,9 @@ use sha2::{Digest, Sha256};
 
 use crate::{Result, fail, proc, wait};
 
-/// The time after the last Delete in which the kernel and containerd may still tidy up.
-pub const GRACE: Duration = Duration::from_secs(5);
+/// The time after the last Delete in which the kernel and containerd may still tidy up, and a node's daemon waits for another pod
+/// (2 s, then up to 6 s for the last events), on a machine that runs a dozen suites at once.
+pub const GRACE: Duration = Duration::from_secs(15);
 
 /// Whose things are looked for.
 #[derive(Clone, Default)]

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::LinuxSeccomp;
@@ -19,6 +18,7 @@ use runtime_core::sys::process::{self, Exited};
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use crate::io::Streams;
 use crate::io::watched::{Edge, Watched};
@@ -44,7 +44,7 @@ pub struct Node {
     /// Those that have no container of their own.
     pub pods: Pods,
     /// Whether containerd has asked the daemon of a node to end, and no container has come since.
-    pub dismissed: AtomicBool,
+    pub dismissed: watch::Sender<bool>,
 }
 
 /// The launcher and its socket on the reactor.
@@ -124,7 +124,7 @@ impl Node {
             filters: Mutex::default(),
             streams: Streams::default(),
             pods: Pods::default(),
-            dismissed: AtomicBool::new(false),
+            dismissed: watch::Sender::default(),
         });
         tokio::spawn(reap_orphans(Arc::clone(&node), signal(SignalKind::child()).context(|| "handle SIGCHLD")?));
         Ok(node)

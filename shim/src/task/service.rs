@@ -5,7 +5,6 @@
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -82,11 +81,19 @@ impl Service {
     async fn leave_when_idle(self) {
         let context = &self.node.context;
         let mut clients = context.clients.watch();
+        let mut dismissal = self.node.dismissed.subscribe();
         loop {
             let count = *clients.borrow_and_update();
-            let dismissed = count == 0 && self.node.dismissed.load(Ordering::Relaxed);
+            let dismissed = *dismissal.borrow_and_update() && count == 0;
             let limit = if dismissed { idle::LINGER } else { idle::limit(count) };
-            let unchanged = tokio::time::timeout(limit, clients.changed()).await.is_err();
+            // The call that dismisses may be served after its client has given up and gone.
+            let changed = async {
+                tokio::select! {
+                    _ = clients.changed() => {}
+                    _ = dismissal.changed() => {}
+                }
+            };
+            let unchanged = tokio::time::timeout(limit, changed).await.is_err();
             self.table.forget_abandoned();
             self.node.pods.forget_abandoned();
             if unchanged && self.idle_for() >= Some(limit) {
@@ -111,7 +118,7 @@ impl Service {
 
     /// A container or a pod comes, with this bundle.
     pub fn came(&self, bundle: &Path) {
-        self.node.dismissed.store(false, Ordering::Relaxed);
+        self.node.dismissed.send_replace(false);
         logger::follow(bundle);
     }
 
@@ -120,8 +127,8 @@ impl Service {
         if self.table.empty_for().is_some() && self.node.pods.is_empty() {
             match self.node.context.config.grouping {
                 Grouping::Pod => self.node.context.shutdown.request(),
-                // Another pod may be about to come; whoever called goes away, which wakes the one who looks.
-                Grouping::Node => self.node.dismissed.store(true, Ordering::Relaxed),
+                // Another pod may be about to come.
+                Grouping::Node => drop(self.node.dismissed.send_replace(true)),
             }
         }
     }
