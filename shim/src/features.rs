@@ -12,9 +12,6 @@ use serde_json::{Value, json};
 const HOOKS: [Point; 6] =
     [Point::Prestart, Point::CreateRuntime, Point::CreateContainer, Point::StartContainer, Point::Poststart, Point::Poststop];
 
-/// Understood, and without a purpose here: it concerns the listener of `SCMP_ACT_NOTIFY`.
-const FLAG_OF_LISTENERS: &str = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV";
-
 /// The features of this build, as the JSON of the spec's `Features`.
 pub fn features() -> Value {
     json!({
@@ -38,7 +35,7 @@ fn linux() -> Value {
             "operators": seccomp::operators(),
             "archs": seccomp_architectures(),
             "knownFlags": seccomp::flags(),
-            "supportedFlags": seccomp::flags().iter().filter(|flag| **flag != FLAG_OF_LISTENERS).collect::<Vec<_>>(),
+            "supportedFlags": seccomp::flags(),
         },
         "apparmor": { "enabled": false },
         "selinux": { "enabled": false },
@@ -84,7 +81,7 @@ mod tests {
 
     fn profile(patch: impl FnOnce(&mut Value)) -> LinuxSeccomp {
         let rule = json!({ "names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{ "index": 0, "value": 1, "op": "SCMP_CMP_EQ" }] });
-        let mut profile = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] });
+        let mut profile = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule], "listenerPath": "/agent" });
         patch(&mut profile);
         serde_json::from_value(profile).unwrap()
     }
@@ -188,9 +185,8 @@ mod tests {
     #[test]
     fn what_is_not_done_is_not_listed() {
         let text = features().to_string();
-        for absent in ["SCMP_ACT_NOTIFY", "tmpcopyup"] {
+        for absent in ["tmpcopyup"] {
             assert!(!text.contains(absent), "{absent}");
         }
-        assert!(!list("/linux/seccomp/supportedFlags").contains(&FLAG_OF_LISTENERS.to_owned()));
     }
 }

@@ -173,7 +173,7 @@ fn the_filter_is_loaded_with_rights_only_where_it_must_be() {
     for no_new_privileges in [true, false] {
         let mut process = spec(&case).process.unwrap();
         process.no_new_privileges = no_new_privileges;
-        let filter = crate::seccomp::Filter { program: Vec::new(), flags: 0, skipped: Vec::new() };
+        let filter = crate::seccomp::Filter { program: Vec::new(), flags: 0, skipped: Vec::new(), listener: None };
         let mut builder = Builder::default();
         process::confine(&mut builder, &process, &Joined::default(), process::Home::LookedUp, Some(&filter), process::Until::Started)
             .unwrap();

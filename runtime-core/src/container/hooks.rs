@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use oci_spec::runtime::{ContainerState, Hook, Hooks, StateBuilder};
+use oci_spec::runtime::{ContainerProcessStateBuilder, ContainerState, Hook, Hooks, SECCOMP_FD_NAME, State, StateBuilder};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -67,13 +67,47 @@ impl Point {
 /// # Errors
 /// [`ErrorKind::Internal`] if it cannot be encoded.
 pub fn state(point: Point, id: &str, pid: i32, bundle: &Path, version: &str, annotations: &HashMap<String, String>) -> Result<Vec<u8>> {
-    let mut builder = StateBuilder::default().version(version).id(id).status(point.status()).bundle(bundle);
-    if point != Point::Poststop {
+    let pid = Some(pid).filter(|_| point != Point::Poststop);
+    let state = described(point.status(), id, pid, bundle, version, annotations)?;
+    serde_json::to_vec(&state).map_err(|error| Error::new(ErrorKind::Internal, format!("state for hooks: {error}")))
+}
+
+/// What a listener of a seccomp filter is told, with the filter's descriptor, of the process that has loaded it and its container (OCI
+/// config-linux.md, "The Container Process State").
+///
+/// # Errors
+/// [`ErrorKind::Internal`] if it cannot be encoded.
+pub fn process_state(pid: i32, metadata: &str, state: State) -> Result<Vec<u8>> {
+    let failed = |error: &dyn std::fmt::Display| Error::new(ErrorKind::Internal, format!("state for the seccomp listener: {error}"));
+    let told = ContainerProcessStateBuilder::default()
+        .version(state.version().clone())
+        .fds(vec![SECCOMP_FD_NAME.to_owned()])
+        .pid(pid)
+        .metadata(metadata)
+        .state(state)
+        .build()
+        .map_err(|error| failed(&error))?;
+    serde_json::to_vec(&told).map_err(|error| failed(&error))
+}
+
+/// The state of a container (OCI runtime.md, "State").
+///
+/// # Errors
+/// [`ErrorKind::Internal`] if it cannot be built.
+pub fn described(
+    status: ContainerState,
+    id: &str,
+    pid: Option<i32>,
+    bundle: &Path,
+    version: &str,
+    annotations: &HashMap<String, String>,
+) -> Result<State> {
+    let mut builder = StateBuilder::default().version(version).id(id).status(status).bundle(bundle);
+    if let Some(pid) = pid {
         builder = builder.pid(pid);
     }
     if !annotations.is_empty() {
         builder = builder.annotations(annotations.clone());
     }
-    let state = builder.build().map_err(|error| Error::new(ErrorKind::Internal, format!("state for hooks: {error}")))?;
-    serde_json::to_vec(&state).map_err(|error| Error::new(ErrorKind::Internal, format!("state for hooks: {error}")))
+    builder.build().map_err(|error| Error::new(ErrorKind::Internal, format!("state of {id}: {error}")))
 }

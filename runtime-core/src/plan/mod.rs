@@ -163,7 +163,7 @@ pub enum Step {
     MakeWorkingDirectory { path: CString },
     /// Drops everything but these capabilities from the bounding set.
     BoundingSet { keep: u64 },
-    /// Loads a seccomp filter.
+    /// Loads a seccomp filter; if that makes a listener, waits until the parent has taken it.
     Seccomp { program: Vec<Insn>, flags: u32 },
     /// No gain of rights by execve from here on.
     NoNewPrivileges,

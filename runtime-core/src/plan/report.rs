@@ -9,11 +9,13 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAnci
 /// The longest text that travels with a failure.
 pub const TEXT_MAX: usize = 160;
 const HEADER: usize = 9;
+const LISTENER_LENGTH: usize = 5;
 
 const READY: u8 = b'R';
 const HOOKS: u8 = b'H';
 const CONSOLE: u8 = b'C';
 const HANDED: u8 = b'D';
+const LISTENER: u8 = b'L';
 const FAILED: u8 = b'F';
 /// The parent's only word.
 pub const GO: u8 = b'G';
@@ -42,6 +44,8 @@ pub enum Message {
     Console(OwnedFd),
     /// A mount or a namespace that it made for another process.
     Handed(OwnedFd),
+    /// It has loaded a filter, and the descriptor of the filter's listener has this number; it waits until that has been taken.
+    Listener(i32),
     /// It gave up and ends.
     Failed(Failure),
 }
@@ -81,6 +85,9 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Message>, Errno> {
         (Some(&HOOKS), None) => Ok(Some(Message::Hooks)),
         (Some(&CONSOLE), Some(master)) => Ok(Some(Message::Console(master))),
         (Some(&HANDED), Some(descriptor)) => Ok(Some(Message::Handed(descriptor))),
+        (Some(&LISTENER), None) if length == LISTENER_LENGTH => {
+            Ok(Some(Message::Listener(i32::from_ne_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]))))
+        }
         (Some(&FAILED), None) if length >= HEADER => Ok(Some(Message::Failed(decode(&bytes[..length])))),
         _ => Err(Errno::BADMSG),
     }
@@ -98,15 +105,20 @@ fn decode(bytes: &[u8]) -> Failure {
 
 /// The child's side: write(2) and read(2) only, which every seccomp profile that can run a program allows.
 pub(super) mod child {
-    use super::{BorrowedFd, CONSOLE, Errno, FAILED, GO, HANDED, HEADER, HOOKS, IoSlice, READY, TEXT_MAX};
+    use super::{BorrowedFd, CONSOLE, Errno, FAILED, GO, HANDED, HEADER, HOOKS, IoSlice, LISTENER, READY, TEXT_MAX};
     use super::{MaybeUninit, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
     pub fn ready(socket: BorrowedFd<'_>) -> Result<(), Errno> {
-        say_and_wait(socket, READY)
+        say_and_wait(socket, &[READY])
     }
 
     pub fn hooks(socket: BorrowedFd<'_>) -> Result<(), Errno> {
-        say_and_wait(socket, HOOKS)
+        say_and_wait(socket, &[HOOKS])
+    }
+
+    pub fn listener(socket: BorrowedFd<'_>, number: i32) -> Result<(), Errno> {
+        let [a, b, c, d] = number.to_ne_bytes();
+        say_and_wait(socket, &[LISTENER, a, b, c, d])
     }
 
     pub fn console(socket: BorrowedFd<'_>, master: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -138,8 +150,8 @@ pub(super) mod child {
     }
 
     /// The parent's end closing instead of a word means that the parent is gone: so is the reason to live.
-    fn say_and_wait(socket: BorrowedFd<'_>, word: u8) -> Result<(), Errno> {
-        rustix::io::write(socket, &[word])?;
+    fn say_and_wait(socket: BorrowedFd<'_>, words: &[u8]) -> Result<(), Errno> {
+        rustix::io::write(socket, words)?;
         let mut answer = [0u8; 1];
         loop {
             match rustix::io::read(socket, &mut answer) {

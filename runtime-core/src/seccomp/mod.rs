@@ -28,6 +28,7 @@ use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize};
 
 pub use cache::Cache;
+pub use profile::Listener;
 
 use crate::error::Result;
 
@@ -40,6 +41,8 @@ pub struct Filter {
     pub program: Vec<Insn>,
     /// `SECCOMP_FILTER_FLAG_*` bits (include/uapi/linux/seccomp.h).
     pub flags: u32,
+    /// Who answers for the calls of NOTIFY; with one, loading the filter makes a descriptor for it.
+    pub listener: Option<Listener>,
     /// Names in the profile that no known architecture has: typos, or calls newer than this build. Worth a warning, no more.
     pub skipped: Vec<String>,
 }
@@ -47,13 +50,12 @@ pub struct Filter {
 /// Compiles a profile.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) naming the field that is wrong;
-/// [`ErrorKind::Unimplemented`](crate::ErrorKind::Unimplemented) for `SCMP_ACT_NOTIFY`.
+/// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) naming the field that is wrong.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Filter> {
     let profile = profile::Profile::check(profile)?;
     let ranges = ranges::of(&profile)?;
     let program = compile::program(&ranges, profile.default)?;
-    Ok(Filter { program, flags: profile.flags, skipped: profile.unknown_names() })
+    Ok(Filter { program, flags: profile.flags, skipped: profile.unknown_names(), listener: profile.listener })
 }
 
 /// The actions a profile may use, as the `features` document lists them.
@@ -65,6 +67,7 @@ pub fn actions() -> &'static [&'static str] {
         "SCMP_ACT_KILL_PROCESS",
         "SCMP_ACT_KILL_THREAD",
         "SCMP_ACT_LOG",
+        "SCMP_ACT_NOTIFY",
         "SCMP_ACT_TRACE",
         "SCMP_ACT_TRAP",
     ]

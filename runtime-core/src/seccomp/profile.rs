@@ -10,13 +10,14 @@ use oci_spec::runtime::{
 
 use super::arch::{self, Architecture};
 use super::numbers;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// `SECCOMP_RET_*` (include/uapi/linux/seccomp.h).
 pub(super) const RET_KILL_THREAD: u32 = 0;
 const RET_KILL_PROCESS: u32 = 0x8000_0000;
 const RET_TRAP: u32 = 0x0003_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
+const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 const RET_TRACE: u32 = 0x7ff0_0000;
 const RET_LOG: u32 = 0x7ffc_0000;
 const RET_ALLOW: u32 = 0x7fff_0000;
@@ -26,6 +27,8 @@ pub(super) const RET_ERRNO_ENOSYS: u32 = RET_ERRNO | libc::ENOSYS.unsigned_abs()
 /// `SECCOMP_FILTER_FLAG_*` (include/uapi/linux/seccomp.h).
 const FILTER_FLAG_LOG: u32 = 1 << 1;
 const FILTER_FLAG_SPEC_ALLOW: u32 = 1 << 2;
+const FILTER_FLAG_NEW_LISTENER: u32 = 1 << 3;
+const FILTER_FLAG_WAIT_KILLABLE_RECV: u32 = 1 << 5;
 
 /// Arguments a system call has.
 const ARGUMENTS: usize = 6;
@@ -83,11 +86,16 @@ pub(super) struct Profile<'a> {
     /// Numbers above the greatest named one are newer than the profile and answer `ENOSYS`.
     pub hides_newer_calls: bool,
     pub flags: u32,
+    /// Who answers for the calls of NOTIFY, if there are any.
+    pub listener: Option<Listener>,
 }
 
 impl<'a> Profile<'a> {
     pub fn check(spec: &'a LinuxSeccomp) -> Result<Self> {
-        let default = verdict(spec.default_action(), spec.default_errno_ret(), || "linux.seccomp.defaultAction".to_owned())?;
+        if spec.default_action() == Action::ScmpActNotify {
+            return Err(Error::invalid("linux.seccomp.defaultAction: SCMP_ACT_NOTIFY is only for single system calls"));
+        }
+        let default = verdict(spec.default_action(), spec.default_errno_ret());
         let architectures = arch::selected(spec.architectures().as_deref().unwrap_or_default())?;
         let permissive = matches!(spec.default_action(), Action::ScmpActAllow | Action::ScmpActLog | Action::ScmpActTrace);
         let mut profile = Self {
@@ -97,9 +105,16 @@ impl<'a> Profile<'a> {
             names: HashMap::new(),
             hides_newer_calls: !permissive && default != RET_ERRNO_ENOSYS,
             flags: flag_bits(spec.flags().as_deref()),
+            listener: None,
         };
         for (at, syscall) in spec.syscalls().iter().flatten().enumerate() {
             profile.add(at, syscall)?;
+        }
+        if profile.rules.iter().any(|rule| rule.action == RET_USER_NOTIF) {
+            profile.listener = Some(Listener::new(spec)?);
+            profile.flags |= FILTER_FLAG_NEW_LISTENER;
+        } else {
+            profile.flags &= !FILTER_FLAG_WAIT_KILLABLE_RECV;
         }
         Ok(profile)
     }
@@ -115,7 +130,7 @@ impl<'a> Profile<'a> {
 
     fn add(&mut self, at: usize, syscall: &'a LinuxSyscall) -> Result<()> {
         let field = || format!("linux.seccomp.syscalls[{at}]");
-        let action = verdict(syscall.action(), syscall.errno_ret(), || format!("{}.action", field()))?;
+        let action = verdict(syscall.action(), syscall.errno_ret());
         let mut conditions = Vec::new();
         for (n, arg) in syscall.args().iter().flatten().enumerate() {
             conditions.push(Condition::new(arg, || format!("{}.args[{n}]", field()))?);
@@ -128,6 +143,10 @@ impl<'a> Profile<'a> {
         for (n, name) in syscall.names().iter().enumerate() {
             if name.is_empty() {
                 return Err(Error::invalid(format!("{}.names[{n}]: empty", field())));
+            }
+            // With it a process tells that it has the listener, and nobody listens before that; runc refuses it, too.
+            if action == RET_USER_NOTIF && name == "write" {
+                return Err(Error::invalid(format!("{}.names[{n}]: write cannot have the action SCMP_ACT_NOTIFY", field())));
             }
             self.names.entry(name).or_default().rules.extend(first..self.rules.len());
         }
@@ -146,9 +165,9 @@ fn alternatives(mut conditions: Vec<Condition>) -> Vec<Vec<Condition>> {
 }
 
 /// The return value of an action. `errno` counts for ERRNO and TRACE only and is EPERM by default; the kernel takes its low 16 bits.
-fn verdict(action: Action, errno: Option<u32>, field: impl Fn() -> String) -> Result<u32> {
+fn verdict(action: Action, errno: Option<u32>) -> u32 {
     let data = errno.unwrap_or(libc::EPERM.unsigned_abs()) & RET_DATA;
-    Ok(match action {
+    match action {
         Action::ScmpActKill | Action::ScmpActKillThread => RET_KILL_THREAD,
         Action::ScmpActKillProcess => RET_KILL_PROCESS,
         Action::ScmpActTrap => RET_TRAP,
@@ -156,23 +175,40 @@ fn verdict(action: Action, errno: Option<u32>, field: impl Fn() -> String) -> Re
         Action::ScmpActTrace => RET_TRACE | data,
         Action::ScmpActLog => RET_LOG,
         Action::ScmpActAllow => RET_ALLOW,
-        Action::ScmpActNotify => {
-            return Err(Error::new(ErrorKind::Unimplemented, format!("{}: {action} is not supported", field())));
+        Action::ScmpActNotify => RET_USER_NOTIF,
+    }
+}
+
+/// Who decides about system calls with the action NOTIFY (config-linux.md, "Seccomp"): a program that listens at a socket.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Listener {
+    /// Its socket, absolute.
+    pub path: String,
+    /// What it is told beside the container's state.
+    pub metadata: String,
+}
+
+impl Listener {
+    fn new(spec: &LinuxSeccomp) -> Result<Self> {
+        let path = spec.listener_path().as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        if !path.starts_with('/') || path.contains('\0') {
+            return Err(Error::invalid(format!("linux.seccomp.listenerPath: {path:?}: SCMP_ACT_NOTIFY needs an absolute path")));
         }
-    })
+        Ok(Self { path, metadata: spec.listener_metadata().clone().unwrap_or_default() })
+    }
 }
 
 /// The flags for seccomp(2). Absent means SPEC_ALLOW, as in runc; an empty list means none.
 ///
-/// TSYNC asks for nothing here: the filter is loaded by a process of one thread. WAIT_KILLABLE_RECV concerns a listener, which
-/// only NOTIFY makes, and the kernel refuses it without one.
+/// TSYNC asks for nothing here: the filter is loaded by a process of one thread.
 fn flag_bits(flags: Option<&[Flag]>) -> u32 {
     let Some(flags) = flags else { return FILTER_FLAG_SPEC_ALLOW };
     flags.iter().fold(0, |bits, flag| {
         bits | match flag {
             Flag::SeccompFilterFlagLog => FILTER_FLAG_LOG,
             Flag::SeccompFilterFlagSpecAllow => FILTER_FLAG_SPEC_ALLOW,
-            Flag::SeccompFilterFlagTsync | Flag::SeccompFilterFlagWaitKillableRecv => 0,
+            Flag::SeccompFilterFlagWaitKillableRecv => FILTER_FLAG_WAIT_KILLABLE_RECV,
+            Flag::SeccompFilterFlagTsync => 0,
         }
     })
 }

@@ -19,11 +19,12 @@ pub struct Insn {
     pub k: u32,
 }
 
-/// Loads a seccomp filter for the caller. `flags` are `SECCOMP_FILTER_FLAG_*`.
+/// Loads a seccomp filter for the caller. `flags` are `SECCOMP_FILTER_FLAG_*`; with `SECCOMP_FILTER_FLAG_NEW_LISTENER` the answer is the number
+/// of the listener's descriptor, which is close-on-exec.
 ///
 /// # Errors
-/// `EACCES` without no_new_privs and CAP_SYS_ADMIN, `EINVAL` for a bad program or flag.
-pub fn load_filter(program: &[Insn], flags: u32) -> Result<(), Errno> {
+/// `EACCES` without no_new_privs and CAP_SYS_ADMIN, `EINVAL` for a bad program or flag, `EBUSY` if an earlier filter has a listener.
+pub fn load_filter(program: &[Insn], flags: u32) -> Result<i32, Errno> {
     #[repr(C)]
     struct Program {
         length: libc::c_ushort,
@@ -33,7 +34,7 @@ pub fn load_filter(program: &[Insn], flags: u32) -> Result<(), Errno> {
     let length = libc::c_ushort::try_from(program.len()).map_err(|_| Errno::INVAL)?;
     let program = Program { length, filter: program.as_ptr() };
     // SAFETY: `program` points at `length` instructions of 8 bytes, which the kernel copies.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program) }).map(|number| number as i32)
 }
 
 /// A new, empty session keyring for the caller (`KEYCTL_JOIN_SESSION_KEYRING`), so that the host's keys are out of reach.

@@ -15,6 +15,7 @@ use runtime_core::seccomp::Filter;
 use tokio::io::Interest;
 
 use super::hooks::Hooks;
+use super::listener::Listener;
 use super::node::Node;
 use super::process::{Exit, Process};
 use super::servers::Server;
@@ -44,6 +45,8 @@ pub struct Container {
     pub namespaces: Joined,
     /// Its system call filter.
     pub filter: Option<Arc<Filter>>,
+    /// Who is to have the listeners of that filter.
+    pub listener: Option<Listener>,
     /// Leave the session keyring in place.
     pub no_new_keyring: bool,
     /// Owner of pipes.

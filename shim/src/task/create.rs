@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use oci_spec::runtime::ContainerState;
 use proto::api::CreateTaskRequest;
 use runtime_core::cgroup::{Cgroup, CgroupPath};
 use runtime_core::compile::{self, CgroupView, Joined, RootMount, Streams, unknown_capabilities};
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 
 use super::container::{Account, Container};
 use super::hooks::{Hooks, given_up, nobody_wants_it};
+use super::listener::Listener;
 use super::node::{Child, Node, Progress};
 use super::process::Process;
 use super::servers::Server;
@@ -156,6 +158,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
                 id: request.id.clone(),
                 account: Account::new(record, &cgroup),
                 hooks: Hooks::of(&spec, &request.id, &bundle),
+                listener: Listener::of(filter.as_deref(), &spec, &request.id, &bundle),
                 bundle,
                 pod,
                 cgroup,
@@ -256,6 +259,10 @@ impl Making<'_> {
             match progress {
                 Progress::Ready => return Ok(()),
                 Progress::Console(master) => io.attach_console(master)?,
+                Progress::Listener(descriptor) => {
+                    let listener = Listener::of(self.filter, self.spec, &self.request.id, self.bundle).ok_or_else(unexpected)?;
+                    listener.take(child, descriptor, ContainerState::Creating, child.pid).await?;
+                }
                 Progress::Hooks => {
                     let hooks = Hooks::of(self.spec, &self.request.id, self.bundle).until(self.given_up.clone());
                     let flags = Joined::of(&self.spec.linux)?.flags();
@@ -268,6 +275,10 @@ impl Making<'_> {
             }
         }
     }
+}
+
+fn unexpected() -> Error {
+    Error::new(ErrorKind::Internal, "an unexpected report of the first process")
 }
 
 /// The child has ended without a report: somebody has killed it, most likely the kernel.

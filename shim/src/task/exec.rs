@@ -1,13 +1,16 @@
 //! Exec and its start: a process that joins a container.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use oci_spec::runtime::ContainerState;
 use proto::api::ExecProcessRequest;
 use proto::events::task::{TaskExecAdded, TaskExecStarted};
 use runtime_core::compile::{self, CgroupView, Joining};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
 use runtime_core::spec::Process as Spec;
+use runtime_core::sys::process::send_signal;
 
 use super::container::Container;
 use super::create::{stdio, streams, view};
@@ -56,7 +59,7 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, pending: Pendin
     let Pending { process, spec } = pending;
     let telling = process.telling.lock().await;
     let started = match launch(node, container, &process, &spec).await {
-        Ok((child, io)) => accompany(&child, &io, &process).await.map(|()| child.pid),
+        Ok((child, io)) => accompany(&child, &io, container).await.map(|()| child.pid),
         Err(error) => {
             // There is no process whose end could be waited for.
             process.ended(Exit { status: status(&error), at: std::time::SystemTime::now() });
@@ -117,14 +120,20 @@ async fn launch(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<Proc
     Ok((child, io))
 }
 
-async fn accompany(child: &Child, io: &Io, process: &Process) -> Result<()> {
+async fn accompany(child: &Child, io: &Io, container: &Container) -> Result<()> {
+    let unexpected = || Error::new(ErrorKind::Internal, "an unexpected report of a joining process");
     loop {
         match child.progress().await? {
             Progress::Executed => return Ok(()),
             Progress::Console(master) => io.attach_console(master)?,
-            Progress::Ready | Progress::Hooks | Progress::Handed(_) => {
-                return Err(Error::new(ErrorKind::Internal, format!("{}: an unexpected report", process.exec_id)));
+            Progress::Listener(descriptor) => {
+                let listener = container.listener.as_ref().ok_or_else(unexpected)?;
+                if let Err(error) = listener.take(child, descriptor, ContainerState::Running, container.init.pid()).await {
+                    let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+                    return Err(error);
+                }
             }
+            Progress::Ready | Progress::Hooks | Progress::Handed(_) => return Err(unexpected()),
         }
     }
 }

@@ -1,17 +1,18 @@
 //! Running hooks: programs of the host's, started by the launcher with nothing but what the spec gives them.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use oci_spec::runtime::Hook;
+use oci_spec::runtime::{ContainerState, Hook};
 use runtime_core::compile::{self, Compiled, Helper, StartContainerHook};
 use runtime_core::container::hooks::{Point, state};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
 use runtime_core::spec::{Process, Spec};
+use runtime_core::sys::process::send_signal;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::Interest;
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 
 use super::container::Container;
 use super::create::view;
+use super::listener::Listener;
 use super::node::{Child, Node, Progress};
 use crate::io::watched::{Edge, Watched};
 use crate::sync::lock;
@@ -97,7 +99,7 @@ impl Hooks {
                 report,
             })
         };
-        self.live(node, hook, state, compile).await
+        self.live(node, hook, state, None, compile).await
     }
 
     /// Runs the startContainer hooks: in the container, with the rights of its first process, which is about to execute its program.
@@ -125,7 +127,8 @@ impl Hooks {
                     no_new_keyring: container.no_new_keyring,
                 })
             };
-            self.live(node, hook, state, compile).await.context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
+            let listener = container.listener.as_ref().map(|listener| (listener, pid));
+            self.live(node, hook, state, listener, compile).await.context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
         }
         Ok(())
     }
@@ -136,6 +139,7 @@ impl Hooks {
         node: &Arc<Node>,
         hook: &Hook,
         state: Vec<u8>,
+        listener: Option<(&Listener, i32)>,
         compile: impl FnOnce([OwnedFd; 3], OwnedFd) -> Result<Compiled>,
     ) -> Result<()> {
         let timeout = match hook.timeout() {
@@ -150,7 +154,8 @@ impl Hooks {
         let compiled = compile([stdin, null, stderr], child_report)?;
         let child = node.launch(compiled, report).await?;
         let life = async {
-            if let Err(error) = run_to_exec(&child).await {
+            if let Err(error) = run_to_exec(&child, listener).await {
+                let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
                 node.wait(child.pid, &child.pidfd).await;
                 return Err(error);
             }
@@ -207,11 +212,16 @@ pub fn nobody_wants_it() -> Error {
     Error::new(ErrorKind::Internal, "the container was deleted while it was being created")
 }
 
-/// Until the program runs; it says nothing else before.
-pub async fn run_to_exec(child: &Child) -> Result<()> {
-    match child.progress().await? {
-        Progress::Executed => Ok(()),
-        _ => Err(Error::new(ErrorKind::Internal, "an unexpected report of a helper")),
+/// Until the program runs. Before that it may load the filter of a container, which has a listener then, and a first process.
+pub async fn run_to_exec(child: &Child, listener: Option<(&Listener, i32)>) -> Result<()> {
+    loop {
+        match (child.progress().await?, listener) {
+            (Progress::Executed, _) => return Ok(()),
+            (Progress::Listener(descriptor), Some((listener, init))) => {
+                listener.take(child, descriptor, ContainerState::Created, init).await?;
+            }
+            _ => return Err(Error::new(ErrorKind::Internal, "an unexpected report of a helper")),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod create;
 pub mod exec;
 pub mod hooks;
 pub mod lifecycle;
+pub mod listener;
 pub mod node;
 pub mod process;
 pub mod servers;

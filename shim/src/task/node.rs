@@ -16,6 +16,7 @@ use runtime_core::plan::report::{self, GO, Message};
 use runtime_core::seccomp::{self, Filter};
 use runtime_core::sys::process::{self, Exited};
 use rustix::io::Errno;
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use tokio::io::Interest;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -296,6 +297,8 @@ pub enum Progress {
     Console(OwnedFd),
     /// A mount or a namespace that it made.
     Handed(OwnedFd),
+    /// The listener of the filter that it has loaded; it waits until that is taken.
+    Listener(OwnedFd),
     /// It waits for the start.
     Ready,
     /// It has executed its program, or was killed.
@@ -315,6 +318,7 @@ impl Child {
                 Ok(Some(Message::Hooks)) => return Ok(Progress::Hooks),
                 Ok(Some(Message::Console(master))) => return Ok(Progress::Console(master)),
                 Ok(Some(Message::Handed(descriptor))) => return Ok(Progress::Handed(descriptor)),
+                Ok(Some(Message::Listener(number))) => return self.listener(number).map(Progress::Listener),
                 Ok(Some(Message::Failed(failed))) => return Err(failure::explain(&self.launch, &failed)),
                 Ok(None) => return Ok(Progress::Executed),
                 Err(Errno::AGAIN) if hung_up => return Ok(Progress::Executed),
@@ -323,6 +327,11 @@ impl Child {
                 Err(errno) => return Err(Error::kernel("read the child's report", errno)),
             }
         }
+    }
+
+    /// The descriptor of a number in the child.
+    fn listener(&self, number: i32) -> Result<OwnedFd> {
+        pidfd_getfd(&*self.pidfd, number, PidfdGetfdFlags::empty()).context(|| "pidfd_getfd of the seccomp listener")
     }
 
     /// The word that the child waits for.

@@ -50,7 +50,7 @@ impl Spawner for Loggers {
         })?;
         let child = self.0.launch(compiled, report).await?;
         let mut running = Running { node: Arc::clone(&self.0), pid: child.pid, pidfd: Arc::clone(&child.pidfd), ended: false };
-        if let Err(error) = run_to_exec(&child).await {
+        if let Err(error) = run_to_exec(&child, None).await {
             running.wait().await;
             return Err(error);
         }

@@ -20,6 +20,7 @@ use super::report::{self, TEXT_MAX};
 use super::root;
 use super::{Launch, Slot, Step, console};
 use crate::sys::process::{self as calls, StringArray};
+use crate::sys::security::Insn;
 use crate::sys::tuning::{self, SchedulerAttributes};
 use crate::sys::{mount, security};
 
@@ -219,7 +220,7 @@ impl Child<'_> {
             Step::Home { uid } => process::home(*uid, self.environment),
             Step::MakeWorkingDirectory { path } => process::make_working_directory(path),
             Step::BoundingSet { keep } => process::bounding_set(*keep),
-            Step::Seccomp { program, flags } => Ok(security::load_filter(program, *flags)?),
+            Step::Seccomp { program, flags } => self.seccomp(program, *flags, state),
             Step::NoNewPrivileges => Ok(security::no_new_privileges()?),
             Step::Identity { uid, gid, groups } => process::identity(*uid, *gid, groups),
             Step::Capabilities { effective, permitted, inheritable, ambient } => {
@@ -269,6 +270,13 @@ impl Child<'_> {
         calls::duplicate_onto(self.fd(self.launch.report)?, first, true)?;
         state.report = Some(first);
         Ok(calls::close_from(first as u32 + 1)?)
+    }
+
+    fn seccomp(&self, program: &[Insn], flags: u32, state: &State) -> Result<(), Failed> {
+        match security::load_filter(program, flags)? {
+            0 => Ok(()),
+            listener => Ok(report::child::listener(self.report(state)?, listener)?),
+        }
     }
 
     fn exec(&mut self, state: &State) -> Result<(), Failed> {
