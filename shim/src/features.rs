@@ -37,7 +37,7 @@ fn linux() -> Value {
             "knownFlags": seccomp::flags(),
             "supportedFlags": seccomp::flags(),
         },
-        "apparmor": { "enabled": false },
+        "apparmor": { "enabled": true },
         "selinux": { "enabled": false },
         "intelRdt": { "enabled": false },
         "memoryPolicy": { "modes": tuning::memory_modes(), "flags": tuning::memory_flags() },
@@ -163,7 +163,9 @@ mod tests {
         };
         for action in list("/linux/seccomp/actions") {
             compile(profile(|profile| profile["syscalls"][0]["action"] = action.as_str().into()), &action);
-            compile(profile(|profile| profile["defaultAction"] = action.as_str().into()), &action);
+            if action != "SCMP_ACT_NOTIFY" {
+                compile(profile(|profile| profile["defaultAction"] = action.as_str().into()), &action);
+            }
         }
         for operator in list("/linux/seccomp/operators") {
             compile(profile(|profile| profile["syscalls"][0]["args"][0]["op"] = operator.as_str().into()), &operator);
@@ -180,13 +182,5 @@ mod tests {
         let little = cfg!(target_endian = "little");
         assert_eq!(found.contains(&"SCMP_ARCH_AARCH64".to_owned()), little);
         assert_eq!(found.contains(&"SCMP_ARCH_S390X".to_owned()), !little);
-    }
-
-    #[test]
-    fn what_is_not_done_is_not_listed() {
-        let text = features().to_string();
-        for absent in ["tmpcopyup"] {
-            assert!(!text.contains(absent), "{absent}");
-        }
     }
 }

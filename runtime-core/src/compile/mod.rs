@@ -144,7 +144,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let owners = mounts::Owners { namespaces: &mut namespaces, own: user.as_ref().map(|user| &user.maps) };
     let places = mounts::Places { bundle, hierarchies: &inputs.cgroup.mounts, pod };
     let mounts = mounts::sources(&mut plan, spec, places, owners)?;
-    let masks = mounts::mask_sources(&mut plan, spec);
+    let masks = mounts::mask_sources(&mut plan, spec)?;
 
     let hooks = has_early_hooks(spec);
     let root_path = leave_host(&mut plan, by_path, hooks.then_some(target.as_path()), joined.mount())?;

@@ -12,6 +12,7 @@ use crate::cgroup::{self, MountedHierarchy};
 use crate::error::{Context, Error, Result};
 use crate::plan::{Builder, Filesystem, Host, Slot, Step, Target};
 use crate::spec::Spec;
+use crate::spec::labels::mount_label;
 use crate::sys::mount::attr;
 
 /// Single files of procfs that may be covered (runc `libcontainer/rootfs_linux.go`, `checkProcMount`).
@@ -41,6 +42,8 @@ pub struct Mounts<'a> {
     pub devpts: Option<Slot>,
     /// A procfs of the container's own, writable.
     pub proc: Option<Slot>,
+    /// SELinux context of what is new.
+    label: Option<&'a str>,
 }
 
 struct Entry<'a> {
@@ -72,7 +75,8 @@ enum Kind<'a> {
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the mount.
 pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, places: Places<'a>, owners: Owners<'_>) -> Result<Mounts<'a>> {
-    let mut mounts = Mounts { entries: Vec::new(), own_proc: None, devpts: None, proc: None };
+    let mut mounts =
+        Mounts { entries: Vec::new(), own_proc: None, devpts: None, proc: None, label: mount_label(spec.linux.mount_label.as_deref())? };
     let own_cgroup_namespace = spec.linux.namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup);
     let in_user_namespace = owners.own.is_some();
     let mut sources = Sources { places, own_cgroup_namespace, host: None, owners };
@@ -148,6 +152,7 @@ impl<'a> Sources<'a, '_> {
             return Err(Error::invalid("destination: nothing can be mounted over the root"));
         }
         let fstype = mount.typ().as_deref().unwrap_or_default();
+        placement(&options, fstype)?;
         let owners = self.owners(plan, mount, &options)?;
         let slot = plan.slot();
         let kind = match (fstype, self.places.hierarchies, self.places.pod) {
@@ -235,6 +240,34 @@ impl<'a> Sources<'a, '_> {
     }
 }
 
+/// A context for what is the container's own alone, unless the options have one (runc `libcontainer/rootfs_linux.go`, `mountToRootfs`).
+fn labelled(fstype: &str, options: &Options, label: Option<&str>) -> Options {
+    let mut options = options.clone();
+    if let Some(label) = label.filter(|_| has_own_superblock(fstype) || fstype == "devpts").filter(|_| options.value("context").is_none()) {
+        options.data.push(("context".to_owned(), Some(label.to_owned())));
+    }
+    options
+}
+
+fn has_own_superblock(fstype: &str) -> bool {
+    !matches!(fstype, "proc" | "sysfs" | "mqueue" | "cgroup" | "cgroup2" | "devpts")
+}
+
+/// What only makes sense with one kind of mount, and not together.
+fn placement(options: &Options, fstype: &str) -> Result<()> {
+    let bind = options.bind || fstype == "bind" || fstype == "rbind";
+    if options.copy_up && (bind || fstype != "tmpfs") {
+        return Err(Error::invalid("tmpcopyup: only a tmpfs can have it"));
+    }
+    if (options.copy_link || options.source_itself) && !bind {
+        return Err(Error::invalid("copy-symlink/src-nofollow: only a bind can have them"));
+    }
+    if options.copy_link && (options.source_itself || options.destination_itself) {
+        return Err(Error::invalid("copy-symlink excludes src-nofollow and dest-nofollow"));
+    }
+    Ok(())
+}
+
 fn without_data(options: &Options) -> Options {
     Options { data: Vec::new(), superblock: Vec::new(), ..options.clone() }
 }
@@ -253,8 +286,15 @@ pub fn attach_all(plan: &mut Builder, mounts: &Mounts<'_>, root: Slot) -> Result
                 plan.step(Step::Settle { host: *host, mount: entry.slot, again: steps.clone() });
             }
             Kind::Filesystem { fstype, source } => {
-                let late = filesystem(plan, fstype, source, &entry.options, entry.slot)?;
+                let late = filesystem(plan, fstype, source, &labelled(fstype, &entry.options, mounts.label), entry.slot)?;
+                if let ("mqueue", Some(label)) = (*fstype, mounts.label) {
+                    plan.step(Step::FileLabel { mount: entry.slot, label: cstring("linux.mountLabel", label)? });
+                }
                 sealed_later.extend(late.then_some(entry.slot));
+                if entry.options.copy_up {
+                    let owner = entry.options.value("uid").is_none() && entry.options.value("gid").is_none();
+                    plan.step(Step::CopyUp { mount: entry.slot, root, target: entry.target.clone(), owner });
+                }
                 if *fstype == "tmpfs" && entry.options.value("mode").is_none() {
                     // As runc: a tmpfs in place of the image's directory is as open as that was, not for everybody to write.
                     plan.step(Step::TakeMode { mount: entry.slot, root, target: entry.target.clone() });
@@ -284,13 +324,12 @@ pub fn new_mount(plan: &mut Builder, fstype: &CStr, options: Vec<(CString, Optio
 
 /// Whether the mount becomes read-only later: mount points and nodes are still to be made in it.
 fn filesystem(plan: &mut Builder, fstype: &str, source: &str, options: &Options, slot: Slot) -> Result<bool> {
-    let own_superblock = !matches!(fstype, "proc" | "sysfs" | "mqueue" | "cgroup" | "cgroup2" | "devpts");
     let mut options = options.clone();
     let late = fstype == "tmpfs" && options.set & attr::RDONLY != 0;
     if late {
         options.set &= !attr::RDONLY;
     }
-    let mut settings = rootfs::settings(&options.filesystem(own_superblock))?;
+    let mut settings = rootfs::settings(&options.filesystem(has_own_superblock(fstype)))?;
     settings.insert(0, (c"source".to_owned(), Some(cstring("source", source)?)));
     new_mount(plan, &cstring("type", fstype)?, settings, options.set, slot);
     let rest = Options { set: 0, clear: 0, ..options };
@@ -338,6 +377,8 @@ fn rule(entry: &Entry<'_>) -> Result<Target> {
         "sys" => Ok(Target::PlainDirectory),
         path if PROC_FILES.contains(&path) => Ok(Target::ProcFile),
         path if path.starts_with("proc/") => Err(Error::invalid("destination: inside /proc only single known files may be covered")),
+        _ if entry.options.destination_itself => Ok(Target::Itself),
+        _ if entry.options.copy_link => Ok(Target::Link),
         _ => match &entry.kind {
             Kind::Proc | Kind::Filesystem { fstype: "proc" | "sysfs", .. } => Ok(Target::PlainDirectory),
             _ => Ok(Target::Ordinary),
@@ -352,16 +393,21 @@ pub struct Masks {
 }
 
 /// Emits the covers, if any path is to be masked.
-pub fn mask_sources(plan: &mut Builder, spec: &Spec) -> Option<Masks> {
+///
+/// # Errors
+/// A label where there can be none.
+pub fn mask_sources(plan: &mut Builder, spec: &Spec) -> Result<Option<Masks>> {
     if spec.linux.masked_paths.is_empty() {
-        return None;
+        return Ok(None);
     }
     let masks = Masks { null: plan.slot(), empty: plan.slot() };
-    plan.step(Step::CloneTree { source: c"/dev/null".to_owned(), recursive: false, mount: masks.null });
+    plan.step(Step::CloneTree { source: c"/dev/null".to_owned(), recursive: false, follow: true, mount: masks.null });
     plan.step(Step::Attributes { mount: masks.null, recursive: false, set: 0, clear: 0, propagation: libc::MS_PRIVATE });
-    let options = EMPTY.iter().filter_map(|(key, value)| Some((CString::new(*key).ok()?, CString::new(*value).ok()))).collect();
+    let context = mount_label(spec.linux.mount_label.as_deref())?.map(|label| ("context", label));
+    let options: Vec<_> = EMPTY.into_iter().chain(context).map(|(key, value)| (key.to_owned(), Some(value.to_owned()))).collect();
+    let options = rootfs::settings(&options)?;
     new_mount(plan, c"tmpfs", options, attr::RDONLY, masks.empty);
-    Some(masks)
+    Ok(Some(masks))
 }
 
 /// Emits what must come after everything that is still made in the root.

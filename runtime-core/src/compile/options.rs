@@ -24,6 +24,14 @@ pub struct Options {
     pub idmap: Option<bool>,
     /// `loop`: the source is a file.
     pub loop_device: bool,
+    /// `tmpcopyup`: a tmpfs begins with what the image has in its place.
+    pub copy_up: bool,
+    /// `copy-symlink`: a source that is a symbolic link is made anew in the container.
+    pub copy_link: bool,
+    /// `src-nofollow`: a source that is a symbolic link is mounted itself.
+    pub source_itself: bool,
+    /// `dest-nofollow`: what is mounted covers a symbolic link at the destination, not what this points to.
+    pub destination_itself: bool,
     /// `direct-io` of a loop device.
     pub direct_io: bool,
     /// Flags of the filesystem's superblock, by fsconfig(2)'s names.
@@ -98,12 +106,17 @@ fn meaning(option: &str) -> Option<Meaning> {
     })
 }
 
+/// Options of SELinux (mount(8)).
+const CONTEXTS: [&str; 4] = ["context", "fscontext", "defcontext", "rootcontext"];
+
 /// Every option name with a meaning of its own, for the `features` document.
 pub const NAMES: &[&str] = &[
     "async",
     "atime",
     "bind",
+    "copy-symlink",
     "defaults",
+    "dest-nofollow",
     "dev",
     "diratime",
     "dirsync",
@@ -154,10 +167,12 @@ pub const NAMES: &[&str] = &[
     "shared",
     "silent",
     "slave",
+    "src-nofollow",
     "strictatime",
     "suid",
     "symfollow",
     "sync",
+    "tmpcopyup",
     "unbindable",
 ];
 
@@ -183,9 +198,10 @@ impl Options {
             "direct-io" => self.direct_io = true,
             "idmap" => self.idmap = Some(false),
             "ridmap" => self.idmap = Some(true),
-            "tmpcopyup" | "copy-symlink" | "src-nofollow" | "dest-nofollow" => {
-                return Err(Error::new(crate::ErrorKind::Unimplemented, format!("mount option {option:?}: not supported by this version")));
-            }
+            "tmpcopyup" => self.copy_up = true,
+            "copy-symlink" => self.copy_link = true,
+            "src-nofollow" => self.source_itself = true,
+            "dest-nofollow" => self.destination_itself = true,
             _ if option.starts_with("X-containerd.") => {
                 return Err(Error::invalid(format!(
                     "mount option {option:?}: meant for containerd's mount manager, which did not consume it"
@@ -194,6 +210,8 @@ impl Options {
             _ => match meaning(option) {
                 Some(meaning) => self.apply(meaning),
                 None => self.data.push(match option.split_once('=') {
+                    // The quotes are for mount(2), where a comma would end the value; fsconfig(2) takes it as it is.
+                    Some((key, value)) if CONTEXTS.contains(&key) => (key.to_owned(), Some(value.trim_matches('"').to_owned())),
                     Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
                     None => (option.to_owned(), None),
                 }),

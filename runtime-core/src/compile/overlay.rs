@@ -91,7 +91,7 @@ impl<'a> Overlay<'a> {
     fn idmapped(&self, plan: &mut Builder, namespace: Slot) -> Result<Vec<(CString, Slot)>> {
         let clone = |(kind, path): &(LayerKind, String)| {
             let mount = plan.slot();
-            plan.step(Step::CloneTree { source: cstring("lowerdir", path)?, recursive: false, mount });
+            plan.step(Step::CloneTree { source: cstring("lowerdir", path)?, recursive: false, follow: true, mount });
             plan.step(Step::IdMap { mount, namespace, recursive: false });
             Ok((cstring("lowerdir", kind.key())?, mount))
         };

@@ -68,6 +68,7 @@ pub fn host_side(plan: &mut Builder, process: &Process) -> Result<()> {
         }
         plan.step(Step::OomScoreAdj { score });
     }
+    process.labels()?.into_iter().for_each(|label| plan.step(Step::Label { label }));
     Ok(())
 }
 

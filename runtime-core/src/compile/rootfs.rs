@@ -165,7 +165,8 @@ pub fn bind(plan: &mut Builder, source: &str, options: &Options, slot: Slot) -> 
     if !source.starts_with('/') {
         return Err(Error::invalid(format!("bind source {source:?} is not absolute")));
     }
-    plan.step(Step::CloneTree { source: cstring("bind source", source)?, recursive: options.recursive, mount: slot });
+    let follow = !options.source_itself && !options.copy_link;
+    plan.step(Step::CloneTree { source: cstring("bind source", source)?, recursive: options.recursive, follow, mount: slot });
     if options.propagation.is_empty() {
         plan.step(Step::Attributes { mount: slot, recursive: true, set: 0, clear: 0, propagation: libc::MS_SLAVE });
     }

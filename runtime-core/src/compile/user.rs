@@ -135,11 +135,11 @@ impl Shelf {
     /// In the copy of the namespace: a clone of the root, and clones of all that is on the shelf, in the slots of the originals.
     pub fn take_down(self, plan: &mut Builder) -> Slot {
         let (mount, root) = (plan.slot(), plan.slot());
-        plan.step(Step::CloneTree { source: c"/r".to_owned(), recursive: true, mount });
+        plan.step(Step::CloneTree { source: c"/r".to_owned(), recursive: true, follow: true, mount });
         plan.step(Step::AttachRoot { mount, path: c"/r".to_owned(), root });
         for (name, mount) in self.taken {
             let source = [b"/b/", name.as_bytes()].concat();
-            plan.step(Step::CloneTree { source: CString::new(source).unwrap_or_default(), recursive: true, mount });
+            plan.step(Step::CloneTree { source: CString::new(source).unwrap_or_default(), recursive: true, follow: true, mount });
         }
         root
     }

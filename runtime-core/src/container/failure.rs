@@ -3,9 +3,10 @@
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind};
-use crate::plan::child::{OTHER_MAPS, OUTSIDE, UNSETTLED, attach, helper_failed};
+use crate::plan::child::{OTHER_LABEL, OTHER_MAPS, OUTSIDE, UNSETTLED, attach, helper_failed};
 use crate::plan::report::Failure;
 use crate::plan::{Launch, Slot, Step};
+use crate::spec::labels::APPARMOR;
 
 /// The failure of a child that ran `launch`.
 pub fn explain(launch: &Launch, failure: &Failure) -> Error {
@@ -26,6 +27,11 @@ pub fn explain(launch: &Launch, failure: &Failure) -> Error {
         Step::Exec => exec_failed(launch, failure.errno),
         Step::CheckMaps { .. } if failure.detail == OTHER_MAPS => {
             Error::invalid("linux.uidMappings/gidMappings: not those of the given user namespace")
+        }
+        Step::Label { label } => {
+            let field = if label.file.as_c_str() == APPARMOR { "process.apparmorProfile" } else { "process.selinuxLabel" };
+            let other = if failure.detail == OTHER_LABEL { ": it shows another one" } else { "" };
+            Error::from_errno(format!("{field}: {step}{other}"), failure.errno).with_kind(ErrorKind::InvalidArgument)
         }
         Step::WorkingDirectory { path, .. } if failure.detail == OUTSIDE => {
             Error::invalid(format!("process.cwd: {:?} is outside of the container's root", path.to_string_lossy()))
@@ -62,6 +68,7 @@ fn said(launch: &Launch, step: &Step) -> String {
             let made = launch.plan.steps.iter().find(|step| makes(step) == Some(*mount));
             format!("map owners of {}{}", made.map_or_else(|| "mount".to_owned(), source), target(launch, *mount))
         }
+        Step::CopyUp { mount, target: path, .. } => format!("copy \"/{}\" to the tmpfs{}", path.to_string_lossy(), target(launch, *mount)),
         Step::Settle { mount, again, .. } => {
             format!("follow the host's mounts with {}{}", again.first().map_or_else(String::new, source), target(launch, *mount))
         }
@@ -126,6 +133,7 @@ fn part(step: &Step, detail: u16) -> Option<String> {
         (Step::Attach { .. }, attach::LOOKUP) => name("find or make the mount point"),
         (Step::Attach { .. }, attach::HOSTILE) => name("the mount point is not what it should be"),
         (Step::Attach { .. }, attach::MOVE) => name("move the mount there"),
+        (Step::Attach { .. }, attach::LINK) => name("make the symbolic link"),
         (Step::NewMount { .. } | Step::LoopMount { .. }, 1) => name("create"),
         (Step::NewMount { filesystem, .. } | Step::LoopMount { filesystem, .. }, detail) if detail >= 2 => {
             let mounts = filesystem.mounts.iter().map(|(key, _)| key);

@@ -44,6 +44,8 @@ pub enum Step {
     JoinCgroup { procs: Slot },
     /// Writes `/proc/self/oom_score_adj`.
     OomScoreAdj { score: i32 },
+    /// Sets a label of the process, which a file in `/proc/self/attr` stands for (proc_pid_attr(5)), and reads it back; see [`Label`].
+    Label { label: Label },
     /// A new session keyring (keyrings(7)); a kernel without keyrings has none to protect.
     NewKeyring { name: CString },
     /// Joins a namespace, or several through a pidfd.
@@ -65,8 +67,8 @@ pub enum Step {
     WatchHost { host: Host },
     /// Enters a directory of the host, so that paths in the following steps may be relative to it.
     SourceDirectory { path: CString },
-    /// Clones the mount at a path of the host into a detached one (open_tree(2)).
-    CloneTree { source: CString, recursive: bool, mount: Slot },
+    /// Clones the mount at a path of the host into a detached one (open_tree(2)); without `follow`, that of a symbolic link at its end.
+    CloneTree { source: CString, recursive: bool, follow: bool, mount: Slot },
     /// Makes a filesystem and a detached mount of it (fsopen(2), fsconfig(2), fsmount(2)).
     NewMount { filesystem: Filesystem, mount: Slot },
     /// Puts a file behind a loop device and makes a detached mount of it.
@@ -103,6 +105,11 @@ pub enum Step {
     Settle { host: Host, mount: Slot, again: Vec<Step> },
     /// Gives the root of a new filesystem the permissions of its mount point, if that is there already.
     TakeMode { mount: Slot, root: Slot, target: CString },
+    /// Copies what the root has at a path into a new filesystem that will cover it, with `owner` the directory's own as well; a missing one is
+    /// fine.
+    CopyUp { mount: Slot, root: Slot, target: CString, owner: bool },
+    /// Gives the root of a new filesystem its SELinux label.
+    FileLabel { mount: Slot, label: CString },
     /// Attaches a mount beneath the root; missing parents and the mount point are made.
     Attach { mount: Slot, root: Slot, target: CString, rule: Target },
     /// Opens a directory beneath the root, made if missing.
@@ -250,6 +257,21 @@ pub enum Target {
     Proc,
     /// A file of procfs that may be covered, for instance `/proc/cpuinfo`.
     ProcFile,
+    /// As for an ordinary one, but a symbolic link at the end is covered itself.
+    Itself,
+    /// As for an ordinary one, but in place of mounting a symbolic link its text becomes one.
+    Link,
+}
+
+/// A label of a security module for the program to come, or for the keys of the process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Label {
+    /// A file of the process's own, in the host's procfs.
+    pub file: CString,
+    /// What is written.
+    pub text: CString,
+    /// What the file says then, up to a mode or its end; empty where it may say the same in other words.
+    pub shown: CString,
 }
 
 /// What is executed at the end of a plan.

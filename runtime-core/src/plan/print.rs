@@ -114,6 +114,7 @@ impl fmt::Display for Step {
         match self {
             Self::JoinCgroup { procs } => write!(f, "join cgroup {procs}"),
             Self::OomScoreAdj { score } => write!(f, "set oom_score_adj {score}"),
+            Self::Label { label } => write!(f, "set {} to {:?}", text(&label.file), text(&label.text)),
             Self::NewKeyring { name } => write!(f, "new session keyring {}", text(name)),
             Self::Join { namespace, flags } => write!(f, "join namespaces {} of {namespace}", namespaces(*flags)),
             Self::Unshare { flags } => write!(f, "new namespaces {}", namespaces(*flags)),
@@ -121,7 +122,10 @@ impl fmt::Display for Step {
             Self::EnterTime => write!(f, "enter the new time namespace"),
             Self::Loopback => write!(f, "set loopback up"),
             Self::Session => write!(f, "new session"),
-            Self::CloneTree { source, recursive, mount } => write!(f, "{mount} = bind {:?}{}", text(source), depth(*recursive)),
+            Self::CloneTree { source, recursive, follow, mount } => {
+                let itself = if *follow { "" } else { ", not following it" };
+                write!(f, "{mount} = bind {:?}{}{itself}", text(source), depth(*recursive))
+            }
             Self::WatchHost { host } => write!(f, "{} = the host's mounts", host.table),
             Self::Settle { host, mount, .. } => write!(f, "attach {mount} for now, make it again if {} has changed", host.table),
             Self::SourceDirectory { path } => write!(f, "enter {:?} of the host", text(path)),
@@ -156,12 +160,16 @@ impl fmt::Display for Step {
             Self::Propagation { flags } => write!(f, "change propagation of / to {}", propagation(*flags)),
             Self::AttachRoot { mount, path, root } => write!(f, "{root} = attach root {mount} at {:?}", text(path)),
             Self::TakeMode { mount, target, .. } => write!(f, "give {mount} the mode of \"/{}\"", text(target)),
+            Self::CopyUp { mount, target, .. } => write!(f, "copy \"/{}\" to {mount}", text(target)),
+            Self::FileLabel { mount, label } => write!(f, "label {mount} {:?}", text(label)),
             Self::Attach { mount, target, rule, .. } => {
                 let rule = match rule {
                     Target::Ordinary => "",
                     Target::PlainDirectory => " (a plain directory)",
                     Target::Proc => " (a plain directory, a procfs)",
                     Target::ProcFile => " (a file of procfs)",
+                    Target::Itself => " (not following it)",
+                    Target::Link => " (a link becomes one)",
                 };
                 write!(f, "attach {mount} at \"/{}\"{rule}", text(target))
             }

@@ -68,6 +68,13 @@ pub fn ensure(root: BorrowedFd<'_>, path: &CStr, make: Make, links: Links) -> Re
     }
 }
 
+/// The same, but a symbolic link at the end of `path` is what is opened.
+pub fn ensure_itself(root: BorrowedFd<'_>, path: &CStr, make: Make) -> Result<OwnedFd, Errno> {
+    let mut name = Name::default();
+    let parent = parents(root, path.to_bytes(), Links::Follow)?;
+    open_or_make(parent.as_fd(), name.set(last_component(path.to_bytes()))?, make)
+}
+
 /// Opens the directory that holds the last component of `path`, making missing ones.
 pub fn parents(root: BorrowedFd<'_>, path: &[u8], links: Links) -> Result<OwnedFd, Errno> {
     let end = path.len() - last_component(path).len();
@@ -203,6 +210,13 @@ impl Name {
         self.bytes[..text.len()].copy_from_slice(text);
         self.bytes[text.len()] = 0;
         CStr::from_bytes_with_nul(&self.bytes[..=text.len()]).map_err(|_| Errno::INVAL)
+    }
+
+    /// Holds the text of a symbolic link.
+    pub fn link(&mut self, at: BorrowedFd<'_>, name: &CStr) -> Result<&CStr, Errno> {
+        let length = rustix::fs::readlinkat_raw(at, name, &mut self.bytes[..PATH_MAX - 1])?;
+        self.bytes[length] = 0;
+        CStr::from_bytes_with_nul(&self.bytes[..=length]).map_err(|_| Errno::INVAL)
     }
 
     /// Holds `prefix`, which must be short, and a number.

@@ -3,6 +3,7 @@
 //! Leaf types come from oci-spec where it accepts what runc accepts. The outer ones are our own, because oci-spec refuses whole files for
 //! an unknown capability, a device rule with an empty type or a huge page limit above `i64::MAX`, all of which runc runs.
 
+pub mod labels;
 mod refuse;
 pub mod resources;
 pub mod tuning;

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
+use super::labels::mount_label;
 use super::tuning::{CpuAffinity, IoPriority, MemoryPolicy, Personality, time_offsets};
 use super::{Process, Spec};
 use crate::compile::has_early_hooks;
@@ -27,6 +28,7 @@ pub fn check(spec: &Spec) -> Result<()> {
     user_namespace(spec)?;
     spec.linux.personality.as_ref().map(Personality::value).transpose()?;
     spec.linux.memory_policy.as_ref().map(MemoryPolicy::value).transpose()?;
+    mount_label(spec.linux.mount_label.as_deref())?;
     unsupported(spec)?;
     for mount in &spec.mounts {
         let name = mount.destination().display();
@@ -72,11 +74,7 @@ pub fn check_process(process: &Process) -> Result<()> {
             return Err(Error::invalid(format!("process.env: {text:?} is not KEY=value")));
         }
     }
-    for (field, value) in [("apparmorProfile", &process.apparmor_profile), ("selinuxLabel", &process.selinux_label)] {
-        if value.as_deref().is_some_and(|label| !label.is_empty() && label != "unconfined") {
-            return Err(unimplemented(&format!("process.{field}"), "security labels"));
-        }
-    }
+    process.labels()?;
     if let Some(scheduler) = &process.scheduler {
         scheduler.policy().and_then(|_| scheduler.flags())?;
     }
@@ -163,11 +161,7 @@ fn user_namespace(spec: &Spec) -> Result<()> {
 
 fn unsupported(spec: &Spec) -> Result<()> {
     let linux = &spec.linux;
-    let fields = [
-        ("linux.netDevices", !linux.net_devices.is_empty()),
-        ("linux.intelRdt", linux.intel_rdt.is_some()),
-        ("linux.mountLabel", linux.mount_label.as_deref().is_some_and(|label| !label.is_empty())),
-    ];
+    let fields = [("linux.netDevices", !linux.net_devices.is_empty()), ("linux.intelRdt", linux.intel_rdt.is_some())];
     match fields.iter().find(|(_, set)| *set) {
         Some((field, _)) => Err(unimplemented(field, "this field")),
         None => Ok(()),
@@ -216,7 +210,7 @@ mod tests {
             (r#"{"process":{"user":{"additionalGids":[1,4294967295]}}}"#, "process.user.additionalGids"),
             (r#"{"process":{"env":["HOME"]}}"#, "process.env"),
             (r#"{"process":{"env":["A=b\u0000"]}}"#, "process.env"),
-            (r#"{"process":{"apparmorProfile":"x"}}"#, "process.apparmorProfile"),
+            (r#"{"process":{"apparmorProfile":"x\n"}}"#, "process.apparmorProfile"),
             (r#"{"hostname":"x"}"#, "hostname"),
             (r#"{"linux":{"timeOffsets":{"boottime":{"secs":1}}}}"#, "linux.timeOffsets: cannot"),
             (r#"{"process":{"scheduler":{"policy":"SCHED_X"}}}"#, "process.scheduler.policy"),

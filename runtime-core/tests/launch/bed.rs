@@ -340,7 +340,7 @@ impl Running {
                 }
                 Some(Message::Console(master)) => self.output = master,
                 Some(Message::Handed(mount)) => drop(mount),
-                Some(Message::Ready | Message::Hooks) => drop(rustix::io::write(&self.report, &[GO]).unwrap()),
+                Some(Message::Ready | Message::Hooks | Message::Listener(_)) => drop(rustix::io::write(&self.report, &[GO]).unwrap()),
                 None => return Ok(self.end().1),
             }
         }

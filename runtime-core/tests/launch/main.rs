@@ -15,6 +15,7 @@ mod fuse_server;
 mod hooks;
 mod hostile;
 mod mounts;
+mod options;
 mod process;
 mod rootfs;
 mod sealed;
@@ -45,6 +46,7 @@ fn main() {
         fuse::TESTS,
         process::TESTS,
         mounts::TESTS,
+        options::TESTS,
         terminal::TESTS,
         exec::TESTS,
         cgroups::TESTS,

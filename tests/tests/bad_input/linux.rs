@@ -220,9 +220,9 @@ pub fn sysctls(hand: &mut Hand) -> Result<()> {
 
 pub fn labels(hand: &mut Hand) -> Result<()> {
     let rows = vec![
-        spec(|spec| spec["process"]["apparmorProfile"] = json!("strict"), Code::UNIMPLEMENTED, &["process.apparmorProfile"]),
-        spec(|spec| spec["process"]["selinuxLabel"] = json!("a:b:c"), Code::UNIMPLEMENTED, &["process.selinuxLabel"]),
-        spec(|spec| spec["linux"]["mountLabel"] = json!("a:b:c"), Code::UNIMPLEMENTED, &["linux.mountLabel"]),
+        spec(|spec| spec["process"]["apparmorProfile"] = json!("no-such-profile"), BAD, &["process.apparmorProfile", "no-such-profile"]),
+        spec(|spec| spec["process"]["selinuxLabel"] = json!("a:b:c"), BAD, &["process.selinuxLabel"]),
+        spec(|spec| spec["linux"]["mountLabel"] = json!("a:b:c"), BAD, &["linux.mountLabel"]),
         spec(|spec| spec["linux"]["intelRdt"] = json!({"closID": "x"}), Code::UNIMPLEMENTED, &["linux.intelRdt"]),
         spec(|spec| spec["linux"]["personality"] = json!({"domain": "SVR4"}), BAD, &["linux.personality.domain", "SVR4"]),
         spec(|spec| spec["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "x"}), BAD, &["linux.memoryPolicy.nodes"]),

@@ -3,6 +3,7 @@
 //! The process is a copy of the launcher. Nothing here allocates, locks, logs or panics; strings and arrays were made before the clone.
 //! Until execve it is not dumpable: what it can see of the host, no process of the container may look at.
 
+mod copy_up;
 mod helper;
 mod idmap;
 mod mounts;
@@ -49,6 +50,8 @@ pub(crate) mod attach {
     pub const HOSTILE: u16 = 2;
     /// The mount could not be moved there.
     pub const MOVE: u16 = 3;
+    /// The link could not be made.
+    pub const LINK: u16 = 4;
 }
 
 /// Details of [`Step::MountByHelper`].
@@ -61,6 +64,9 @@ pub(crate) mod helper_failed {
 
 /// Details of [`Step::Settle`].
 pub(crate) const UNSETTLED: u16 = 1;
+
+/// Details of [`Step::Label`].
+pub(crate) const OTHER_LABEL: u16 = 1;
 
 /// Details of [`Step::CheckMaps`].
 pub(crate) const OTHER_MAPS: u16 = 1;
@@ -147,6 +153,7 @@ impl Child<'_> {
         match step {
             Step::JoinCgroup { procs } => Ok(rustix::io::write(self.fd(*procs)?, b"0").map(drop)?),
             Step::OomScoreAdj { score } => process::oom_score_adj(*score),
+            Step::Label { label } => process::label(label),
             Step::NewKeyring { name } => process::new_keyring(name),
             Step::Join { namespace, flags } => Ok(calls::setns(self.fd(*namespace)?, *flags)?),
             Step::CheckMaps { uid_map, gid_map } => idmap::check(uid_map, gid_map),
@@ -159,7 +166,7 @@ impl Child<'_> {
             Step::WatchHost { host } => self.watch_host(host),
             Step::Settle { host, mount, again } => self.settle(host, *mount, again, state),
             Step::SourceDirectory { path } => Ok(rustix::process::chdir(path)?),
-            Step::CloneTree { source, recursive, mount } => self.clone_tree(source, *recursive, *mount),
+            Step::CloneTree { source, recursive, follow, mount } => self.clone_tree(source, *recursive, *follow, *mount),
             Step::NewMount { filesystem, mount } => self.new_mount(None, filesystem, *mount, state),
             Step::LoopMount { source, direct_io, filesystem, mount } => self.loop_mount(source, *direct_io, filesystem, *mount, state),
             Step::UserNamespace { uid_map, gid_map, namespace } => {
@@ -182,6 +189,8 @@ impl Child<'_> {
             Step::Propagation { flags } => Ok(mount_change(c"/", MountPropagationFlags::from_bits_retain(*flags as u32))?),
             Step::AttachRoot { mount, path, root } => self.attach_root(*mount, path, *root),
             Step::TakeMode { mount, root, target } => self.take_mode(*mount, *root, target),
+            Step::CopyUp { mount, root, target, owner } => self.copy_up(*mount, *root, target, *owner),
+            Step::FileLabel { mount, label } => self.file_label(*mount, label),
             Step::Attach { mount, root, target, rule } => self.attach(*mount, *root, target, *rule),
             Step::OpenDirectory { root, path, directory } => self.open_directory(*root, path, *directory),
             Step::MakeDirectory { directory, name, mode } => Ok(root::make_directory(self.fd(*directory)?, name, *mode)?),

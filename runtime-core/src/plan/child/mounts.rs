@@ -22,10 +22,13 @@ const LOOP_TRIES: u32 = 64;
 const FIRST_OPTION: u16 = 2;
 
 impl Child<'_> {
-    pub(super) fn clone_tree(&mut self, source: &CStr, recursive: bool, mount: Slot) -> Result<(), Failed> {
+    pub(super) fn clone_tree(&mut self, source: &CStr, recursive: bool, follow: bool, mount: Slot) -> Result<(), Failed> {
         let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         if recursive {
             flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        if !follow {
+            flags |= OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
         }
         let tree = open_tree(rustix::fs::CWD, source, flags)?;
         self.fill(mount, tree)
@@ -128,12 +131,19 @@ impl Child<'_> {
 
     pub(super) fn attach(&mut self, mount: Slot, root: Slot, target: &CStr, rule: Target) -> Result<(), Failed> {
         let mount = self.fd(mount)?;
+        if rule == Target::Link && is_link(mount)? {
+            return copy_link(mount, self.fd(root)?, target).map_err(part(attach::LINK));
+        }
         let links = if matches!(rule, Target::PlainDirectory | Target::Proc) { Links::Refuse } else { Links::Follow };
         let directory = is_directory(mount)?;
         let kind = if directory { Make::Directory } else { Make::File };
-        let target = root::ensure(self.fd(root)?, target, kind, links).map_err(part(attach::LOOKUP))?;
+        let target = match rule {
+            Target::Itself => root::ensure_itself(self.fd(root)?, target, kind),
+            _ => root::ensure(self.fd(root)?, target, kind, links),
+        };
+        let target = target.map_err(part(attach::LOOKUP))?;
         let allowed = match rule {
-            Target::Ordinary | Target::PlainDirectory => !on_procfs(target.as_fd())?,
+            Target::Ordinary | Target::PlainDirectory | Target::Itself | Target::Link => !on_procfs(target.as_fd())?,
             Target::Proc => on_procfs(mount)?,
             Target::ProcFile => true,
         };
@@ -146,6 +156,13 @@ impl Child<'_> {
             result => result,
         };
         attached.map_err(part(attach::MOVE))
+    }
+
+    /// mqueue takes no label as an option (runc `libcontainer/rootfs_linux.go`, `mountToRootfs`).
+    pub(super) fn file_label(&self, mount: Slot, label: &CStr) -> Result<(), Failed> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(self.fd(mount)?, c".", flags, Mode::empty())?;
+        Ok(rustix::fs::fsetxattr(directory, c"security.selinux", label.to_bytes_with_nul(), rustix::fs::XattrFlags::empty())?)
     }
 
     pub(super) fn open_directory(&mut self, root: Slot, path: &CStr, directory: Slot) -> Result<(), Failed> {
@@ -250,6 +267,28 @@ impl Child<'_> {
 fn attach_to(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount, c"", target, c"", flags)
+}
+
+fn is_link(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode).is_symlink())
+}
+
+/// Makes the link anew; one of the same text is fine, anything else that is there is not replaced.
+fn copy_link(link: BorrowedFd<'_>, root: BorrowedFd<'_>, target: &CStr) -> Result<(), Errno> {
+    let (mut text, mut name) = (Name::default(), Name::default());
+    let text = text.link(link, c"")?;
+    let parent = root::parents(root, target.to_bytes(), Links::Follow)?;
+    if on_procfs(parent.as_fd())? {
+        return Err(Errno::PERM);
+    }
+    let name = name.set(root::last_component(target.to_bytes()))?;
+    match rustix::fs::symlinkat(text, &parent, name) {
+        Err(Errno::EXIST) => {
+            let mut found = Name::default();
+            if found.link(parent.as_fd(), name).is_ok_and(|found| found == text) { Ok(()) } else { Err(Errno::EXIST) }
+        }
+        result => result,
+    }
 }
 
 pub fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Errno> {

@@ -7,13 +7,16 @@ use rustix::fs::{AtFlags, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::mounts::slash;
-use super::{Failed, HOME, OUTSIDE, State, part};
+use super::{Failed, HOME, OTHER_LABEL, OUTSIDE, State, part};
+use crate::plan::Label;
 use crate::plan::decimal::decimal;
 use crate::plan::passwd;
 use crate::plan::root::{self, Links, Make, Name};
 use crate::sys::namespace::CLONE_NEWTIME;
 use crate::sys::{process, security, tty};
 
+/// As much as the kernel shows (fs/proc/base.c, `proc_pid_attr_read`: a page).
+const LABEL_MAX: usize = 4096;
 const HIGHEST_CAPABILITY: u32 = 63;
 /// How much of a passwd(5) is read: the image may hold anything, even something without an end.
 const PASSWD_MAX: usize = 4 << 20;
@@ -26,6 +29,18 @@ pub fn oom_score_adj(score: i32) -> Result<(), Failed> {
     let text = if score < 0 { &text[..=digits.len()] } else { digits };
     let file = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     Ok(rustix::io::write(file, text).map(drop)?)
+}
+
+/// What the file says then has the mode of a profile or a NUL at its end.
+pub fn label(label: &Label) -> Result<(), Failed> {
+    let file = rustix::fs::open(&label.file, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, label.text.to_bytes())?;
+    let mut shown = [0u8; LABEL_MAX];
+    let length = rustix::io::pread(&file, &mut shown, 0)?;
+    let wanted = label.shown.to_bytes();
+    let same = shown[..length].starts_with(wanted)
+        && (wanted.is_empty() || matches!(shown[..length].get(wanted.len()), None | Some(b' ' | b'\n' | 0)));
+    if same && length > 0 { Ok(()) } else { Err(Failed { detail: OTHER_LABEL, errno: Errno::PROTO }) }
 }
 
 pub fn new_keyring(name: &CStr) -> Result<(), Failed> {
