@@ -9,6 +9,7 @@ pub mod error;
 pub mod failpoints;
 pub mod hold;
 pub mod kernel;
+pub mod net;
 pub mod plan;
 pub mod sealed;
 pub mod seccomp;

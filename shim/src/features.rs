@@ -42,7 +42,7 @@ fn linux() -> Value {
         "intelRdt": { "enabled": false },
         "memoryPolicy": { "modes": tuning::memory_modes(), "flags": tuning::memory_flags() },
         "mountExtensions": { "idmap": { "enabled": true } },
-        "netDevices": { "enabled": false },
+        "netDevices": { "enabled": true },
     })
 }
 

@@ -163,7 +163,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let devices = devices::make(&mut plan, spec, root, &shelved)?;
     plan.step(Step::Session);
     process::streams(&mut plan, &streams, process, mounts.devpts, &devices, user.is_some())?;
-    if hooks {
+    if hooks || !spec.linux.net_devices.is_empty() {
         plan.step(Step::PauseForHooks);
     }
     plan.step(if inputs.no_pivot_root { Step::MoveRoot { root } } else { Step::Pivot { root } });

@@ -126,7 +126,7 @@ pub enum Step {
     /// The same for a process that joins a container: the terminal multiplexer is looked up beneath `/` and checked.
     JoinedConsole { uid: u32, size: Option<(u16, u16)> },
 
-    /// Tells the parent that the namespaces exist, and waits until it has run its hooks.
+    /// Tells the parent that the namespaces exist, and waits until it has run its hooks and moved network devices.
     PauseForHooks,
     /// Makes the root filesystem the root of the mount namespace and drops the old one (pivot_root(2)).
     Pivot { root: Slot },

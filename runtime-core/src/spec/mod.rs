@@ -4,6 +4,7 @@
 //! an unknown capability, a device rule with an empty type or a huge page limit above `i64::MAX`, all of which runc runs.
 
 pub mod labels;
+pub mod net_devices;
 mod refuse;
 pub mod resources;
 pub mod tuning;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Context, Error, ErrorKind, Result};
+use net_devices::NetDevice;
 pub use refuse::{check, namespace_name};
 pub use resources::Resources;
 use tuning::{CpuAffinity, IoPriority, MemoryPolicy, Personality, Scheduler, TimeOffset};
@@ -167,7 +169,7 @@ pub struct Linux {
     pub devices: Vec<LinuxDevice>,
     /// Host network devices to move into the container.
     #[serde(default, deserialize_with = "null_is_default")]
-    pub net_devices: HashMap<String, Value>,
+    pub net_devices: BTreeMap<String, NetDevice>,
     /// Where the container's cgroup is.
     #[serde(default)]
     pub cgroups_path: Option<String>,

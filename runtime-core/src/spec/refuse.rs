@@ -28,6 +28,7 @@ pub fn check(spec: &Spec) -> Result<()> {
     user_namespace(spec)?;
     spec.linux.personality.as_ref().map(Personality::value).transpose()?;
     spec.linux.memory_policy.as_ref().map(MemoryPolicy::value).transpose()?;
+    spec.linux.devices_to_move()?;
     mount_label(spec.linux.mount_label.as_deref())?;
     unsupported(spec)?;
     for mount in &spec.mounts {
@@ -161,7 +162,7 @@ fn user_namespace(spec: &Spec) -> Result<()> {
 
 fn unsupported(spec: &Spec) -> Result<()> {
     let linux = &spec.linux;
-    let fields = [("linux.netDevices", !linux.net_devices.is_empty()), ("linux.intelRdt", linux.intel_rdt.is_some())];
+    let fields = [("linux.intelRdt", linux.intel_rdt.is_some())];
     match fields.iter().find(|(_, set)| *set) {
         Some((field, _)) => Err(unimplemented(field, "this field")),
         None => Ok(()),

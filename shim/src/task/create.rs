@@ -1,6 +1,6 @@
 //! Create: from a request to a process that waits for its start. What fails half-way leaves nothing.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use runtime_core::compile::{self, CgroupView, Joined, RootMount, Streams, unknow
 use runtime_core::container::hooks::Point;
 use runtime_core::container::record::{ProcessId, Record, write_atomically};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::net;
 use runtime_core::plan::report;
 use runtime_core::seccomp::Filter;
 use runtime_core::spec::Spec;
@@ -264,6 +265,7 @@ impl Making<'_> {
                     listener.take(child, descriptor, ContainerState::Creating, child.pid).await?;
                 }
                 Progress::Hooks => {
+                    move_devices(self.spec, child.pid).await?;
                     let hooks = Hooks::of(self.spec, &self.request.id, self.bundle).until(self.given_up.clone());
                     let flags = Joined::of(&self.spec.linux)?.flags();
                     hooks.run(self.node, Point::Prestart, child.pid, None).await?;
@@ -275,6 +277,18 @@ impl Making<'_> {
             }
         }
     }
+}
+
+/// Gives network devices to the namespace of the container's first process, while others are served.
+async fn move_devices(spec: &Spec, pid: i32) -> Result<()> {
+    let devices = spec.linux.devices_to_move()?;
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let path = format!("/proc/{pid}/ns/net");
+    let namespace = std::fs::File::open(&path).context(|| format!("open {path}"))?;
+    let moved = tokio::task::spawn_blocking(move || net::move_into(&devices, namespace.as_fd())).await;
+    moved.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Internal, format!("linux.netDevices: {panic}"))))
 }
 
 fn unexpected() -> Error {
