@@ -11,6 +11,7 @@ pub mod hold;
 pub mod kernel;
 pub mod net;
 pub mod plan;
+pub mod rdt;
 pub mod sealed;
 pub mod seccomp;
 pub mod spec;

@@ -39,7 +39,7 @@ fn linux() -> Value {
         },
         "apparmor": { "enabled": true },
         "selinux": { "enabled": false },
-        "intelRdt": { "enabled": false },
+        "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },
         "memoryPolicy": { "modes": tuning::memory_modes(), "flags": tuning::memory_flags() },
         "mountExtensions": { "idmap": { "enabled": true } },
         "netDevices": { "enabled": true },

@@ -87,6 +87,9 @@ pub struct Record {
     /// Of a pod: the bundles of its containers, which may be anywhere.
     #[serde(default)]
     pub members: Vec<PathBuf>,
+    /// Groups of resctrl that were made for it, the innermost first.
+    #[serde(default)]
+    pub resctrl: Vec<PathBuf>,
     /// How the first process ended, once it has: status and Unix time in nanoseconds.
     pub exited: Option<(u32, i64)>,
 }
@@ -94,7 +97,16 @@ pub struct Record {
 impl Record {
     /// Of a container of which nothing is known but its name and cgroup.
     pub fn new(id: &str, cgroup: Option<CgroupPath>) -> Self {
-        Self { id: id.to_owned(), daemon: None, init: None, cgroup, servers: Vec::new(), members: Vec::new(), exited: None }
+        Self {
+            id: id.to_owned(),
+            daemon: None,
+            init: None,
+            cgroup,
+            servers: Vec::new(),
+            members: Vec::new(),
+            resctrl: Vec::new(),
+            exited: None,
+        }
     }
 
     /// The same, supervised by the calling process.

@@ -5,6 +5,7 @@
 
 pub mod labels;
 pub mod net_devices;
+pub mod rdt;
 mod refuse;
 pub mod resources;
 pub mod tuning;
@@ -14,10 +15,10 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Hooks, LinuxDevice, LinuxIdMapping, LinuxNamespace, LinuxSeccomp, Mount, PosixRlimit, Root};
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use net_devices::NetDevice;
+use rdt::IntelRdt;
 pub use refuse::{check, namespace_name};
 pub use resources::Resources;
 use tuning::{CpuAffinity, IoPriority, MemoryPolicy, Personality, Scheduler, TimeOffset};
@@ -177,7 +178,7 @@ pub struct Linux {
     #[serde(default, deserialize_with = "null_is_default")]
     pub resources: Resources,
     /// Resource director.
-    pub intel_rdt: Option<Value>,
+    pub intel_rdt: Option<IntelRdt>,
     /// set_mempolicy(2).
     pub memory_policy: Option<MemoryPolicy>,
     /// personality(2).

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
 use super::labels::mount_label;
+use super::rdt::IntelRdt;
 use super::tuning::{CpuAffinity, IoPriority, MemoryPolicy, Personality, time_offsets};
 use super::{Process, Spec};
 use crate::compile::has_early_hooks;
@@ -30,7 +31,7 @@ pub fn check(spec: &Spec) -> Result<()> {
     spec.linux.memory_policy.as_ref().map(MemoryPolicy::value).transpose()?;
     spec.linux.devices_to_move()?;
     mount_label(spec.linux.mount_label.as_deref())?;
-    unsupported(spec)?;
+    spec.linux.intel_rdt.as_ref().map(IntelRdt::check).transpose()?;
     for mount in &spec.mounts {
         let name = mount.destination().display();
         plain(&format!("mounts[{name:?}].destination"), &mount.destination().to_string_lossy())?;
@@ -160,15 +161,6 @@ fn user_namespace(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-fn unsupported(spec: &Spec) -> Result<()> {
-    let linux = &spec.linux;
-    let fields = [("linux.intelRdt", linux.intel_rdt.is_some())];
-    match fields.iter().find(|(_, set)| *set) {
-        Some((field, _)) => Err(unimplemented(field, "this field")),
-        None => Ok(()),
-    }
-}
-
 fn unimplemented(field: &str, what: &str) -> Error {
     Error::new(ErrorKind::Unimplemented, format!("{field}: this version does not support {what}"))
 }
@@ -227,7 +219,7 @@ mod tests {
             ),
             (r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"mount"}]}}"#, "linux.namespaces: mount"),
             (r#"{"linux":{"namespaces":[{"type":"pid"}]}}"#, "linux.namespaces"),
-            (r#"{"linux":{"intelRdt":{}}}"#, "linux.intelRdt"),
+            (r#"{"linux":{"intelRdt":{"closID":"a/b"}}}"#, "linux.intelRdt.closID"),
             (r#"{"linux":{"maskedPaths":["proc"]}}"#, "linux.maskedPaths"),
         ] {
             assert!(refusal(json).starts_with(field), "{json}: {}", refusal(json));

@@ -11,6 +11,7 @@ use runtime_core::container::record::ProcessId;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::hold;
 use runtime_core::plan::report;
+use runtime_core::rdt::Groups;
 use runtime_core::spec::Resources;
 use runtime_core::sys::namespace;
 use runtime_core::sys::process::send_signal;
@@ -122,7 +123,7 @@ fn killed() -> Error {
 }
 
 fn holder(cgroup: &Cgroup) -> Result<pod::Holder> {
-    Ok(pod::Holder { cgroup: view(cgroup)?, program: hold::program()? })
+    Ok(pod::Holder { cgroup: view(cgroup, &Groups::default())?, program: hold::program()? })
 }
 
 /// Waits for the end of the process that holds a pod.

@@ -11,6 +11,7 @@ use runtime_core::cgroup::{Cgroup, OomWatch, Trigger};
 use runtime_core::compile::Joined;
 use runtime_core::container::record::Record;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::rdt::Groups;
 use runtime_core::seccomp::Filter;
 use tokio::io::Interest;
 
@@ -41,6 +42,8 @@ pub struct Container {
     pub pod: Option<Arc<Pod>>,
     /// Its cgroup, until it is deleted.
     pub cgroup: Cgroup,
+    /// Its classes of service and monitoring groups.
+    pub groups: Groups,
     /// Which namespaces it has.
     pub namespaces: Joined,
     /// Its system call filter.

@@ -14,6 +14,7 @@ use runtime_core::container::record::{ProcessId, Record, write_atomically};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::net;
 use runtime_core::plan::report;
+use runtime_core::rdt::{self, Groups};
 use runtime_core::seccomp::Filter;
 use runtime_core::spec::Spec;
 use tokio::sync::watch;
@@ -52,6 +53,7 @@ struct Undo {
     bundle: PathBuf,
     pod: Option<Arc<Pod>>,
     cgroup: Option<Cgroup>,
+    groups: Vec<PathBuf>,
     child: Option<(i32, Arc<OwnedFd>)>,
     servers: Vec<Server>,
 }
@@ -68,6 +70,9 @@ impl Undo {
         if let Some(cgroup) = self.cgroup.take()
             && let Err(error) = remove(&cgroup, REMOVAL).await
         {
+            log::error!("{}: {error}", self.id);
+        }
+        if let Err(error) = rdt::remove(&self.groups) {
             log::error!("{}: {error}", self.id);
         }
         self.node.forget(&self.id).await;
@@ -126,7 +131,9 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     let init = Arc::new(Process::new("", stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));
     let owner = owner(&options);
 
-    let record = Record::own(&request.id, Some(path.clone()));
+    let groups = groups(&request.id, &spec);
+    let mut record = Record::own(&request.id, Some(path.clone()));
+    record.resctrl = groups.of_container();
     // The first mark on disk: from here on another process can clean up after us.
     record.write(&bundle)?;
     if let Some(pod) = &pod {
@@ -138,6 +145,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
         bundle: bundle.clone(),
         pod: pod.clone(),
         cgroup: None,
+        groups: groups.of_container(),
         child: None,
         servers: Vec::new(),
     };
@@ -148,13 +156,14 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
         options: &options,
         spec: &spec,
         shared: shared.as_ref(),
+        groups: &groups,
         filter: filter.as_deref(),
         owner,
         given_up: given_up.clone(),
     };
     match making.make(&mut undo, &path, &init, record).await {
         Ok((child, record)) => {
-            let Some(cgroup) = undo.cgroup.take() else { return Err(Error::new(ErrorKind::Internal, "cgroup: lost")) };
+            let cgroup = undo.cgroup.take().ok_or_else(lost)?;
             let container = Container {
                 id: request.id.clone(),
                 account: Account::new(record, &cgroup),
@@ -163,6 +172,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
                 bundle,
                 pod,
                 cgroup,
+                groups,
                 namespaces: Joined::of(&spec.linux)?,
                 filter,
                 no_new_keyring: options.no_new_keyring,
@@ -188,6 +198,7 @@ struct Making<'a> {
     options: &'a Options,
     spec: &'a Spec,
     shared: Option<&'a Shared>,
+    groups: &'a Groups,
     filter: Option<&'a Filter>,
     owner: Option<Owner>,
     given_up: watch::Receiver<bool>,
@@ -203,8 +214,8 @@ impl Making<'_> {
         let io = Arc::new(io);
         node.watch(&self.request.id, path).await?;
         let cgroup = Cgroup::create(&node.host, path, &self.spec.linux.resources)?;
-        let view = view(&cgroup);
         undo.cgroup = Some(cgroup);
+        self.groups.make()?;
         let rootfs: Vec<RootMount> = self.request.rootfs.iter().map(root_mount).collect();
         let by_helper = self.mount_by_helper(undo, &rootfs, &mut record).await?;
         let (report, child_report) = report::pair().context(|| "socketpair")?;
@@ -215,7 +226,7 @@ impl Making<'_> {
             rootfs: &rootfs,
             by_helper,
             pod: self.shared.and_then(|shared| shared.mounts.as_ref()).map(|fd| fd.try_clone().context(|| "dup")).transpose()?,
-            cgroup: view?,
+            cgroup: undo.cgroup.as_ref().map(|cgroup| view(cgroup, self.groups)).transpose()?.ok_or_else(lost)?,
             streams: streams(ends),
             filter: self.filter,
             report: child_report,
@@ -291,6 +302,22 @@ async fn move_devices(spec: &Spec, pid: i32) -> Result<()> {
     moved.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Internal, format!("linux.netDevices: {panic}"))))
 }
 
+/// Those of `linux.intelRdt`, where the host has resctrl: it only tunes.
+fn groups(id: &str, spec: &Spec) -> Groups {
+    match &spec.linux.intel_rdt {
+        None => Groups::default(),
+        Some(rdt) if rdt::is_mounted() => Groups::of(Path::new(rdt::MOUNT_POINT), id, rdt),
+        Some(_) => {
+            log::warn!("{id}: linux.intelRdt has no effect without a mounted resctrl, ignoring");
+            Groups::default()
+        }
+    }
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::Internal, "cgroup: lost")
+}
+
 fn unexpected() -> Error {
     Error::new(ErrorKind::Internal, "an unexpected report of the first process")
 }
@@ -336,13 +363,14 @@ pub fn stdio(stdin: &str, stdout: &str, stderr: &str, terminal: bool) -> Request
     Request { terminal, stdin: stdin.to_owned(), stdout: stdout.to_owned(), stderr: stderr.to_owned() }
 }
 
-/// What a process enters its cgroup by.
+/// What a process enters its cgroup by, and groups that are entered in the same way.
 ///
 /// # Errors
-/// The cgroup is gone.
-pub fn view(cgroup: &Cgroup) -> Result<CgroupView> {
+/// One of them is gone.
+pub fn view(cgroup: &Cgroup, groups: &Groups) -> Result<CgroupView> {
     let directory = cgroup.dir_fd().map(|fd| fd.try_clone_to_owned().context(|| "dup")).transpose()?;
-    Ok(CgroupView { procs: cgroup.procs_fds()?, directory, mounts: cgroup.mounts() })
+    let procs = cgroup.procs_fds()?.into_iter().chain(groups.tasks()?).collect();
+    Ok(CgroupView { procs, directory, mounts: cgroup.mounts() })
 }
 
 /// The child's ends of its streams, or a terminal.

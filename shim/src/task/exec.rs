@@ -107,7 +107,10 @@ async fn launch(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<Proc
         namespaces: &container.namespaces,
         process: spec,
         init: init.try_clone().context(|| "dup")?,
-        cgroup: CgroupView { directory: container.cgroup.joining_dir(container.init.pid())?, ..view(&container.cgroup)? },
+        cgroup: CgroupView {
+            directory: container.cgroup.joining_dir(container.init.pid())?,
+            ..view(&container.cgroup, &container.groups)?
+        },
         streams: streams(ends),
         filter: container.filter.as_deref(),
         report: child_report,

@@ -112,7 +112,7 @@ impl Hooks {
         for hook in point.of(self.hooks.as_ref()) {
             let state = state(point, &self.id, pid, &self.bundle, &self.version, &self.annotations)?;
             let init = init.try_clone().context(|| "dup")?;
-            let cgroup = view(&container.cgroup)?;
+            let cgroup = view(&container.cgroup, &container.groups)?;
             let compile = |streams, report| {
                 compile::start_container_hook(StartContainerHook {
                     id: &self.id,

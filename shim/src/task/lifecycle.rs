@@ -9,6 +9,7 @@ use proto::protobuf::MessageField;
 use runtime_core::cgroup::FreezeStep;
 use runtime_core::container::hooks::Point;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::rdt;
 use runtime_core::spec::Resources;
 use tokio::io::Interest;
 use tokio::time::{Instant, timeout};
@@ -235,6 +236,9 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Dele
     }
     for server in &container.servers {
         server.end().await;
+    }
+    if let Err(error) = rdt::remove(&container.groups.of_container()) {
+        log::warn!("{}: {error}, ignoring", container.id);
     }
     failpoint::inside(Rpc::Delete).await?;
     node.forget(&container.id).await;

@@ -223,7 +223,7 @@ pub fn labels(hand: &mut Hand) -> Result<()> {
         spec(|spec| spec["process"]["apparmorProfile"] = json!("no-such-profile"), BAD, &["process.apparmorProfile", "no-such-profile"]),
         spec(|spec| spec["process"]["selinuxLabel"] = json!("a:b:c"), BAD, &["process.selinuxLabel"]),
         spec(|spec| spec["linux"]["mountLabel"] = json!("a:b:c"), BAD, &["linux.mountLabel"]),
-        spec(|spec| spec["linux"]["intelRdt"] = json!({"closID": "x"}), Code::UNIMPLEMENTED, &["linux.intelRdt"]),
+        spec(|spec| spec["linux"]["intelRdt"] = json!({"closID": "a/b"}), BAD, &["linux.intelRdt.closID", "a/b"]),
         spec(|spec| spec["linux"]["personality"] = json!({"domain": "SVR4"}), BAD, &["linux.personality.domain", "SVR4"]),
         spec(|spec| spec["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "x"}), BAD, &["linux.memoryPolicy.nodes"]),
         spec(|spec| spec["linux"]["timeOffsets"] = json!({"boottime": {"secs": 1}}), BAD, &["linux.timeOffsets"]),

@@ -2,10 +2,14 @@
 
 mod devices;
 mod listener;
+mod rdt;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tests::{hand_cases, requests};
+
+const SOON: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let cases = hand_cases![
@@ -15,6 +19,10 @@ fn main() -> ExitCode {
         listener::nobody_listens,
         devices::moved_with_addresses,
         devices::put_back,
+        rdt::class_and_monitoring,
+        rdt::refused_and_removed,
+        rdt::after_a_dead_daemon,
+        rdt::passed_over,
     ];
     requests::main("spec", cases, Vec::new())
 }
