@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use runtime_core::cgroup::{Cgroup, Host};
 use runtime_core::container::record::{ProcessId, Record};
 use runtime_core::error::{Context as _, Error, Result};
+use runtime_core::systemd;
 
 /// The status of a process that SIGKILL ended, as shells and containerd write it.
 const KILLED: u32 = 128 + 9;
@@ -61,7 +62,9 @@ fn clean(host: &Host, record: &Record) -> Result<()> {
         result => result.context(what)?,
     }
     servers(SERVERS)?;
-    cgroup.remove(REMOVAL).context(what)
+    cgroup.remove(REMOVAL).context(what)?;
+    systemd::stop(path.scope(), REMOVAL);
+    Ok(())
 }
 
 /// Cleans up after the pods beside that of `bundle` whose daemons died together with their launchers: containerd calls no `delete` for them.

@@ -12,6 +12,7 @@ use runtime_core::compile::Joined;
 use runtime_core::container::record::Record;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::seccomp::Filter;
+use runtime_core::systemd::Scope;
 use tokio::io::Interest;
 
 use super::hooks::Hooks;
@@ -40,6 +41,8 @@ pub struct Container {
     pub pod: Option<Arc<Pod>>,
     /// Its cgroup, until it is deleted.
     pub cgroup: Cgroup,
+    /// The unit of systemd's that this is the cgroup of.
+    pub scope: Option<Scope>,
     /// Which namespaces it has.
     pub namespaces: Joined,
     /// Its system call filter.

@@ -14,12 +14,14 @@ use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
 use runtime_core::seccomp::Filter;
 use runtime_core::spec::Spec;
+use runtime_core::systemd::{Property, annotated_properties};
 use tokio::sync::watch;
 
 use super::container::{Account, Container};
 use super::hooks::{Hooks, given_up, nobody_wants_it};
 use super::node::{Child, Node, Progress};
 use super::process::Process;
+use super::scope;
 use super::servers::Server;
 use super::spawner::Loggers;
 use crate::bundle;
@@ -48,7 +50,7 @@ struct Undo {
     id: String,
     bundle: PathBuf,
     pod: Option<Arc<Pod>>,
-    cgroup: Option<Cgroup>,
+    making: scope::Making,
     child: Option<(i32, Arc<OwnedFd>)>,
     servers: Vec<Server>,
 }
@@ -62,9 +64,13 @@ impl Undo {
         if let Some((pid, pidfd)) = self.child.take() {
             self.node.kill(pid, &pidfd).await;
         }
-        if let Some(cgroup) = self.cgroup.take()
+        self.making.end_guest(&self.node).await;
+        if let Some(cgroup) = self.making.cgroup.take()
             && let Err(error) = remove(&cgroup, REMOVAL).await
         {
+            log::error!("{}: {error}", self.id);
+        }
+        if let Err(error) = self.making.stop(&self.node).await {
             log::error!("{}: {error}", self.id);
         }
         self.node.forget(&self.id).await;
@@ -119,7 +125,9 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     let shared = pod.as_ref().map(|pod| pod.share_with(&mut spec)).transpose()?;
     let filter = node.filter(spec.linux.seccomp.as_ref())?;
     warn(node, &request.id, &spec, filter.as_deref());
-    let path = CgroupPath::new(&node.host, spec.linux.cgroups_path.as_deref(), &request.id)?;
+    let properties =
+        if options.systemd_cgroup && options.systemd_properties { annotated_properties(&spec.annotations)? } else { Vec::new() };
+    let path = scope::place(node, options.systemd_cgroup, spec.linux.cgroups_path.as_deref(), &request.id).await?;
     let init = Arc::new(Process::new("", stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));
     let owner = owner(&options);
 
@@ -134,7 +142,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
         id: request.id.clone(),
         bundle: bundle.clone(),
         pod: pod.clone(),
-        cgroup: None,
+        making: scope::Making::default(),
         child: None,
         servers: Vec::new(),
     };
@@ -144,6 +152,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
         bundle: &bundle,
         options: &options,
         spec: &spec,
+        properties: &properties,
         shared: shared.as_ref(),
         filter: filter.as_deref(),
         owner,
@@ -151,7 +160,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     };
     match making.make(&mut undo, &path, &init, record).await {
         Ok((child, record)) => {
-            let Some(cgroup) = undo.cgroup.take() else { return Err(Error::new(ErrorKind::Internal, "cgroup: lost")) };
+            let Some(cgroup) = undo.making.take() else { return Err(Error::new(ErrorKind::Internal, "cgroup: lost")) };
             let container = Container {
                 id: request.id.clone(),
                 account: Account::new(record, &cgroup),
@@ -159,6 +168,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
                 bundle,
                 pod,
                 cgroup,
+                scope: path.scope().cloned(),
                 namespaces: Joined::of(&spec.linux)?,
                 filter,
                 no_new_keyring: options.no_new_keyring,
@@ -183,6 +193,8 @@ struct Making<'a> {
     bundle: &'a Path,
     options: &'a Options,
     spec: &'a Spec,
+    /// Those of the scope, where systemd makes one, that annotations give.
+    properties: &'a [Property],
     shared: Option<&'a Shared>,
     filter: Option<&'a Filter>,
     owner: Option<Owner>,
@@ -198,9 +210,8 @@ impl Making<'_> {
         let (io, ends) = Io::open(&init.stdio, &origin, self.owner).await?;
         let io = Arc::new(io);
         node.watch(&self.request.id, path).await?;
-        let cgroup = Cgroup::create(&node.host, path, &self.spec.linux.resources)?;
-        let view = view(&cgroup);
-        undo.cgroup = Some(cgroup);
+        let resources = &self.spec.linux.resources;
+        let view = view(undo.making.make(node, path, &self.request.id, resources, self.properties).await?);
         let rootfs: Vec<RootMount> = self.request.rootfs.iter().map(root_mount).collect();
         let by_helper = self.mount_by_helper(undo, &rootfs, &mut record).await?;
         let (report, child_report) = report::pair().context(|| "socketpair")?;
@@ -222,11 +233,12 @@ impl Making<'_> {
         })?;
         let child = node.launch(compiled, report).await?;
         undo.child = Some((child.pid, Arc::clone(&child.pidfd)));
+        undo.making.settle(node, resources).await?;
         init.launched(child.pid, Arc::clone(&child.pidfd), Arc::clone(&io));
         record.init = ProcessId::of(child.pid);
         record.write(self.bundle)?;
         failpoint::inside(Rpc::Create).await?;
-        self.accompany(&child, &io, undo.cgroup.as_ref()).await?;
+        self.accompany(&child, &io, undo.making.cgroup.as_ref()).await?;
         write_atomically(&self.bundle.join("init.pid"), child.pid.to_string().as_bytes())?;
         self.options.save(self.bundle)?;
         io.start();
@@ -282,10 +294,6 @@ fn options(node: &Node, request: &CreateTaskRequest) -> Result<Options> {
     let given = request.options.as_ref().map(Options::from_any).transpose().context(|| "options")?.flatten();
     let options = given.unwrap_or_else(|| node.context.config.options.clone());
     options.tell_ignored();
-    if options.systemd_cgroup {
-        let message = "options: SystemdCgroup: this version has no systemd cgroup driver";
-        return Err(Error::new(ErrorKind::Unimplemented, message));
-    }
     Ok(options)
 }
 

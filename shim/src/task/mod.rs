@@ -11,6 +11,7 @@ pub mod hooks;
 pub mod lifecycle;
 pub mod node;
 pub mod process;
+pub mod scope;
 pub mod servers;
 pub mod service;
 pub mod spawner;
