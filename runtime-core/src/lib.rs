@@ -16,5 +16,6 @@ pub mod sealed;
 pub mod seccomp;
 pub mod spec;
 pub mod sys;
+pub mod systemd;
 
 pub use error::{Error, ErrorKind, Result};

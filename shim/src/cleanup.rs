@@ -7,6 +7,7 @@ use runtime_core::cgroup::{Cgroup, Host};
 use runtime_core::container::record::{ProcessId, Record};
 use runtime_core::error::{Context as _, Error, Result};
 use runtime_core::rdt;
+use runtime_core::systemd;
 
 /// The status of a process that SIGKILL ended, as shells and containerd write it.
 const KILLED: u32 = 128 + 9;
@@ -63,6 +64,7 @@ fn clean(host: &Host, record: &Record) -> Result<()> {
     }
     servers(SERVERS)?;
     cgroup.remove(REMOVAL).context(what)?;
+    systemd::stop(path.scope(), REMOVAL);
     rdt::remove(&record.resctrl).context(what)
 }
 

@@ -28,7 +28,7 @@ fn linux() -> Value {
     json!({
         "namespaces": namespace_ids(),
         "capabilities": capability_names().collect::<Vec<_>>(),
-        "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true },
+        "cgroup": { "v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true },
         "seccomp": {
             "enabled": true,
             "actions": seccomp::actions(),

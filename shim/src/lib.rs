@@ -29,4 +29,5 @@ pub mod socket;
 pub mod start;
 pub mod streaming;
 pub mod sync;
+pub mod systemd;
 pub mod task;

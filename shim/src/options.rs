@@ -46,6 +46,8 @@ pub struct Options {
     pub root: String,
     /// Cgroups are made by systemd.
     pub systemd_cgroup: bool,
+    /// Annotations may set properties of the scopes that systemd makes; only in TOML.
+    pub systemd_properties: bool,
     /// The CRIU binary (containerd before 2.0).
     pub criu_path: String,
     /// Where CRIU's images go.
@@ -70,6 +72,7 @@ const KEYS: &[&str] = &[
     "binary_name",
     "root",
     "systemd_cgroup",
+    "systemd_properties",
     "criu_path",
     "criu_image_path",
     "criu_work_path",
@@ -125,6 +128,7 @@ impl Options {
             binary_name: runc.binary_name,
             root: runc.root,
             systemd_cgroup: runc.systemd_cgroup,
+            systemd_properties: false,
             criu_path,
             criu_image_path: runc.criu_image_path,
             criu_work_path: runc.criu_work_path,

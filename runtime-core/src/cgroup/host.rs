@@ -224,7 +224,7 @@ impl Host {
     }
 
     /// A v2 host whose tree is a plain directory.
-    pub(super) fn plain_v2(root: &Path) -> Self {
+    pub(crate) fn plain_v2(root: &Path) -> Self {
         Self::new(Mode::V2, vec![Hierarchy { checked: false, ..unified(root.to_str().unwrap()) }])
     }
 

@@ -15,6 +15,7 @@ mod devices;
 mod dir;
 mod freeze;
 mod host;
+mod intent;
 mod kill;
 mod knobs;
 mod mounts;
@@ -35,6 +36,7 @@ use rustix::io::Errno;
 pub use devices::default_rules;
 pub use freeze::FreezeStep;
 pub use host::{Host, Mode};
+pub use intent::{AllowedDevice, Intent};
 pub use mounts::{MountedHierarchy, Mounts};
 pub use path::CgroupPath;
 pub use stats::Stats;
@@ -67,27 +69,62 @@ impl Cgroup {
     /// left behind.
     pub fn create(host: &Host, path: &CgroupPath, resources: &Resources) -> Result<Self> {
         knobs::check(version(host.mode()), resources)?;
-        let policy = Policy::of_container(&resources.devices)?;
         let mut made = Made::default();
         let cgroup = Self::make(host, path, resources, &mut made)?;
-        cgroup.apply(resources)?;
-        cgroup.apply_devices(&policy)?;
-        for tree in &cgroup.trees {
-            v1::inherit_cpuset(tree)?;
+        if let Some(used) = cgroup.trees.iter().filter(|tree| !made.is_new(tree)).find_map(|tree| tree.refuse_if_used().err()) {
+            return Err(used);
         }
+        cgroup.put_in_force(resources)?;
         made.keep();
         Ok(cgroup)
+    }
+
+    /// Makes what is missing of a cgroup that systemd has made for a process which stays inside until the container's own first one is, and
+    /// puts `resources` and the device rules in force. That process does not count: [`Cgroup::settle`] afterwards.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`], but for one that is in use.
+    pub fn adopt(host: &Host, path: &CgroupPath, resources: &Resources) -> Result<Self> {
+        knobs::check(version(host.mode()), resources)?;
+        let mut made = Made::default();
+        let cgroup = Self::make(host, path, resources, &mut made)?;
+        cgroup.put_in_force(resources)?;
+        cgroup.make_room(resources)?;
+        made.keep();
+        Ok(cgroup)
+    }
+
+    /// The process that [`Cgroup::adopt`] found inside has ended: from here on the limit of processes is the container's own.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn settle(&self, resources: &Resources) -> Result<()> {
+        let pids = Resources { pids: resources.pids.clone(), ..Resources::default() };
+        let unified = resources.unified.get_key_value("pids.max").map(|(file, value)| (file.clone(), value.clone()));
+        self.apply(&Resources { unified: unified.into_iter().collect(), ..pids })
+    }
+
+    /// One more process for the time being.
+    fn make_room(&self, resources: &Resources) -> Result<()> {
+        let asked = resources.pids.limit.is_some() || resources.unified.contains_key("pids.max");
+        let Some(tree) = self.home("pids").filter(|_| asked) else { return Ok(()) };
+        let limit = tree.dir.read("pids.max").context(|| format!("read {}/pids.max", tree.dir.path()))?;
+        let Ok(limit) = limit.trim().parse::<u64>() else { return Ok(()) };
+        tree.dir.put("pids.max", &limit.saturating_add(1).to_string())
+    }
+
+    fn put_in_force(&self, resources: &Resources) -> Result<()> {
+        let policy = Policy::of_container(&resources.devices)?;
+        self.apply(resources)?;
+        self.apply_devices(&policy)?;
+        self.trees.iter().try_for_each(v1::inherit_cpuset)
     }
 
     fn make(host: &Host, path: &CgroupPath, resources: &Resources, made: &mut Made) -> Result<Self> {
         let wanted = Self::wanted_of_v2(host, resources);
         let mut trees = Vec::with_capacity(host.hierarchies.len());
         for hierarchy in &host.hierarchies {
-            let tree = Tree::create(hierarchy, path, wanted.as_deref(), made)?;
-            if !made.is_new(&tree) {
-                tree.refuse_if_used()?;
-            }
-            trees.push(tree);
+            trees.push(Tree::create(hierarchy, path, wanted.as_deref(), made)?);
         }
         Ok(Self { mode: host.mode(), trees })
     }
@@ -156,15 +193,24 @@ impl Cgroup {
         self.trees.iter().try_for_each(|tree| tree.dir.put("cgroup.procs", &pid.to_string()))
     }
 
+    /// Checks what [`Cgroup::update`] is to be asked for.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a value no kernel takes, `FailedPrecondition` for a limit below what is in use; both name the field.
+    pub fn check_update(&self, resources: &Resources) -> Result<()> {
+        knobs::unified(version(self.mode), resources)?;
+        if let Some(tree) = self.home("memory") {
+            knobs::check_usage(tree.version, resources, &tree.dir)?;
+        }
+        Policy::of_container(&resources.devices).map(drop)
+    }
+
     /// Changes the limits that are set in `resources`, and the device rules if there are any in it. All is checked before anything is written.
     ///
     /// # Errors
     /// `InvalidArgument` for a value no kernel takes, `FailedPrecondition` for a limit below what is in use; both name the field.
     pub fn update(&self, resources: &Resources) -> Result<()> {
-        knobs::unified(version(self.mode), resources)?;
-        if let Some(tree) = self.home("memory") {
-            knobs::check_usage(tree.version, resources, &tree.dir)?;
-        }
+        self.check_update(resources)?;
         let policy = (!resources.devices.is_empty()).then(|| Policy::of_container(&resources.devices)).transpose()?;
         self.apply(resources)?;
         policy.map_or(Ok(()), |policy| self.apply_devices(&policy))

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::host::Host;
-use crate::error::{Error, Result};
+use super::host::{Host, Mode};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::systemd::Scope;
 
 /// NAME_MAX: what mkdir(2) takes for one component.
 const COMPONENT_MAX: usize = 255;
@@ -19,6 +20,9 @@ pub struct CgroupPath {
     path: String,
     /// Hierarchy (by its first controller, "" for v2) and the directory `path` is relative to. Empty for an absolute cgroupsPath.
     prefixes: Vec<(String, String)>,
+    /// The unit of systemd's that it is the cgroup of.
+    #[serde(default)]
+    scope: Option<Scope>,
 }
 
 impl CgroupPath {
@@ -33,11 +37,51 @@ impl CgroupPath {
         let given = cgroups_path.unwrap_or_default();
         if !given.starts_with('/') && given.split(':').count() == 3 {
             return Err(Error::invalid(format!(
-                "cgroupsPath {given:?}: the form slice:prefix:name needs the systemd cgroup driver, which is not in use here"
+                "cgroupsPath {given:?}: the form slice:prefix:name is for the systemd cgroup driver, and the option SystemdCgroup is not set"
             )));
         }
         let path = clean(if given.is_empty() { id } else { given })?;
-        if given.starts_with('/') { Ok(Self { path, prefixes: Vec::new() }) } else { Ok(Self { path, prefixes: host.own_cgroups()? }) }
+        if given.starts_with('/') { Ok(Self::absolute(path)) } else { Ok(Self { prefixes: host.own_cgroups()?, ..Self::absolute(path) }) }
+    }
+
+    fn absolute(path: String) -> Self {
+        Self { path, prefixes: Vec::new(), scope: None }
+    }
+
+    /// Where the cgroup of a scope is whose manager's own is `root`, below the root of each hierarchy.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a path that is too long, or leads elsewhere.
+    pub fn of_scope(scope: &Scope, root: &str) -> Result<Self> {
+        let path = clean(&format!("{root}/{}", scope.cgroup()?))?;
+        Ok(Self { scope: Some(scope.clone()), ..Self::absolute(path) })
+    }
+
+    /// The unit of systemd's that it is the cgroup of.
+    pub fn scope(&self) -> Option<&Scope> {
+        self.scope.as_ref()
+    }
+
+    /// Whether a process is there according to the hierarchy in which systemd keeps account.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` if it is somewhere else, or gone.
+    pub fn check_inside(&self, host: &Host, pid: u32) -> Result<()> {
+        let file = format!("/proc/{pid}/cgroup");
+        let text = std::fs::read_to_string(&file).context(|| format!("read {file}"))?;
+        let found = |line: &str| -> Option<String> {
+            let (hierarchy, path) = line.split_once(':')?.1.split_once(":/")?;
+            let systemds = if host.mode() == Mode::V2 { "" } else { "name=systemd" };
+            (hierarchy == systemds).then(|| path.to_owned())
+        };
+        let line = text.lines().find_map(found);
+        match line {
+            Some(path) if path == self.path => Ok(()),
+            other => {
+                let message = format!("systemd has put process {pid} into cgroup {other:?} in place of {:?}", self.path);
+                Err(Error::new(ErrorKind::FailedPrecondition, message))
+            }
+        }
     }
 
     /// The path below the root of the hierarchy that is known by `name`.

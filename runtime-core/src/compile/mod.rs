@@ -4,6 +4,7 @@
 
 mod by_helper;
 mod devices;
+mod guest;
 mod helper;
 mod idmap;
 mod joining;
@@ -29,6 +30,7 @@ use crate::spec::{Spec, tuning};
 use user::{Shelf, User};
 
 pub use by_helper::{ByHelper, by_helper};
+pub use guest::guest;
 pub use helper::{Helper, helper};
 pub use joining::{Joining, StartContainerHook, joining, start_container_hook};
 pub use namespaces::{Joined, ids as namespace_ids};

@@ -33,6 +33,7 @@ use crate::sys::fork::{Fork, fork};
 use crate::sys::memory;
 use crate::sys::mount::{attr, set_attributes};
 use crate::sys::process::{self, Cloned, StringArray};
+use crate::systemd;
 
 /// The kernel passes at most this many descriptors with one message (`SCM_MAX_FD` of net/scm.h).
 const DESCRIPTORS_MAX: usize = 253;
@@ -307,7 +308,9 @@ impl Server {
         }
         let removed = cgroups.iter().map(|cgroup| cgroup.kill_and_wait(ABANDON).and_then(|()| cgroup.remove(ABANDON)));
         // One that does not die must not keep the others.
-        removed.collect::<Vec<_>>().into_iter().collect()
+        let removed = removed.collect::<Vec<_>>();
+        systemd::stop(self.watched.values().filter_map(CgroupPath::scope), ABANDON);
+        removed.into_iter().collect()
     }
 
     fn answer(&self, answer: std::result::Result<Launched, Errno>) -> Result<()> {

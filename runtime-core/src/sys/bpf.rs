@@ -18,6 +18,8 @@ const ATTACH_TYPE_CGROUP_DEVICE: u32 = 6;
 const F_ALLOW_MULTI: u32 = 1 << 1;
 const F_REPLACE: u32 = 1 << 2;
 
+/// How often to load again what was interrupted.
+const LOADS_MAX: u32 = 20;
 /// More programs on one cgroup than anybody has; the kernel's own limit is 64 (`BPF_CGROUP_MAX_PROGS`).
 const PROGRAMS_MAX: usize = 64;
 
@@ -97,9 +99,14 @@ impl DeviceProgram {
             kern_version: 0,
             prog_flags: 0,
         };
-        // SAFETY: `attr` has the layout BPF_PROG_LOAD reads; `insns` points at `insn_cnt` live instructions, `license` at a NUL-terminated
-        // literal, and the kernel only reads both.
-        let fd = unsafe { call(PROG_LOAD, &mut attr) }?;
+        let mut load = || {
+            // SAFETY: `attr` has the layout BPF_PROG_LOAD reads; `insns` points at `insn_cnt` live instructions, `license` at a
+            // NUL-terminated literal, and the kernel only reads both.
+            unsafe { call(PROG_LOAD, &mut attr) }
+        };
+        // The verifier gives up when a signal has come (kernel/bpf/verifier.c, `do_check`), such as that of a child's end.
+        let interrupted = (1..LOADS_MAX).map(|_| load()).find(|loaded| !matches!(loaded, Err(Errno::AGAIN)));
+        let fd = interrupted.unwrap_or_else(load)?;
         // SAFETY: BPF_PROG_LOAD succeeded, so `fd` is a new descriptor (close-on-exec from birth) that nothing else owns.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }

@@ -13,6 +13,7 @@ use runtime_core::container::record::Record;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::rdt::Groups;
 use runtime_core::seccomp::Filter;
+use runtime_core::systemd::Scope;
 use tokio::io::Interest;
 
 use super::hooks::Hooks;
@@ -44,6 +45,8 @@ pub struct Container {
     pub cgroup: Cgroup,
     /// Its classes of service and monitoring groups.
     pub groups: Groups,
+    /// The unit of systemd's that this is the cgroup of.
+    pub scope: Option<Scope>,
     /// Which namespaces it has.
     pub namespaces: Joined,
     /// Its system call filter.

@@ -17,6 +17,7 @@ use runtime_core::plan::report;
 use runtime_core::rdt::{self, Groups};
 use runtime_core::seccomp::Filter;
 use runtime_core::spec::Spec;
+use runtime_core::systemd::{Property, annotated_properties};
 use tokio::sync::watch;
 
 use super::container::{Account, Container};
@@ -24,6 +25,7 @@ use super::hooks::{Hooks, given_up, nobody_wants_it};
 use super::listener::Listener;
 use super::node::{Child, Node, Progress};
 use super::process::Process;
+use super::scope;
 use super::servers::Server;
 use super::spawner::Loggers;
 use crate::bundle;
@@ -52,8 +54,8 @@ struct Undo {
     id: String,
     bundle: PathBuf,
     pod: Option<Arc<Pod>>,
-    cgroup: Option<Cgroup>,
     groups: Vec<PathBuf>,
+    making: scope::Making,
     child: Option<(i32, Arc<OwnedFd>)>,
     servers: Vec<Server>,
 }
@@ -67,9 +69,13 @@ impl Undo {
         if let Some((pid, pidfd)) = self.child.take() {
             self.node.kill(pid, &pidfd).await;
         }
-        if let Some(cgroup) = self.cgroup.take()
+        self.making.end_guest(&self.node).await;
+        if let Some(cgroup) = self.making.cgroup.take()
             && let Err(error) = remove(&cgroup, REMOVAL).await
         {
+            log::error!("{}: {error}", self.id);
+        }
+        if let Err(error) = self.making.stop(&self.node).await {
             log::error!("{}: {error}", self.id);
         }
         if let Err(error) = rdt::remove(&self.groups) {
@@ -127,7 +133,9 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     let shared = pod.as_ref().map(|pod| pod.share_with(&mut spec)).transpose()?;
     let filter = node.filter(spec.linux.seccomp.as_ref())?;
     warn(node, &request.id, &spec, filter.as_deref());
-    let path = CgroupPath::new(&node.host, spec.linux.cgroups_path.as_deref(), &request.id)?;
+    let properties =
+        if options.systemd_cgroup && options.systemd_properties { annotated_properties(&spec.annotations)? } else { Vec::new() };
+    let path = scope::place(node, options.systemd_cgroup, spec.linux.cgroups_path.as_deref(), &request.id).await?;
     let init = Arc::new(Process::new("", stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));
     let owner = owner(&options);
 
@@ -144,8 +152,8 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
         id: request.id.clone(),
         bundle: bundle.clone(),
         pod: pod.clone(),
-        cgroup: None,
         groups: groups.of_container(),
+        making: scope::Making::default(),
         child: None,
         servers: Vec::new(),
     };
@@ -155,6 +163,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
         bundle: &bundle,
         options: &options,
         spec: &spec,
+        properties: &properties,
         shared: shared.as_ref(),
         groups: &groups,
         filter: filter.as_deref(),
@@ -163,7 +172,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     };
     match making.make(&mut undo, &path, &init, record).await {
         Ok((child, record)) => {
-            let cgroup = undo.cgroup.take().ok_or_else(lost)?;
+            let cgroup = undo.making.take().ok_or_else(lost)?;
             let container = Container {
                 id: request.id.clone(),
                 account: Account::new(record, &cgroup),
@@ -173,6 +182,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
                 pod,
                 cgroup,
                 groups,
+                scope: path.scope().cloned(),
                 namespaces: Joined::of(&spec.linux)?,
                 filter,
                 no_new_keyring: options.no_new_keyring,
@@ -197,6 +207,8 @@ struct Making<'a> {
     bundle: &'a Path,
     options: &'a Options,
     spec: &'a Spec,
+    /// Those of the scope, where systemd makes one, that annotations give.
+    properties: &'a [Property],
     shared: Option<&'a Shared>,
     groups: &'a Groups,
     filter: Option<&'a Filter>,
@@ -213,9 +225,9 @@ impl Making<'_> {
         let (io, ends) = Io::open(&init.stdio, &origin, self.owner).await?;
         let io = Arc::new(io);
         node.watch(&self.request.id, path).await?;
-        let cgroup = Cgroup::create(&node.host, path, &self.spec.linux.resources)?;
-        undo.cgroup = Some(cgroup);
         self.groups.make()?;
+        let resources = &self.spec.linux.resources;
+        let view = view(undo.making.make(node, path, &self.request.id, resources, self.properties).await?, self.groups);
         let rootfs: Vec<RootMount> = self.request.rootfs.iter().map(root_mount).collect();
         let by_helper = self.mount_by_helper(undo, &rootfs, &mut record).await?;
         let (report, child_report) = report::pair().context(|| "socketpair")?;
@@ -226,7 +238,7 @@ impl Making<'_> {
             rootfs: &rootfs,
             by_helper,
             pod: self.shared.and_then(|shared| shared.mounts.as_ref()).map(|fd| fd.try_clone().context(|| "dup")).transpose()?,
-            cgroup: undo.cgroup.as_ref().map(|cgroup| view(cgroup, self.groups)).transpose()?.ok_or_else(lost)?,
+            cgroup: view?,
             streams: streams(ends),
             filter: self.filter,
             report: child_report,
@@ -237,11 +249,12 @@ impl Making<'_> {
         })?;
         let child = node.launch(compiled, report).await?;
         undo.child = Some((child.pid, Arc::clone(&child.pidfd)));
+        undo.making.settle(node, resources).await?;
         init.launched(child.pid, Arc::clone(&child.pidfd), Arc::clone(&io));
         record.init = ProcessId::of(child.pid);
         record.write(self.bundle)?;
         failpoint::inside(Rpc::Create).await?;
-        self.accompany(&child, &io, undo.cgroup.as_ref()).await?;
+        self.accompany(&child, &io, undo.making.cgroup.as_ref()).await?;
         write_atomically(&self.bundle.join("init.pid"), child.pid.to_string().as_bytes())?;
         self.options.save(self.bundle)?;
         io.start();
@@ -334,10 +347,6 @@ fn options(node: &Node, request: &CreateTaskRequest) -> Result<Options> {
     let given = request.options.as_ref().map(Options::from_any).transpose().context(|| "options")?.flatten();
     let options = given.unwrap_or_else(|| node.context.config.options.clone());
     options.tell_ignored();
-    if options.systemd_cgroup {
-        let message = "options: SystemdCgroup: this version has no systemd cgroup driver";
-        return Err(Error::new(ErrorKind::Unimplemented, message));
-    }
     Ok(options)
 }
 

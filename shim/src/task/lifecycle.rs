@@ -18,6 +18,7 @@ use super::container::Container;
 use super::create::{forget_record, remove};
 use super::node::{Child, Node, Progress};
 use super::process::{Exit, Process};
+use super::scope;
 use super::state::{Action, State};
 use crate::clock::timestamp;
 use crate::failpoint::{self, Rpc};
@@ -148,9 +149,9 @@ pub fn resume(node: &Node, container: &Container) -> Result<()> {
 ///
 /// # Errors
 /// The field that could not be changed.
-pub fn update(container: &Container, resources: &Resources) -> Result<()> {
+pub async fn update(node: &Node, container: &Container, resources: &Resources) -> Result<()> {
     container.init.state().allow(Action::Update)?;
-    container.cgroup.update(resources).context(|| "update")
+    scope::update(node, container.scope.as_ref(), &container.cgroup, resources).await.context(|| "update")
 }
 
 /// Sends a signal to a process, or to all of the container.
@@ -225,15 +226,7 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Dele
         drain(&container.id, &exec, Duration::ZERO).await;
     }
     drain(&container.id, init, DRAIN).await;
-    if let Err(error) = remove(&container.cgroup, REMOVAL).await {
-        log::warn!("{}: {error}, trying on", container.id);
-        let container = Arc::clone(container);
-        tokio::spawn(async move {
-            if let Err(error) = remove(&container.cgroup, LATE_REMOVAL).await {
-                log::error!("{}: {error}, giving up", container.id);
-            }
-        });
-    }
+    remove_cgroup(node, container).await;
     for server in &container.servers {
         server.end().await;
     }
@@ -256,6 +249,23 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Dele
         ..TaskDelete::default()
     });
     Ok(Deleted { pid: init.pid(), exit })
+}
+
+/// Now, or in the background.
+async fn remove_cgroup(node: &Arc<Node>, container: &Arc<Container>) {
+    let removed = remove(&container.cgroup, REMOVAL).await;
+    if let Err(error) = &removed {
+        log::warn!("{}: {error}, trying on", container.id);
+        let (node, container) = (Arc::clone(node), Arc::clone(container));
+        tokio::spawn(async move {
+            let removed = remove(&container.cgroup, LATE_REMOVAL).await;
+            if let Err(error) = removed.and(scope::stop(&node, container.scope.as_ref()).await) {
+                log::error!("{}: {error}, giving up", container.id);
+            }
+        });
+    } else if let Err(error) = scope::stop(node, container.scope.as_ref()).await {
+        log::warn!("{}: {error}, ignoring", container.id);
+    }
 }
 
 /// Forgets an exec'd process that has ended, or was never started.

@@ -12,6 +12,7 @@ pub mod lifecycle;
 pub mod listener;
 pub mod node;
 pub mod process;
+pub mod scope;
 pub mod servers;
 pub mod service;
 pub mod spawner;

@@ -27,6 +27,7 @@ use crate::place;
 use crate::pod::Pods;
 use crate::serve::Context;
 use crate::sync::lock;
+use crate::systemd::Systemd;
 
 /// See the module.
 pub struct Node {
@@ -34,6 +35,8 @@ pub struct Node {
     pub context: Context,
     /// The host's cgroup hierarchies.
     pub host: Host,
+    /// Who makes cgroups for containers that ask for the systemd cgroup driver.
+    pub systemd: Systemd,
     /// What the kernel can do.
     pub kernel: Features,
     launcher: tokio::sync::Mutex<Link>,
@@ -118,6 +121,7 @@ impl Node {
         let node = Arc::new(Self {
             context,
             host: Host::detect()?,
+            systemd: Systemd::default(),
             kernel: Features::get(),
             launcher: tokio::sync::Mutex::new(Link::new(launcher)?),
             watched: Mutex::default(),

@@ -420,10 +420,11 @@ impl Task for Service {
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let container = answer(self.table.get(&request.id))?;
         let resources = answer(resources(&request))?;
+        let node = Arc::clone(&self.node);
         let work = async move {
             let _changing = container.changing.lock().await;
             failpoint::inside(Rpc::Update).await?;
-            lifecycle::update(&container, &resources)
+            lifecycle::update(&node, &container, &resources).await
         };
         self.detached(&format!("update {}", request.id), work).await.map(|()| Empty::new())
     }

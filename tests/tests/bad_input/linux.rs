@@ -40,7 +40,7 @@ pub fn cgroup_paths(hand: &mut Hand) -> Result<()> {
         path("../x", &["cgroupsPath", ".."]),
         path("/", &["cgroupsPath", "root"]),
         path("/a\nb", &["cgroupsPath", "control"]),
-        path("system.slice:x:y", &["cgroupsPath", "systemd"]),
+        path("system.slice:x:y", &["cgroupsPath", "systemd", "SystemdCgroup"]),
         spec(|spec| spec["linux"]["cgroupsPath"] = json!(format!("/{}", "x".repeat(300))), BAD, &["cgroupsPath", "too long"]),
     ];
     refuse_all(hand, rows)

@@ -34,7 +34,7 @@ pub fn runtime_options(hand: &mut Hand) -> Result<()> {
     };
     let rows = vec![
         with_options("containerd.runc.v1.Options", vec![0xff; 8], BAD, &["options"]),
-        with_options("containerd.runc.v1.Options", systemd.write_to_bytes()?, Code::UNIMPLEMENTED, &["SystemdCgroup"]),
+        with_options("containerd.runc.v1.Options", systemd.write_to_bytes()?, BAD, &["cgroupsPath", "SystemdCgroup", "slice:prefix:name"]),
         with_options("runtimeoptions.v1.Options", toml("SystemdCgroup = \"perhaps\""), BAD, &["options", "SystemdCgroup"]),
         with_options("runtimeoptions.v1.Options", toml("= ="), BAD, &["options"]),
     ];

@@ -1,0 +1,143 @@
+//! A container's cgroup, whoever makes it: this program, or systemd as a scope.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use runtime_core::cgroup::{Cgroup, CgroupPath, Intent};
+use runtime_core::compile;
+use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::plan::report;
+use runtime_core::spec::Resources;
+use runtime_core::systemd::{New, Property, Scope};
+
+use super::node::{Child, Node, Progress};
+use crate::systemd::Systemd;
+
+/// Where the cgroup of the container `id` is, which is not there yet.
+///
+/// # Errors
+/// `InvalidArgument` where the path does not have the form of the driver; `FailedPrecondition` for a scope that is in use.
+pub async fn place(node: &Node, by_systemd: bool, cgroups_path: Option<&str>, id: &str) -> Result<CgroupPath> {
+    if !by_systemd {
+        return CgroupPath::new(&node.host, cgroups_path, id);
+    }
+    let scope = Scope::new(cgroups_path, id, Systemd::instance())?;
+    let path = node.systemd.manager().path(&scope).await?;
+    // Before anything on disk says that the cgroup is ours and may be cleaned up.
+    if Cgroup::open(&node.host, &path)?.populated()? {
+        let message = format!("cgroupsPath: the scope {:?} is in use", scope.name);
+        return Err(Error::new(ErrorKind::FailedPrecondition, message));
+    }
+    Ok(path)
+}
+
+/// The process that keeps a scope until the container's own one is inside.
+pub struct Guest {
+    pid: i32,
+    pidfd: Arc<OwnedFd>,
+    /// It ends when nobody listens to it any more.
+    _child: Child,
+}
+
+impl Guest {
+    async fn launch(node: &Node) -> Result<Self> {
+        let (report, child_report) = report::pair().context(|| "socketpair")?;
+        let child = node.launch(compile::guest(child_report), report).await?;
+        let guest = Self { pid: child.pid, pidfd: Arc::clone(&child.pidfd), _child: child };
+        match guest._child.progress().await {
+            Ok(Progress::Ready) => Ok(guest),
+            result => {
+                guest.end(node).await;
+                let killed = || Error::new(ErrorKind::Internal, "the process that keeps a scope was killed");
+                result.and_then(|_| Err(killed()))
+            }
+        }
+    }
+
+    async fn end(&self, node: &Node) {
+        node.kill(self.pid, &self.pidfd).await;
+    }
+}
+
+/// A cgroup that is being made; it has to be settled, or undone.
+#[derive(Default)]
+pub struct Making {
+    guest: Option<Guest>,
+    scope: Option<Scope>,
+    /// Once there is one.
+    pub cgroup: Option<Cgroup>,
+}
+
+impl Making {
+    /// Makes the cgroup with the limits in force. What there is of it after an error is in `self`.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub async fn make(&mut self, node: &Node, path: &CgroupPath, id: &str, resources: &Resources, extra: &[Property]) -> Result<&Cgroup> {
+        let cgroup = match path.scope() {
+            None => Cgroup::create(&node.host, path, resources)?,
+            Some(scope) => {
+                let intent = Intent::new(&node.host, resources, None)?;
+                let guest = self.guest.insert(Guest::launch(node).await?);
+                let new = New { scope, path, id, pid: guest.pid.cast_unsigned(), intent: &intent, extra };
+                node.systemd.manager().start(&node.host, &new).await?;
+                self.scope = Some(scope.clone());
+                Cgroup::adopt(&node.host, path, resources)?
+            }
+        };
+        Ok(self.cgroup.insert(cgroup))
+    }
+
+    /// The container's own first process is inside.
+    ///
+    /// # Errors
+    /// The limit of processes cannot be set.
+    pub async fn settle(&mut self, node: &Node, resources: &Resources) -> Result<()> {
+        let Some(guest) = self.guest.take() else { return Ok(()) };
+        guest.end(node).await;
+        self.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.settle(resources))
+    }
+
+    /// What has been made: nothing is undone any more.
+    pub fn take(&mut self) -> Option<Cgroup> {
+        self.scope = None;
+        self.cgroup.take()
+    }
+
+    /// Ends what keeps the cgroup alive, before it can be removed.
+    pub async fn end_guest(&mut self, node: &Node) {
+        if let Some(guest) = self.guest.take() {
+            guest.end(node).await;
+        }
+    }
+
+    /// Once the cgroup is removed: systemd's unit.
+    ///
+    /// # Errors
+    /// systemd does not stop it.
+    pub async fn stop(&mut self, node: &Node) -> Result<()> {
+        stop(node, self.scope.take().as_ref()).await
+    }
+}
+
+/// Stops the scope of a cgroup that has been removed.
+///
+/// # Errors
+/// systemd does not stop it.
+pub async fn stop(node: &Node, scope: Option<&Scope>) -> Result<()> {
+    match scope {
+        Some(scope) => node.systemd.manager().stop(scope).await,
+        None => Ok(()),
+    }
+}
+
+/// Changes limits of a cgroup.
+///
+/// # Errors
+/// The field that could not be changed.
+pub async fn update(node: &Node, scope: Option<&Scope>, cgroup: &Cgroup, resources: &Resources) -> Result<()> {
+    match scope {
+        Some(scope) => node.systemd.manager().update(&node.host, scope, cgroup, resources).await,
+        None => cgroup.update(resources),
+    }
+}
