@@ -1,5 +1,5 @@
 #!/bin/sh
-# Unpacks containerd 1.6, 1.7 and 2.x, runc, crun and the CNI plugins from Debian's packages into target/cache/<suite>; nothing is installed.
+# Unpacks containerd 1.6, 1.7 and 2.x, runc, crun, the CNI plugins and the schema of the runtime spec from Debian's packages into target/cache/<suite>; nothing is installed.
 # usage: peers.sh [suite ...]      without a suite: bookworm trixie sid
 # The mirror is the one that this machine's apt uses. What is there is used again for PEERS_MAX_AGE days (14).
 set -eu
@@ -12,6 +12,7 @@ max_age=${PEERS_MAX_AGE:-14}
 packages_of() {
 	case $1 in
 	bookworm) echo containerd runc crun containernetworking-plugins ;;
+	sid) echo containerd golang-github-opencontainers-specs-dev ;;
 	*) echo containerd ;;
 	esac
 }

@@ -3,6 +3,7 @@
 mod devices;
 mod listener;
 mod rdt;
+mod resources;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -23,6 +24,10 @@ fn main() -> ExitCode {
         rdt::refused_and_removed,
         rdt::after_a_dead_daemon,
         rdt::passed_over,
+        resources::set_and_changed,
+        resources::idle_groups,
+        resources::realtime_groups,
+        resources::checked_before_the_update,
     ];
     requests::main("spec", cases, Vec::new())
 }
