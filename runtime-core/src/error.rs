@@ -94,10 +94,22 @@ impl Error {
 
 /// User strings may hold line breaks and escape sequences; a message is one line of printable text.
 fn one_line(message: &str) -> String {
-    if !message.chars().any(char::is_control) {
-        return message.to_owned();
-    }
-    message.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    let printable: String = match message.chars().any(char::is_control) {
+        false => message.to_owned(),
+        true => message.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect(),
+    };
+    if printable.len() <= LONGEST { printable } else { shortened(&printable) }
+}
+
+/// Bytes of a message: a client's string in it may be a megabyte, and what is wrong with it stands at the end.
+const LONGEST: usize = 1400;
+const TAIL: usize = 400;
+
+fn shortened(message: &str) -> String {
+    let boundary = |index: &usize| message.is_char_boundary(*index);
+    let head = (0..=LONGEST - TAIL).rev().find(boundary).unwrap_or(0);
+    let tail = (message.len() - TAIL..message.len()).find(boundary).unwrap_or(message.len());
+    format!("{} [...] {}", &message[..head], &message[tail..])
 }
 
 impl fmt::Display for Error {
@@ -144,5 +156,13 @@ mod tests {
         let error = Error::kernel("open \"/a\nb\"", rustix::io::Errno::NOENT).context("create web-1");
         assert_eq!(error.to_string(), "create web-1: open \"/a\\nb\": no such file or directory");
         assert_eq!(error.errno(), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn a_message_keeps_its_beginning_and_its_end() {
+        let long = format!("field: {}: too long", "\u{fc}".repeat(5000));
+        let message = Error::invalid(long).context("step").to_string();
+        assert!(message.starts_with("step: field: ") && message.ends_with("\u{fc}: too long"), "{message}");
+        assert!(message.contains(" [...] ") && message.len() < LONGEST + 20, "{}", message.len());
     }
 }

@@ -37,7 +37,10 @@ pub fn explain(launch: &Launch, failure: &Failure) -> Error {
             Error::invalid(format!("process.cwd: {:?} is outside of the container's root", path.to_string_lossy()))
         }
         _ => {
-            let what = said(launch, step);
+            let what = match field(step) {
+                Some(field) => format!("{field}: {}", said(launch, step)),
+                None => said(launch, step),
+            };
             let what = match part(step, failure.detail) {
                 Some(part) => format!("{what}: {part}"),
                 None => what,
@@ -48,6 +51,26 @@ pub fn explain(launch: &Launch, failure: &Failure) -> Error {
             Error::from_errno(what, failure.errno)
         }
     }
+}
+
+/// The field that a step comes from, where its own words do not tell.
+fn field(step: &Step) -> Option<&'static str> {
+    Some(match step {
+        Step::OomScoreAdj { .. } => "process.oomScoreAdj",
+        Step::MakeWorkingDirectory { .. } | Step::WorkingDirectory { .. } => "process.cwd",
+        Step::Sysctl { .. } => "linux.sysctl",
+        Step::Mask { .. } => "linux.maskedPaths",
+        Step::ReadOnly { .. } => "linux.readonlyPaths",
+        Step::TimeOffsets { .. } => "linux.timeOffsets",
+        Step::Scheduler { .. } => "process.scheduler",
+        Step::IoPriority { .. } => "process.ioPriority",
+        Step::Personality { .. } => "linux.personality",
+        Step::MemoryPolicy { .. } => "linux.memoryPolicy",
+        Step::Affinity { .. } => "process.execCPUAffinity",
+        Step::Rlimit { .. } => "process.rlimits",
+        Step::Seccomp { .. } => "linux.seccomp",
+        _ => return None,
+    })
 }
 
 fn is_mount_helper(launch: &Launch) -> bool {

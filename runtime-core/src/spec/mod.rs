@@ -207,6 +207,17 @@ fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'d
     Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }
 
+/// Only what does not parse is read a second time, for the name of the field.
+fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let mut reader = serde_json::Deserializer::from_slice(bytes);
+        match serde_path_to_error::deserialize::<_, T>(&mut reader) {
+            Err(placed) if placed.path().iter().next().is_some() => Error::invalid(placed.to_string()),
+            _ => Error::invalid(error.to_string()),
+        }
+    })
+}
+
 impl Spec {
     /// Reads and checks `<bundle>/config.json`: what this build cannot honour is refused here, before any side effect.
     ///
@@ -227,7 +238,7 @@ impl Spec {
     /// # Errors
     /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) with the place in the text.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        serde_json::from_slice(bytes).map_err(|error| Error::invalid(error.to_string()))
+        parse(bytes)
     }
 
     /// The directory of the root filesystem, absolute.
@@ -247,7 +258,7 @@ impl Process {
     /// # Errors
     /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) with the place in the text, or the name of a refused field.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let process: Self = serde_json::from_slice(bytes).map_err(|error| Error::invalid(format!("process: {error}")))?;
+        let process: Self = parse(bytes).context(|| "process")?;
         refuse::check_process(&process)?;
         Ok(process)
     }

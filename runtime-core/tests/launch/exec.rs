@@ -53,7 +53,7 @@ fn failures(bed: &Bed) {
     let init = bundle.running(bed);
     let failure = |changes| bundle.join(bed, &init, changes, false).unwrap().failure();
     assert_eq!(failure(json!({"args": ["nosuch"]})), r#"exec: "nosuch": executable file not found in $PATH"#);
-    assert_eq!(failure(json!({"cwd": "/nosuch"})), r#"enter working directory "/nosuch": no such file or directory"#);
+    assert_eq!(failure(json!({"cwd": "/nosuch"})), r#"process.cwd: enter working directory "/nosuch": no such file or directory"#);
     init.kill();
 }
 

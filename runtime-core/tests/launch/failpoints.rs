@@ -48,6 +48,11 @@ fn bundle() -> Bundle {
     bundle.rootfs = vec![RootMount { fstype: "bind".into(), source, target: String::new(), options }];
     bundle
         .mount("/b", "bind", "/usr", &["rbind", "rslave"])
+        .mount("/bin", "tmpfs", "tmpfs", &["tmpcopyup"])
+        .with("/process/scheduler", json!({"policy": "SCHED_BATCH"}))
+        .with("/process/ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 7}))
+        .with("/linux/personality", json!({"domain": "LINUX"}))
+        .with("/linux/memoryPolicy", json!({"mode": "MPOL_PREFERRED", "nodes": "0"}))
         .with("/linux/seccomp", default_profile())
         .with("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}))
         .with("/process/noNewPrivileges", json!(false))
@@ -56,7 +61,7 @@ fn bundle() -> Bundle {
 }
 
 /// Errors in which the kernel or the spec has the word name the program, mounts their source and target and limits their name; all others
-/// say the step as the plan prints it.
+/// say the step as the plan prints it, after the field that it comes from.
 fn names(sentence: &str, step: &Step) -> bool {
     match step {
         Step::FindProgram | Step::Exec => sentence.starts_with("exec"),
@@ -66,8 +71,8 @@ fn names(sentence: &str, step: &Step) -> bool {
         Step::AttachRoot { .. } => sentence.starts_with("attach ") && sentence.contains("as the root"),
         Step::IdMap { .. } => sentence.starts_with("map owners of bind") && sentence.contains("as the root"),
         Step::Settle { .. } => sentence.starts_with("follow the host's mounts with bind \"/usr\" at \"/b\""),
-        Step::Rlimit { .. } => sentence.starts_with("set rlimit RLIMIT_NOFILE to 99:99"),
-        _ => sentence.starts_with(&step.to_string()),
+        Step::Rlimit { .. } => sentence.starts_with("process.rlimits: set rlimit RLIMIT_NOFILE to 99:99"),
+        _ => sentence.contains(&step.to_string()),
     }
 }
 

@@ -214,7 +214,7 @@ fn masked_links(bed: &Bed) {
     // A mask that cannot be laid is fatal.
     link(&bundle, Path::new("loop"), "loop");
     let sentence = attempt(bed, &bundle).unwrap_err();
-    assert!(sentence.starts_with("mask \"/loop\""), "{sentence}");
+    assert!(sentence.starts_with("linux.maskedPaths: mask \"/loop\""), "{sentence}");
     canary.assert_untouched("masks");
 }
 

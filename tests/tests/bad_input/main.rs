@@ -1,5 +1,6 @@
 //! Bad input: what cannot be done is refused in one line with step, object and reason, with the code that containerd maps, and leaves nothing.
 
+mod hostile;
 mod linux;
 mod process;
 mod request;
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
         process::unknown_capability_only_warns,
         the_shim_goes_on,
     ];
-    requests::main("bad_input", cases, Vec::new())
+    requests::main("bad_input", cases, hand_cases![hostile::every_field])
 }
 
 /// What is wrong, put into a bundle or a request that was right.
