@@ -32,8 +32,6 @@ use crate::options::Options;
 use crate::pod::Pod;
 use crate::pod::share::Shared;
 
-/// How long a cgroup of a container that failed to start may take to go.
-const REMOVAL: Duration = Duration::from_secs(2);
 const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
 
 /// A container whose first process waits for its start.
@@ -64,15 +62,7 @@ impl Undo {
         if let Some((pid, pidfd)) = self.child.take() {
             self.node.kill(pid, &pidfd).await;
         }
-        self.making.end_guest(&self.node).await;
-        if let Some(cgroup) = self.making.cgroup.take()
-            && let Err(error) = remove(&cgroup, REMOVAL).await
-        {
-            log::error!("{}: {error}", self.id);
-        }
-        if let Err(error) = self.making.stop(&self.node).await {
-            log::error!("{}: {error}", self.id);
-        }
+        self.making.undo(&self.node, &self.id).await;
         self.node.forget(&self.id).await;
         if let Err(error) = forget_record(self.pod.as_deref(), &self.bundle) {
             log::error!("{}: {error}", self.id);
