@@ -149,7 +149,8 @@ fn watched(pod: &Pod) -> String {
 async fn cgroup_path(node: &Node, pod: &Pod) -> Result<CgroupPath> {
     let parent = &pod.settings.cgroup_parent;
     let slice = Path::new(parent).file_name().and_then(|name| name.to_str()).filter(|name| name.ends_with(".slice"));
-    if let Some(slice) = slice.filter(|_| node.context.config.options.systemd_cgroup) {
+    let config = &node.context.config;
+    if let Some(slice) = slice.filter(|_| config.options.systemd_cgroup || config.bootstrap.systemd_cgroup) {
         let path = format!("{slice}:cri-containerd:{}", pod.id);
         return scope::place(node, true, Some(&path), &pod.id).await.context(|| "cgroup_parent");
     }

@@ -282,7 +282,9 @@ fn killed(cgroup: Option<&Cgroup>) -> Error {
 /// The request's own options, or those that the daemon was started with.
 fn options(node: &Node, request: &CreateTaskRequest) -> Result<Options> {
     let given = request.options.as_ref().map(Options::from_any).transpose().context(|| "options")?.flatten();
-    let options = given.unwrap_or_else(|| node.context.config.options.clone());
+    let config = &node.context.config;
+    let mut options = given.unwrap_or_else(|| config.options.clone());
+    options.systemd_cgroup |= config.bootstrap.systemd_cgroup;
     options.tell_ignored();
     Ok(options)
 }
