@@ -1,26 +1,46 @@
 #!/bin/bash
-# Runs a command on a machine of its own with systemd as its first process: in namespaces, on a pure cgroup v2 tree below the host's, which
-# has no controllers where the host uses version 1. Nothing of the host's systemd, if it has one, is touched.
-#   tests/systemd.sh <command> [<argument>...]
+# Runs a command on a machine of its own with systemd as its first process: in namespaces, below a cgroup of the host's. Nothing of the
+# host's systemd, if it has one, is touched.
+#   tests/systemd.sh v2|hybrid <command> [<argument>...]
+# v2 is a pure tree of cgroup version 2, which has no controllers where the host uses version 1; hybrid has those of the host.
 set -eu -o pipefail
 
+mode=$1
+shift
 die() { echo "systemd.sh: $*" >&2; exit 1; }
 
 systemd=$(ls /usr/lib/systemd/systemd /lib/systemd/systemd 2>/dev/null | head -n1)
 [ -n "$systemd" ] || die "systemd is not installed"
 command -v dbus-daemon >/dev/null || die "dbus-daemon is not installed"
-tree=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/mounts)
-[ -n "$tree" ] || die "no cgroup2 filesystem is mounted"
-
 work=$(mktemp -d /tmp/coracle-systemd.XXXXXX)
-cgroup=$tree/${work##*/}
+# Lines of name and mount point, which are those inside as well.
+case $mode in
+v2) awk '$3 == "cgroup2" { print "cgroup2 " $2; exit }' /proc/mounts ;;
+hybrid) awk '$3 ~ /^cgroup2?$/ && !($2 in seen) { n = split($2, part, "/"); print part[n] " " $2; seen[$2] }' /proc/mounts ;;
+*) die "$mode is no mode" ;;
+esac >"$work/trees"
+[ -s "$work/trees" ] || die "no cgroup filesystem is mounted"
+# cgroups <command>: calls it with each cgroup of this machine.
+cgroups() { while read -r _ point; do "$1" "$point/${work##*/}"; done <"$work/trees"; }
+make() {
+	local made
+	for made in "$1" "$1/suite"; do
+		mkdir -p "$made"
+		# Of version 1: without these no process may enter.
+		[ ! -e "$made/cpuset.cpus" ] || cat "$made/../cpuset.cpus" >"$made/cpuset.cpus" 2>/dev/null || true
+		[ ! -e "$made/cpuset.mems" ] || cat "$made/../cpuset.mems" >"$made/cpuset.mems" 2>/dev/null || true
+	done
+}
+enter() { echo "$BASHPID" >"$1/cgroup.procs"; }
+enter_suite() { make "$1" && enter "$1/suite"; }
+remove() { find "$1" -depth -type d -exec rmdir {} + 2>/dev/null || [ ! -e "$1" ]; }
 first=
 outer=
 tidy() {
 	[ -z "$first" ] || kill -KILL "$first" 2>/dev/null || true
 	[ -z "$outer" ] || wait "$outer" 2>/dev/null || true
 	for _ in $(seq 50); do
-		find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null && break
+		cgroups remove && break
 		sleep 0.1
 	done
 	rm -rf "$work"
@@ -37,20 +57,35 @@ for target in sysinit basic shutdown umount final sockets paths timers local-fs 
 	unit $target.target "Description=$target"
 done
 
+mounts() {
+	if [ "$mode" = v2 ]; then
+		echo "mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+		return
+	fi
+	echo "mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup"
+	while read -r name _; do
+		echo "mkdir /sys/fs/cgroup/$name"
+		case $name in
+		unified) echo "mount -t cgroup2 cgroup2 /sys/fs/cgroup/$name" ;;
+		systemd) echo "mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/$name" ;;
+		*) echo "mount -t cgroup -o $name cgroup /sys/fs/cgroup/$name" ;;
+		esac
+	done <"$work/trees"
+}
 cat >"$work/init" <<-END
 	set -e
 	mount -t proc proc /proc
 	umount -R /sys/fs/cgroup
-	mount -t cgroup2 cgroup2 /sys/fs/cgroup
+	$(mounts)
 	mount -t tmpfs tmpfs /run
 	mkdir -p /run/lock /run/dbus
-	export container=coracle-test SYSTEMD_UNIT_PATH=$work/units
+	export container=coracle-test SYSTEMD_UNIT_PATH=$work/units:/run/systemd/system.control:/run/systemd/transient
 	exec $systemd --system --unit=test.target --log-target=console --log-level=info --show-status=no
 END
-mkdir -p "$cgroup/suite"
-# In a cgroup of its own, which is the root of all that is inside.
+cgroups make
+# In cgroups of its own, which are the roots of all that is inside.
 (
-	echo "$BASHPID" >"$cgroup/cgroup.procs"
+	cgroups enter
 	exec unshare --mount --pid --cgroup --ipc --uts --fork --propagation private sh "$work/init"
 ) >"$work/console" 2>&1 </dev/null &
 outer=$!
@@ -65,8 +100,8 @@ inside systemctl is-active --quiet test.target || { cat "$work/console" >&2; die
 
 status=0
 (
-	echo "$BASHPID" >"$cgroup/suite/cgroup.procs"
-	CORACLE_SYSTEMD_BED=1 exec nsenter -t "$first" -m -p -C -i -u --wd="$PWD" -- "$@"
+	cgroups enter_suite
+	CORACLE_SYSTEMD_BED=$mode exec nsenter -t "$first" -m -p -C -i -u --wd="$PWD" -- "$@"
 ) || status=$?
 [ $status = 0 ] || { echo "systemd said:" >&2; tail -n 40 "$work/console" >&2; }
 exit $status

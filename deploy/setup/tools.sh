@@ -1,13 +1,13 @@
 #!/bin/sh
 # Puts the tools of build and tests in place: a C linker, libseccomp (tests compare with it), busybox (test images), strace (slows a shim down),
-# e2fsprogs (a root filesystem in a file) and a Rust compiler.
+# e2fsprogs (a root filesystem in a file), systemd and dbus (a machine of its own for the systemd driver) and a Rust compiler.
 # What is there already is used; nothing is installed twice. Run as root, or have the packages.
 set -eu
 cd "$(dirname "$0")/../.."
 . deploy/setup/lib.sh
 
-command -v apt-get >/dev/null || die "this needs Debian's apt-get; elsewhere install gcc, pkg-config, libseccomp, busybox-static, strace, e2fsprogs and Rust $(msrv) by hand"
-apt_install gcc libc6-dev make mount pkg-config libseccomp-dev busybox-static strace e2fsprogs ca-certificates
+command -v apt-get >/dev/null || die "this needs Debian's apt-get; elsewhere install gcc, pkg-config, libseccomp, busybox-static, strace, e2fsprogs, systemd, dbus, procps and Rust $(msrv) by hand"
+apt_install gcc libc6-dev make mount pkg-config libseccomp-dev busybox-static strace e2fsprogs systemd dbus procps ca-certificates
 
 if [ ! -e /etc/hosts ] && [ "$(id -u)" = 0 ]; then
 	say "making /etc/hosts, which is missing and which ctr's --net-host mounts"

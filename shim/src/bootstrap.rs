@@ -30,6 +30,9 @@ const TASK_API: &str = "CORACLE_TASK_API";
 /// The operator's wish for who shares a daemon: `pod` (the default) or `node`.
 const GROUPING: &str = "CORACLE_GROUPING";
 
+/// The operator's wish for who makes cgroups, `cgroupfs` (the default) or `systemd`: containerd does not hand the option for it to every runtime.
+const CGROUP_DRIVER: &str = "CORACLE_CGROUP_DRIVER";
+
 /// The environment of `start`, as far as the contract names it.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
@@ -41,6 +44,8 @@ pub struct Environment {
     pub task_api: String,
     /// `CORACLE_GROUPING`.
     pub grouping: String,
+    /// `CORACLE_CGROUP_DRIVER`.
+    pub cgroup_driver: String,
     /// `SCHED_CORE` is set and not empty.
     pub sched_core: bool,
 }
@@ -54,6 +59,7 @@ impl Environment {
             grpc_address: get("GRPC_ADDRESS"),
             task_api: get(TASK_API),
             grouping: get(GROUPING),
+            cgroup_driver: get(CGROUP_DRIVER),
             sched_core: std::env::var_os("SCHED_CORE").is_some_and(|value| !value.is_empty()),
         }
     }
@@ -120,6 +126,8 @@ pub struct Bootstrap {
     pub task_api: TaskApi,
     /// Who shares the daemon, unless the runtime's options say otherwise.
     pub grouping: Grouping,
+    /// systemd makes cgroups, whatever the runtime's options say.
+    pub systemd_cgroup: bool,
     /// The form of the answer.
     pub protocol: Protocol,
     /// Whether the shim and its containers get a core scheduling cookie of their own.
@@ -173,6 +181,14 @@ pub fn classify(input: &[u8], id: &str, namespace: &str) -> Result<Input> {
     }
 }
 
+fn by_systemd(driver: &str) -> Result<bool> {
+    match driver {
+        "" | "cgroupfs" => Ok(false),
+        "systemd" => Ok(true),
+        _ => Err(Error::invalid(format!("{CGROUP_DRIVER}={driver:?}: want cgroupfs or systemd"))),
+    }
+}
+
 impl Bootstrap {
     /// Puts together what came by `flags`, standard input and environment.
     ///
@@ -201,6 +217,7 @@ impl Bootstrap {
             extensions,
             task_api: task_api(&environment.task_api)?,
             grouping: Grouping::parse(GROUPING, &environment.grouping)?,
+            systemd_cgroup: by_systemd(&environment.cgroup_driver)?,
             protocol: Protocol::Legacy,
             sched_core: environment.sched_core,
         })

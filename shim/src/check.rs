@@ -93,7 +93,7 @@ const PROBES: &[Probe] = &[
 pub fn findings() -> Vec<Finding> {
     let mut findings: Vec<Finding> = PROBES.iter().map(Probe::look).collect();
     findings.extend(CONTROLLERS.iter().map(controller));
-    findings.extend(unsupported());
+    findings.extend(in_force());
     findings
 }
 
@@ -135,8 +135,8 @@ fn controller((name, what): &(&'static str, &str)) -> Finding {
     Finding { name, present, needed: false, note: if present { String::new() } else { format!("{what} fail, if asked for") } }
 }
 
-/// What is in force here and this version does little or nothing with.
-fn unsupported() -> Vec<Finding> {
+/// What is in force here, and matters to those containers only that ask for it.
+fn in_force() -> Vec<Finding> {
     let modules = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
     let selinux = modules.split(',').any(|module| module.trim() == "selinux").then(|| Finding {
         name: "SELinux",
@@ -146,9 +146,9 @@ fn unsupported() -> Vec<Finding> {
     });
     let systemd = Path::new("/run/systemd/system").exists().then(|| Finding {
         name: "systemd cgroup driver",
-        present: false,
+        present: ["/run/dbus/system_bus_socket", "/run/systemd/private"].iter().any(|socket| Path::new(socket).exists()),
         needed: false,
-        note: "this version has none: kubelet and Docker must use cgroupfs".to_owned(),
+        note: "used where the option SystemdCgroup is set; without it kubelet and Docker must use cgroupfs".to_owned(),
     });
     [selinux, systemd].into_iter().flatten().collect()
 }

@@ -1,5 +1,4 @@
-//! The systemd cgroup driver on a real systemd: the machine's own, or one in namespaces (`tests/systemd.sh`), which has no controllers where the
-//! host uses cgroup version 1.
+//! The systemd cgroup driver on a real systemd: the machine's own, or one in namespaces (`tests/systemd.sh`).
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -7,6 +6,9 @@ use std::time::Duration;
 
 use proto::protobuf::well_known_types::any::Any;
 use proto::protobuf::{Message, MessageField};
+use runtime_core::cgroup::{Host, Intent};
+use runtime_core::spec::Resources;
+use runtime_core::systemd::{Address, Blocking, Instance, Manager, New, Scope, block_on};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::bundle::Bundle;
@@ -15,7 +17,7 @@ use tests::hand::Hand;
 use tests::requests::{create_request, daemon};
 use tests::rpc::{Answer, Shim, refused};
 use tests::start::Protocol;
-use tests::{Context, Result, containerd::eventually, ensure, ensure_eq, fail, paths, proc, suite};
+use tests::{Context, Result, containerd::eventually, ensure, ensure_eq, fail, proc, suite};
 use ttrpc::Code;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -38,13 +40,27 @@ const CASES: &[Entry] = &[
     ("annotations_only_where_the_operator_allows", annotations_only_where_the_operator_allows),
     ("systemd_and_its_bus_start_anew", systemd_and_its_bus_start_anew),
     ("many_at_once", many_at_once),
+    ("the_manager_of_a_user", the_manager_of_a_user),
 ];
 
-/// Those that need the controllers of cgroup version 2.
+/// Those that need controllers.
 const LIMITS: &[Entry] =
     &[("limits_live_and_after_a_reload", limits_live_and_after_a_reload), ("no_room_for_a_second_process", no_room_for_a_second_process)];
 
+/// What makes this program the client of a user's manager.
+const AS_USER: &str = "--as-user";
+const USER: &str = "65534";
+
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(AS_USER) {
+        return as_user().map_or_else(
+            |error| {
+                println!("{error}");
+                ExitCode::FAILURE
+            },
+            |()| ExitCode::SUCCESS,
+        );
+    }
     let inside = std::env::var_os("CORACLE_SYSTEMD_BED").is_some() || Path::new("/run/systemd/system").exists();
     if !inside && !std::env::args().any(|argument| argument == "--list") {
         return on_a_machine_of_its_own().unwrap_or_else(|error| {
@@ -52,8 +68,8 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         });
     }
-    let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
-    let limits = if controllers.contains("memory") { LIMITS } else { &[] };
+    let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
+    let limits = if controllers.is_ok_and(|controllers| !controllers.contains("memory")) { &[] } else { LIMITS };
     let cases = CASES.iter().chain(limits);
     suite::main_of(cases.map(|(name, case)| named(name, *case)).collect())
 }
@@ -62,10 +78,16 @@ fn named(name: &str, case: fn(&mut Hand) -> Result<()>) -> suite::Named {
     (format!("systemd::{name}"), Box::new(move || Hand::run(Protocol::V20, case)))
 }
 
+/// And on another one, where the host has controllers of version 1 to give to it.
 fn on_a_machine_of_its_own() -> Result<ExitCode> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd.sh");
-    let status = Command::new(script).arg(std::env::current_exe()?).args(std::env::args().skip(1)).status()?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let modes = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { &["v2"][..] } else { &["v2", "hybrid"] };
+    let mut all = true;
+    for mode in modes {
+        println!("on a machine of its own, cgroups {mode}:");
+        all &= Command::new(&script).arg(mode).arg(std::env::current_exe()?).args(std::env::args().skip(1)).status()?.success();
+    }
+    Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn unit(bundle: &Bundle) -> String {
@@ -127,6 +149,15 @@ fn expect_no_unit(bundle: &Bundle) -> Result<()> {
     Ok(())
 }
 
+fn is_v2() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+/// Where the tree of version 2 is.
+fn tree() -> &'static str {
+    if is_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/unified" }
+}
+
 fn cgroup_of(pid: u32) -> Result<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::"));
@@ -140,7 +171,7 @@ fn life_of_a_scope(hand: &mut Hand) -> Result<()> {
     let unit = unit(&bundle);
     let place = format!("/coracletest.slice/{SLICE}/{unit}");
     ensure_eq!(cgroup_of(pid)?, place, "cgroup of the first process");
-    let inside = std::fs::read_to_string(format!("/sys/fs/cgroup{place}/cgroup.procs"))?;
+    let inside = std::fs::read_to_string(format!("{}{place}/cgroup.procs", tree()))?;
     ensure_eq!(inside.trim(), pid.to_string(), "processes of the scope");
     for (name, value) in [
         ("Slice", SLICE),
@@ -166,8 +197,7 @@ fn exec_pause_and_stats_in_a_scope(hand: &mut Hand) -> Result<()> {
     let exec = shim.start(&bundle.id, "e")?;
     ensure_eq!(cgroup_of(exec)?, cgroup_of(pid)?, "cgroup of the exec'd process");
     shim.pause(&bundle.id)?;
-    let frozen = std::fs::read_to_string(format!("/sys/fs/cgroup{}/cgroup.events", cgroup_of(pid)?))?;
-    ensure!(frozen.contains("frozen 1"), "{frozen}");
+    ensure_eq!(shim.state(&bundle.id, "")?.status.value(), 4, "status PAUSED");
     shim.resume(&bundle.id)?;
     ensure!(!shim.stats(&bundle.id)?.value.is_empty(), "no statistics");
     ensure_eq!(shim.pids(&bundle.id)?.len(), 2, "processes");
@@ -188,7 +218,7 @@ fn path_and_driver_must_fit(hand: &mut Hand) -> Result<()> {
         bundle.edit(|spec| spec["linux"]["cgroupsPath"] = json!(wrong))?;
         refused(create(&shim, &bundle)?, Code::INVALID_ARGUMENT, &format!("cgroupsPath {wrong:?}"))?;
     }
-    ensure!(!Path::new("/sys/fs/cgroup/coracletest.slice").join(SLICE).join(unit(&bundle)).exists(), "a cgroup was made");
+    ensure!(!Path::new(tree()).join("coracletest.slice").join(SLICE).join(unit(&bundle)).exists(), "a cgroup was made");
     shim.shutdown(&bundle.id)
 }
 
@@ -230,7 +260,7 @@ fn a_failed_unit_of_the_name(hand: &mut Hand) -> Result<()> {
 
 /// systemd writes its own device policy anew, and the container's stays in force.
 fn devices_after_a_reload(hand: &mut Hand) -> Result<()> {
-    let (bundle, shim, _) = running(hand, "a", |_| {})?;
+    let (bundle, shim, pid) = running(hand, "a", |_| {})?;
     let unit = unit(&bundle);
     ensure_eq!(property(&unit, "DevicePolicy")?, "strict", "DevicePolicy");
     ensure!(property(&unit, "DeviceAllow")?.contains("/dev/char/1:3 rwm"), "{}", property(&unit, "DeviceAllow")?);
@@ -245,8 +275,10 @@ fn devices_after_a_reload(hand: &mut Hand) -> Result<()> {
         Ok(())
     };
     check("before")?;
+    let places = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     systemctl(&["daemon-reload"])?;
     check("after")?;
+    ensure_eq!(std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?, places, "cgroups after a reload");
     let rule = json!({"allow": true, "type": "c", "major": 240, "minor": 7, "access": "r"});
     let mut devices = bundle.spec["linux"]["resources"]["devices"].as_array().cloned().unwrap_or_default();
     devices.push(rule);
@@ -283,8 +315,10 @@ fn killed_daemon(hand: &mut Hand) -> Result<()> {
 
 /// And `delete` what both have.
 fn killed_daemon_and_launcher(hand: &mut Hand) -> Result<()> {
-    let (bundle, _, pid) = running(hand, "a", |_| {})?;
-    for pid in hand.shim_pids() {
+    let (bundle, shim, pid) = running(hand, "a", |_| {})?;
+    let daemon = daemon(&shim, &bundle.id)?;
+    // The launcher first, or it would begin with its work.
+    for pid in hand.shim_pids().into_iter().filter(|pid| *pid != daemon).chain([daemon]) {
         signal(pid, Signal::KILL)?;
     }
     eventually("the shim is gone", SOON, || hand.shim_pids().is_empty())?;
@@ -365,7 +399,7 @@ fn many_at_once(hand: &mut Hand) -> Result<()> {
         create(&shim, bundle)??;
         Ok(shim.start(&bundle.id, "").map(drop)?)
     })?;
-    let pattern = format!("test-*{}*", paths::tag());
+    let pattern = format!("test-*{}*", &bundles[0].id[..bundles[0].id.len() - 2]);
     let list = || systemctl(&["list-units", "--all", "--plain", "--no-legend", &pattern]);
     ensure_eq!(list()?.lines().filter(|line| line.contains(" running ")).count(), MANY, "scopes that run");
     each(&|bundle| {
@@ -379,7 +413,7 @@ fn many_at_once(hand: &mut Hand) -> Result<()> {
 
 fn limits_live_and_after_a_reload(hand: &mut Hand) -> Result<()> {
     let limits = json!({
-        "memory": {"limit": 64 << 20, "reservation": 32 << 20, "swap": 64 << 20},
+        "memory": {"limit": 64 << 20, "reservation": 32 << 20},
         "cpu": {"shares": 2048, "quota": 20_000, "period": 50_000, "cpus": "0", "mems": "0"},
         "pids": {"limit": 20},
     });
@@ -388,44 +422,95 @@ fn limits_live_and_after_a_reload(hand: &mut Hand) -> Result<()> {
             spec["linux"]["resources"][field] = value.clone();
         }
     })?;
-    let directory = format!("/sys/fs/cgroup{}", cgroup_of(pid)?);
-    let expect = |values: &[(&str, &str)]| -> Result<()> {
-        for (file, value) in values {
-            let found = std::fs::read_to_string(Path::new(&directory).join(file)).context(|| (*file).to_owned())?;
-            ensure_eq!(found.trim(), *value, "{file}");
+    let place = cgroup_of(pid)?;
+    let expect = |values: &[(&str, &str, &str, &str)]| -> Result<()> {
+        for (v2, value, controller, v1) in values {
+            let file = if is_v2() { format!("/sys/fs/cgroup{place}/{v2}") } else { format!("/sys/fs/cgroup/{controller}{place}/{v1}") };
+            let found = std::fs::read_to_string(&file).context(|| file.clone())?;
+            let value = if is_v2() { *value } else { value.split(' ').next().unwrap_or_default() };
+            ensure_eq!(found.trim(), value, "{file}");
         }
         Ok(())
     };
     let first = [
-        ("memory.max", "67108864"),
-        ("memory.low", "33554432"),
-        ("memory.swap.max", "0"),
-        ("cpu.weight", "174"),
-        ("cpu.max", "20000 50000"),
-        ("cpuset.cpus", "0"),
-        ("pids.max", "20"),
+        ("memory.max", "67108864", "memory", "memory.limit_in_bytes"),
+        ("cpu.max", "20000 50000", "cpu", "cpu.cfs_quota_us"),
+        ("cpuset.cpus", "0", "cpuset", "cpuset.cpus"),
+        ("pids.max", "20", "pids", "pids.max"),
     ];
+    let only_v2 = [("memory.low", "33554432", "", ""), ("cpu.weight", "174", "", "")];
+    let only_v2 = if is_v2() { &only_v2[..] } else { &[] };
     expect(&first)?;
+    expect(only_v2)?;
     systemctl(&["daemon-reload"])?;
     expect(&first)?;
     let unit = unit(&bundle);
-    ensure_eq!(property(&unit, "MemoryMax")?, "67108864", "MemoryMax");
-    shim.update_to(&bundle.id, &json!({"memory": {"limit": 96 << 20, "swap": 96 << 20}, "cpu": {"quota": 10_000}, "pids": {"limit": 30}}))?;
-    let second =
-        [("memory.max", "100663296"), ("cpu.max", "10000 50000"), ("pids.max", "30"), ("cpu.weight", "174"), ("memory.low", "33554432")];
+    ensure_eq!(property(&unit, if is_v2() { "MemoryMax" } else { "MemoryLimit" })?, "67108864", "limit of memory");
+    shim.update_to(&bundle.id, &json!({"memory": {"limit": 96 << 20}, "cpu": {"quota": 10_000}, "pids": {"limit": 30}}))?;
+    let second = [
+        ("memory.max", "100663296", "memory", "memory.limit_in_bytes"),
+        ("cpu.max", "10000 50000", "cpu", "cpu.cfs_quota_us"),
+        ("pids.max", "30", "pids", "pids.max"),
+    ];
     expect(&second)?;
+    expect(only_v2)?;
     ensure_eq!(property(&unit, "TasksMax")?, "30", "TasksMax");
     systemctl(&["daemon-reload"])?;
-    // Another unit's property makes systemd write those of the siblings, too.
+    // A property of the slice makes systemd write the files of all that is in it.
     systemctl(&["set-property", "--runtime", SLICE, "CPUWeight=200"])?;
     expect(&second)?;
+    expect(only_v2)?;
     end(&shim, &bundle)
 }
 
 /// The process that keeps a scope until the container's own one is inside does not count.
 fn no_room_for_a_second_process(hand: &mut Hand) -> Result<()> {
     let (bundle, shim, pid) = running(hand, "a", |spec| spec["linux"]["resources"]["pids"] = json!({"limit": 1}))?;
-    let limit = std::fs::read_to_string(format!("/sys/fs/cgroup{}/pids.max", cgroup_of(pid)?))?;
+    let pids = if is_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" };
+    let limit = std::fs::read_to_string(format!("{pids}{}/pids.max", cgroup_of(pid)?))?;
     ensure_eq!(limit.trim(), "1", "pids.max");
     end(&shim, &bundle)
+}
+
+/// The driver without the shim, in a unit of somebody who is not root: their manager makes the scope.
+fn the_manager_of_a_user(hand: &mut Hand) -> Result<()> {
+    let runtime = format!("/run/user/{USER}");
+    std::fs::create_dir_all(&runtime)?;
+    std::os::unix::fs::chown(&runtime, Some(USER.parse()?), Some(USER.parse()?))?;
+    let program = std::env::temp_dir().join(hand.watch("client"));
+    std::fs::copy(std::env::current_exe()?, &program)?;
+    let manager = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"].into_iter().find(|path| Path::new(path).exists());
+    let unit = format!("coracle-user-{}.service", std::process::id());
+    let environment = format!("Environment=HOME=/ XDG_RUNTIME_DIR={runtime}");
+    let mut begin = Command::new("systemd-run");
+    begin.args(["--quiet", "--uid", USER, "--gid", USER, "-p", "Delegate=yes", "-p", "Type=notify", "-p", &environment, "--unit", &unit]);
+    command::output(begin.args([manager.unwrap_or_default(), "--user", "--unit=basic.target"]))?;
+    let mut client = Command::new("setpriv");
+    client.args(["--reuid", USER, "--regid", USER, "--clear-groups", "env", &format!("XDG_RUNTIME_DIR={runtime}")]);
+    client.args(["systemd-run", "--user", "--quiet", "--pipe", "--wait", "--"]).arg(&program).arg(AS_USER);
+    let ran = command::output(&mut client);
+    systemctl(&["stop", &unit])?;
+    std::fs::remove_file(&program)?;
+    ensure_eq!(ran?.trim(), format!("/system.slice/{unit}/user.slice/coracle-of-a-user.scope"), "cgroup of the scope");
+    Ok(())
+}
+
+fn as_user() -> Result<()> {
+    let host = Host::detect()?;
+    let instance = Instance::of_this_process();
+    ensure_eq!(instance, Instance::User, "instance");
+    let manager = Manager::new(instance, Blocking::new(Address::of(instance)?));
+    let scope = Scope::new(None, "of-a-user", instance)?;
+    let path = block_on(manager.path(&scope))?;
+    let intent = Intent::new(&host, &Resources::default(), None)?;
+    let mut guest = Command::new("sleep").arg("1000").spawn()?;
+    let new = New { scope: &scope, path: &path, id: "of-a-user", pid: guest.id(), intent: &intent, extra: &[] };
+    let started = block_on(manager.start(&host, &new)).map_err(tests::Failure::from);
+    let place = started.and_then(|()| cgroup_of(guest.id()));
+    guest.kill()?;
+    guest.wait()?;
+    block_on(manager.stop(&scope))?;
+    let place = place?;
+    println!("{place}");
+    eventually("the scope's cgroup is gone", SOON, || !Path::new(&format!("{}{place}", tree())).exists())
 }

@@ -149,6 +149,18 @@ fn the_answer_fits_the_caller() {
 }
 
 #[test]
+fn the_cgroup_driver_comes_by_the_environment() {
+    let resolve = |driver: &str| {
+        let environment = Environment { cgroup_driver: driver.into(), ..Environment::default() };
+        Bootstrap::resolve(&flags("web", "k8s.io"), &[], &environment).map(|bootstrap| bootstrap.systemd_cgroup)
+    };
+    for (driver, by_systemd) in [("", false), ("cgroupfs", false), ("systemd", true)] {
+        assert_eq!(resolve(driver).unwrap(), by_systemd, "{driver}");
+    }
+    assert_eq!(resolve("Systemd").unwrap_err().to_string(), "CORACLE_CGROUP_DRIVER=\"Systemd\": want cgroupfs or systemd");
+}
+
+#[test]
 fn an_unusable_identifier_is_refused() {
     for (id, namespace) in [("", "ns"), ("id", ""), ("a/b", "ns"), ("..", "ns"), ("a\nb", "ns"), ("id", "\u{1b}[31m")] {
         let error = Bootstrap::resolve(&flags(id, namespace), &[], &Environment::default()).unwrap_err();

@@ -21,21 +21,19 @@ use tokio::time::timeout;
 use crate::pod::settings::Network;
 use crate::pod::{Held, Holder, Pod, files};
 use crate::task::container::Container;
-use crate::task::create::{remove, view};
-use crate::task::lifecycle;
+use crate::task::create::view;
 use crate::task::node::{Child, Node, Progress};
+use crate::task::{lifecycle, scope};
 
 /// How long processes that were killed may take to die.
 const DEATH: Duration = Duration::from_secs(5);
-/// How long a cgroup may take to go.
-const REMOVAL: Duration = Duration::from_secs(2);
 /// The OOM killer takes it after everything else of the pod, as kubelet wants it of what holds one.
 const OOM_SCORE: &str = "-998";
 
 /// What is undone if a start fails half-way, and when a pod ends.
 #[derive(Default)]
 struct Made {
-    cgroup: Option<Cgroup>,
+    making: scope::Making,
     child: Option<Child>,
 }
 
@@ -52,8 +50,8 @@ pub async fn start(node: &Arc<Node>, pod: &Arc<Pod>) -> Result<SystemTime> {
     match make(node, pod, &mut made).await {
         Ok(held) => {
             let at = pod.started(held);
-            if let (Some(child), Some(cgroup)) = (made.child, made.cgroup) {
-                watch(node, pod, child, cgroup);
+            if let Some(child) = made.child {
+                watch(node, pod, child, made.making);
             }
             Ok(at)
         }
@@ -61,9 +59,7 @@ pub async fn start(node: &Arc<Node>, pod: &Arc<Pod>) -> Result<SystemTime> {
             if let Some(child) = &made.child {
                 node.kill(child.pid, &child.pidfd).await;
             }
-            if let Some(cgroup) = &made.cgroup {
-                release(node, pod, cgroup).await;
-            }
+            release(node, pod, made.making).await;
             Err(error)
         }
     }
@@ -75,10 +71,10 @@ async fn make(node: &Arc<Node>, pod: &Arc<Pod>, made: &mut Made) -> Result<Held>
         files::write(&pod.bundle, settings)?;
     }
     if settings.pid {
-        let path = cgroup_path(node, pod)?;
+        let path = cgroup_path(node, pod).await?;
         pod.note(|record| record.cgroup = Some(path.clone()))?;
         node.watch(&watched(pod), &path).await?;
-        made.cgroup = Some(Cgroup::create(&node.host, &path, &Resources::default())?);
+        made.making.make(node, &path, &pod.id, &Resources::default(), &[]).await?;
     }
     let (report, child_report) = report::pair().context(|| "socketpair")?;
     let user = user_namespace(pod)?;
@@ -87,10 +83,11 @@ async fn make(node: &Arc<Node>, pod: &Arc<Pod>, made: &mut Made) -> Result<Held>
         user: user.as_ref().map(|fd| fd.try_clone().context(|| "dup")).transpose()?,
         hostname: &settings.hostname,
         sysctl: &settings.sysctl,
-        holder: made.cgroup.as_ref().map(holder).transpose()?,
+        holder: made.making.cgroup.as_ref().map(holder).transpose()?,
         report: child_report,
     })?;
     let child = made.child.insert(node.launch(compiled, report).await?);
+    made.making.settle(node, &Resources::default()).await?;
     let mut held = Held { user, ..Held::default() };
     for kind in gives {
         let Progress::Handed(given) = child.progress().await? else { return Err(killed()) };
@@ -104,7 +101,7 @@ async fn make(node: &Arc<Node>, pod: &Arc<Pod>, made: &mut Made) -> Result<Held>
     }
     let Progress::Executed = child.progress().await? else { return Err(killed()) };
     let (pid, pidfd) = (child.pid, Arc::clone(&child.pidfd));
-    if made.cgroup.is_none() {
+    if made.making.cgroup.is_none() {
         node.wait(pid, &pidfd).await;
         made.child = None;
         return Ok(held);
@@ -127,19 +124,17 @@ fn holder(cgroup: &Cgroup) -> Result<pod::Holder> {
 }
 
 /// Waits for the end of the process that holds a pod.
-fn watch(node: &Arc<Node>, pod: &Arc<Pod>, child: Child, cgroup: Cgroup) {
+fn watch(node: &Arc<Node>, pod: &Arc<Pod>, child: Child, making: scope::Making) {
     let (node, pod) = (Arc::clone(node), Arc::clone(pod));
     tokio::spawn(async move {
         let status = node.wait(child.pid, &child.pidfd).await;
-        release(&node, &pod, &cgroup).await;
+        release(&node, &pod, making).await;
         pod.ended(status);
     });
 }
 
-async fn release(node: &Node, pod: &Pod, cgroup: &Cgroup) {
-    if let Err(error) = remove(cgroup, REMOVAL).await {
-        log::error!("{}: {error}", pod.id);
-    }
+async fn release(node: &Node, pod: &Pod, mut making: scope::Making) {
+    making.undo(node, &pod.id).await;
     node.forget(&watched(pod)).await;
     if let Err(error) = pod.note(|record| (record.cgroup, record.init) = (None, None)) {
         log::warn!("{}: {error}, ignoring", pod.id);
@@ -151,9 +146,15 @@ fn watched(pod: &Pod) -> String {
     format!("pod/{}", pod.id)
 }
 
-/// Where CRI puts the pause container of a pod.
-fn cgroup_path(node: &Node, pod: &Pod) -> Result<CgroupPath> {
+/// Where CRI puts the pause container of a pod: in a slice of kubelet's it is a scope.
+async fn cgroup_path(node: &Node, pod: &Pod) -> Result<CgroupPath> {
     let parent = &pod.settings.cgroup_parent;
+    let slice = Path::new(parent).file_name().and_then(|name| name.to_str()).filter(|name| name.ends_with(".slice"));
+    let config = &node.context.config;
+    if let Some(slice) = slice.filter(|_| config.options.systemd_cgroup || config.bootstrap.systemd_cgroup) {
+        let path = format!("{slice}:cri-containerd:{}", pod.id);
+        return scope::place(node, true, Some(&path), &pod.id).await.context(|| "cgroup_parent");
+    }
     let path = Path::new(if parent.is_empty() { "/" } else { parent }).join(&pod.id);
     CgroupPath::new(&node.host, path.to_str(), &pod.id).context(|| "cgroup_parent")
 }

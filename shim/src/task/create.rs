@@ -36,8 +36,6 @@ use crate::options::Options;
 use crate::pod::Pod;
 use crate::pod::share::Shared;
 
-/// How long a cgroup of a container that failed to start may take to go.
-const REMOVAL: Duration = Duration::from_secs(2);
 const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
 
 /// A container whose first process waits for its start.
@@ -69,15 +67,7 @@ impl Undo {
         if let Some((pid, pidfd)) = self.child.take() {
             self.node.kill(pid, &pidfd).await;
         }
-        self.making.end_guest(&self.node).await;
-        if let Some(cgroup) = self.making.cgroup.take()
-            && let Err(error) = remove(&cgroup, REMOVAL).await
-        {
-            log::error!("{}: {error}", self.id);
-        }
-        if let Err(error) = self.making.stop(&self.node).await {
-            log::error!("{}: {error}", self.id);
-        }
+        self.making.undo(&self.node, &self.id).await;
         if let Err(error) = rdt::remove(&self.groups) {
             log::error!("{}: {error}", self.id);
         }
@@ -345,7 +335,9 @@ fn killed(cgroup: Option<&Cgroup>) -> Error {
 /// The request's own options, or those that the daemon was started with.
 fn options(node: &Node, request: &CreateTaskRequest) -> Result<Options> {
     let given = request.options.as_ref().map(Options::from_any).transpose().context(|| "options")?.flatten();
-    let options = given.unwrap_or_else(|| node.context.config.options.clone());
+    let config = &node.context.config;
+    let mut options = given.unwrap_or_else(|| config.options.clone());
+    options.systemd_cgroup |= config.bootstrap.systemd_cgroup;
     options.tell_ignored();
     Ok(options)
 }

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use runtime_core::cgroup::{Cgroup, CgroupPath, Intent};
 use runtime_core::compile;
@@ -10,8 +11,12 @@ use runtime_core::plan::report;
 use runtime_core::spec::Resources;
 use runtime_core::systemd::{New, Property, Scope};
 
+use super::create::remove;
 use super::node::{Child, Node, Progress};
 use crate::systemd::Systemd;
+
+/// How long a cgroup that nobody wants any more may take to go.
+const REMOVAL: Duration = Duration::from_secs(2);
 
 /// Where the cgroup of the container `id` is, which is not there yet.
 ///
@@ -104,19 +109,19 @@ impl Making {
         self.cgroup.take()
     }
 
-    /// Ends what keeps the cgroup alive, before it can be removed.
-    pub async fn end_guest(&mut self, node: &Node) {
+    /// Removes what there is, and all who are inside; `id` is whose it was.
+    pub async fn undo(&mut self, node: &Node, id: &str) {
         if let Some(guest) = self.guest.take() {
             guest.end(node).await;
         }
-    }
-
-    /// Once the cgroup is removed: systemd's unit.
-    ///
-    /// # Errors
-    /// systemd does not stop it.
-    pub async fn stop(&mut self, node: &Node) -> Result<()> {
-        stop(node, self.scope.take().as_ref()).await
+        if let Some(cgroup) = self.cgroup.take()
+            && let Err(error) = remove(&cgroup, REMOVAL).await
+        {
+            log::error!("{id}: {error}");
+        }
+        if let Err(error) = stop(node, self.scope.take().as_ref()).await {
+            log::error!("{id}: {error}");
+        }
     }
 }
 

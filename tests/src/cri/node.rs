@@ -90,8 +90,19 @@ impl Style {
                 )
             }
         };
-        Ok(format!("[{runtime}.{}]\n{lines}", self.name()))
+        let options = match self {
+            Style::Runc if by_systemd() => "SystemdCgroup = true\n".to_owned(),
+            Style::Path | Style::DropIn if by_systemd() => format!("[{runtime}.{}.options]\nSystemdCgroup = true\n", self.name()),
+            // By the environment: options do not come everywhere.
+            _ => String::new(),
+        };
+        Ok(format!("[{runtime}.{}]\n{lines}{options}", self.name()))
     }
+}
+
+/// Whether kubelet's part is played with its systemd cgroup driver: `TEST_CGROUPS=systemd`.
+pub fn by_systemd() -> bool {
+    std::env::var("TEST_CGROUPS").is_ok_and(|driver| driver == "systemd")
 }
 
 /// A running containerd with CRI, its images and its network.
@@ -111,6 +122,9 @@ impl Node {
                 setup.cri = Some(cri);
                 setup.shim = Some(dir.join("bin"));
             });
+            if by_systemd() {
+                setup.environment.push(("CORACLE_CGROUP_DRIVER".to_owned(), "systemd".to_owned()));
+            }
             setup
         });
         prepared?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::api::{self, ContainerState, LinuxContainerSecurityContext, NamespaceMode, NamespaceOption};
 use super::case::PodCase;
+use super::node::by_systemd;
 use crate::containerd::eventually;
 use crate::{Context, Result, ensure, ensure_eq, fail, image};
 
@@ -288,12 +289,27 @@ fn config(case: &PodCase<'_>, name: &str) -> Result<api::PodSandboxConfig> {
         log_directory: logs.display().to_string(),
         labels: [("case".to_owned(), case.word().to_owned())].into(),
         linux: Some(api::LinuxPodSandboxConfig {
-            cgroup_parent: format!("/{}/{name}", case.word()),
+            cgroup_parent: cgroup_parent(case.word(), name),
             security_context: Some(security_context),
             ..api::LinuxPodSandboxConfig::default()
         }),
         ..api::PodSandboxConfig::default()
     })
+}
+
+/// As kubelet names a pod's cgroup, by the driver that it has.
+fn cgroup_parent(word: &str, name: &str) -> String {
+    if !by_systemd() {
+        return format!("/{word}/{name}");
+    }
+    // A slice is in those whose names its own begins with.
+    let names = word.split('-').map(str::to_owned).chain([name.replace('-', "_")]);
+    let slices = names.scan(String::new(), |stem, part| {
+        let dash = if stem.is_empty() { "" } else { "-" };
+        *stem = format!("{stem}{dash}{part}");
+        Some(format!("/{stem}.slice"))
+    });
+    slices.collect()
 }
 
 fn container_config(name: &str, command: &[&str]) -> api::ContainerConfig {
