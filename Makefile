@@ -7,11 +7,12 @@ RELEASE := target/$(TARGET)/release
 CARGO    = PATH="$$(. deploy/setup/lib.sh && find_cargo):$$PATH" cargo
 SUITES   = $(wildcard tests/tests/*.rs)
 
-.PHONY: help demo test test-long bench build deb install uninstall failpoints fmt lint audit clean tools peers
+.PHONY: help demo test test-vm test-long bench build deb install uninstall failpoints fmt lint audit clean tools peers
 
 help:
 	@echo "make demo       run real containers through the shim and show each command"
 	@echo "make test       all tests, on containerd 1.6, 1.7 and 2.x (as root, up to half an hour)"
+	@echo "make test-vm    suites in a virtual machine: cgroup v2 alone, systemd, AppArmor (VM_SUITES=all or their names; up to half an hour)"
 	@echo "make test-long  the soak tests: thousands of containers and execs"
 	@echo "make bench      measure against runc, crun and the kernel's own floor"
 	@echo "make build      the release binaries, containerd-shim-coracle-v2 and coracle: $(RELEASE)/"
@@ -54,6 +55,11 @@ test: build failpoints peers
 	$(CARGO) test --workspace --no-fail-fast
 	$(CARGO) test -p runtime-core --features failpoints --target-dir target/failpoints --test launch
 	[ -e /sys/fs/cgroup/cgroup.controllers ] || unshare --mount --propagation private sh -c 'mount -t cgroup2 none /sys/fs/cgroup && $(CARGO) test -p tests --test shim_rpc'
+
+# What only a machine of its own shows: cgroup v2 with all controllers, systemd, AppArmor. VM_SUITES=all, or the names of some.
+test-vm: export CORACLE_BIN = $(CURDIR)/$(RELEASE)
+test-vm: build peers
+	deploy/vm/test.sh $(or $(VM_SUITES),core)
 
 test-long: build failpoints peers
 	CORACLE_LONG=1 $(CARGO) test -p tests --no-fail-fast

@@ -40,3 +40,35 @@ find_cargo() {
 	done
 	return 1
 }
+
+# The machine's own entries for the release it runs, with the suite changed; both of apt's formats.
+derive_sources() {
+	suite=$1
+	into=$2
+	codename=$(. /etc/os-release && printf %s "${VERSION_CODENAME:-}")
+	[ -n "$codename" ] || die "/etc/os-release names no release; this needs Debian"
+	rm -rf "$into"
+	mkdir -p "$into"
+	for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
+		[ -f "$file" ] || continue
+		sed -n "s/[[:space:]]*#.*//; s/^[[:space:]]*\(deb[[:space:]]\{1,\}\(\[[^]]*\][[:space:]]*\)\{0,1\}[^[:space:]]\{1,\}[[:space:]]\{1,\}\)$codename[[:space:]]\{1,\}main.*/\1$suite main/p" \
+			"$file" >>"$into/derived.list"
+	done
+	for file in /etc/apt/sources.list.d/*.sources; do
+		[ -f "$file" ] || continue
+		awk -v from="$codename" -v to="$suite" '
+			function flush() { if (deb && ours && main && !off) print text "Types: deb\nSuites: " to "\nComponents: main\n"; text = ""; deb = ours = main = off = 0 }
+			function has(line, word) { return (" " line " ") ~ ("[ \t]" word "[ \t]") }
+			/^#/ { next }
+			/^[ \t]*$/ { flush(); next }
+			/^[^ \t]/ { field = tolower($0); sub(/:.*/, "", field) }
+			{ value = $0; sub(/^[^ \t:]*:/, "", value) }
+			field == "types" { if (has(value, "deb")) deb = 1; next }
+			field == "suites" { if (has(value, from)) ours = 1; next }
+			field == "components" { if (has(value, "main")) main = 1; next }
+			field == "enabled" { if (tolower(value) ~ /no|false|0/) off = 1; next }
+			{ text = text $0 "\n" }
+			END { flush() }' "$file" >>"$into/derived.sources"
+	done
+	cat "$into"/derived.* 2>/dev/null | grep -q . || die "no source for $codename main in /etc/apt; add Debian's own archive there and run this again"
+}

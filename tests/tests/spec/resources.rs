@@ -200,6 +200,9 @@ fn walk(hand: &mut Hand, rows: &[Row], cgroups_path: Option<&str>) -> Result<()>
         if let Some(path) = cgroups_path {
             spec["linux"]["cgroupsPath"] = json!(format!("{path}{id}"));
         }
+        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+            namespaces.push(json!({ "type": "cgroup" }));
+        }
         let Some(mounts) = spec["mounts"].as_array_mut() else { return };
         mounts.retain(|mount| mount["destination"] != "/sys/fs/cgroup");
         mounts.push(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"] }));
