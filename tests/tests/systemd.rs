@@ -52,14 +52,12 @@ const AS_USER: &str = "--as-user";
 const USER: &str = "65534";
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some(AS_USER) {
-        return as_user().map_or_else(
-            |error| {
-                println!("{error}");
-                ExitCode::FAILURE
-            },
-            |()| ExitCode::SUCCESS,
-        );
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, answer] = arguments.as_slice()
+        && word == AS_USER
+    {
+        let told = as_user().unwrap_or_else(|error| error.to_string());
+        return std::fs::write(answer, format!("{told}\n")).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
     let inside = std::env::var_os("CORACLE_SYSTEMD_BED").is_some() || Path::new("/run/systemd/system").exists();
     if !inside && !std::env::args().any(|argument| argument == "--list") {
@@ -485,17 +483,26 @@ fn the_manager_of_a_user(hand: &mut Hand) -> Result<()> {
     let mut begin = Command::new("systemd-run");
     begin.args(["--quiet", "--uid", USER, "--gid", USER, "-p", "Delegate=yes", "-p", "Type=notify", "-p", &environment, "--unit", &unit]);
     command::output(begin.args([manager.unwrap_or_default(), "--user", "--unit=basic.target"]))?;
+    // Should there be a bus: systemd's own socket does as well, and is what is left without one.
+    let _ = std::fs::remove_file(Path::new(&runtime).join("bus"));
     let mut client = Command::new("setpriv");
     client.args(["--reuid", USER, "--regid", USER, "--clear-groups", "env", &format!("XDG_RUNTIME_DIR={runtime}")]);
-    client.args(["systemd-run", "--user", "--quiet", "--pipe", "--wait", "--"]).arg(&program).arg(AS_USER);
-    let ran = command::output(&mut client);
+    let answer = program.with_extension("answer");
+    // Not --wait, which needs a bus: systemd's own socket may be all there is.
+    client.args(["systemd-run", "--user", "--quiet", "--"]).arg(&program).arg(AS_USER).arg(&answer);
+    let begun = command::output(&mut client);
+    let told = || std::fs::read_to_string(&answer).unwrap_or_default();
+    let ended = begun.and_then(|_| eventually("the user's client has answered", SOON * 3, || told().ends_with('\n')));
+    let told = told();
     systemctl(&["stop", &unit])?;
     std::fs::remove_file(&program)?;
-    ensure_eq!(ran?.trim(), format!("/system.slice/{unit}/user.slice/coracle-of-a-user.scope"), "cgroup of the scope");
+    let _ = std::fs::remove_file(&answer);
+    ended?;
+    ensure_eq!(told.trim(), format!("/system.slice/{unit}/user.slice/coracle-of-a-user.scope"), "cgroup of the scope");
     Ok(())
 }
 
-fn as_user() -> Result<()> {
+fn as_user() -> Result<String> {
     let host = Host::detect()?;
     let instance = Instance::of_this_process();
     ensure_eq!(instance, Instance::User, "instance");
@@ -511,6 +518,6 @@ fn as_user() -> Result<()> {
     guest.wait()?;
     block_on(manager.stop(&scope))?;
     let place = place?;
-    println!("{place}");
-    eventually("the scope's cgroup is gone", SOON, || !Path::new(&format!("{}{place}", tree())).exists())
+    eventually("the scope's cgroup is gone", SOON, || !Path::new(&format!("{}{place}", tree())).exists())?;
+    Ok(place)
 }
