@@ -85,7 +85,7 @@ async fn carry(connection: Arc<Connection>, socket: Watched, current: Arc<Mutex<
     let ended = loop {
         let moved = {
             let mut client = lock(&connection.client);
-            client.flush().and_then(|sent| client.receive().map(|()| sent))
+            client.receive().and_then(|()| client.flush())
         };
         match moved {
             Ok(sent) => tokio::select! {

@@ -40,19 +40,20 @@ impl Address {
     }
 
     fn system(given: Option<OsString>) -> Result<Vec<Self>> {
-        if let Some(given) = given {
-            return Self::parse("DBUS_SYSTEM_BUS_ADDRESS", &given);
-        }
-        Ok(vec![bus("/run/dbus/system_bus_socket".into()), direct("/run/systemd/private".into())])
+        let bus = match given {
+            Some(given) => Self::parse("DBUS_SYSTEM_BUS_ADDRESS", &given)?,
+            None => vec![bus("/run/dbus/system_bus_socket".into())],
+        };
+        Ok(bus.into_iter().chain([direct("/run/systemd/private".into())]).collect())
     }
 
     fn user(given: Option<OsString>, runtime: Option<OsString>, uid: u32) -> Result<Vec<Self>> {
         let runtime = runtime.map_or_else(|| PathBuf::from(format!("/run/user/{uid}")), PathBuf::from);
-        let own = [bus(runtime.join("bus")), direct(runtime.join("systemd/private"))];
-        match given {
-            Some(given) => Self::parse("DBUS_SESSION_BUS_ADDRESS", &given),
-            None => Ok(own.to_vec()),
-        }
+        let bus = match given {
+            Some(given) => Self::parse("DBUS_SESSION_BUS_ADDRESS", &given)?,
+            None => vec![bus(runtime.join("bus"))],
+        };
+        Ok(bus.into_iter().chain([direct(runtime.join("systemd/private"))]).collect())
     }
 
     /// The addresses of the unix transport among several (D-Bus specification, "Server Addresses").
@@ -138,7 +139,7 @@ mod tests {
         assert_eq!(paths(Address::user(None, None, 1000).unwrap()), ["/run/user/1000/bus", "/run/user/1000/systemd/private"]);
         assert_eq!(paths(Address::user(None, Some("/r".into()), 1000).unwrap()), ["/r/bus", "/r/systemd/private"]);
         let given = Some("tcp:host=x;unix:path=/a%20b,guid=1;unix:abstract=c".into());
-        assert_eq!(paths(Address::user(given, None, 1000).unwrap()), ["/a b", "@c"]);
+        assert_eq!(paths(Address::user(given, None, 1000).unwrap()), ["/a b", "@c", "/run/user/1000/systemd/private"]);
         assert_eq!(paths(Address::system(None).unwrap()), ["/run/dbus/system_bus_socket", "/run/systemd/private"]);
         let error = Address::system(Some("tcp:host=x".into())).unwrap_err().to_string();
         assert!(error.contains("DBUS_SYSTEM_BUS_ADDRESS"), "{error}");

@@ -70,8 +70,8 @@ impl Blocking {
         let slot = Arc::clone(&answer);
         let serial = client.call(call, Box::new(move |result| *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result)));
         loop {
-            let sent = client.flush().map_err(Failure::Lost)?;
             client.receive().map_err(Failure::Lost)?;
+            let sent = client.flush().map_err(Failure::Lost)?;
             if let Some(result) = answer.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 *connected = Some(client);
                 return result;

@@ -73,6 +73,8 @@ pub struct Client {
     /// The last serial of the greeting.
     greeting: u32,
     out: Vec<u8>,
+    /// What has to wait for the authentication: systemd itself, unlike a bus, does not look at what comes in one go with that.
+    held: Vec<u8>,
     received: Vec<u8>,
     calls: HashMap<u32, Waiting>,
     /// Of calls that were answered with a job: its path, and the serial of the call.
@@ -80,7 +82,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects and says what has to be said first, which is sent with the first call.
+    /// Connects. What has to be said first is sent before the first call.
     ///
     /// # Errors
     /// The errno of connect(2); `EAGAIN` if the other side does not keep up.
@@ -99,6 +101,7 @@ impl Client {
             serial: 0,
             greeting: 0,
             out: AUTHENTICATION.to_vec(),
+            held: Vec::new(),
             received: Vec::new(),
             calls: HashMap::new(),
             jobs: HashMap::new(),
@@ -122,7 +125,8 @@ impl Client {
     fn queue(&mut self, call: &Call) -> u32 {
         // A serial may not be 0 (D-Bus specification, "Message Format").
         self.serial = self.serial.checked_add(1).unwrap_or(1);
-        self.out.extend(call.encode(self.serial));
+        let queue = if self.authenticated { &mut self.out } else { &mut self.held };
+        queue.extend(call.encode(self.serial));
         self.serial
     }
 
@@ -148,7 +152,7 @@ impl Client {
         self.socket.as_fd()
     }
 
-    /// Sends what fits: whether all is sent.
+    /// Sends what fits: whether all is sent that may be. To be called after [`Client::receive`], which may let more through.
     ///
     /// # Errors
     /// The connection is at its end.
@@ -200,7 +204,10 @@ impl Client {
             self.received.drain(..end + 2);
             match line.split(' ').next() {
                 Some("DATA") => {}
-                Some("OK") => self.authenticated = true,
+                Some("OK") => {
+                    self.authenticated = true;
+                    self.out.append(&mut self.held);
+                }
                 _ => return refused(&line),
             }
         }

@@ -1,14 +1,13 @@
 //! The systemd cgroup driver on a real systemd: the machine's own, or one in namespaces (`tests/systemd.sh`).
 
+mod user;
+
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use proto::protobuf::well_known_types::any::Any;
 use proto::protobuf::{Message, MessageField};
-use runtime_core::cgroup::{Host, Intent};
-use runtime_core::spec::Resources;
-use runtime_core::systemd::{Address, Blocking, Instance, Manager, New, Scope, block_on};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::bundle::Bundle;
@@ -40,26 +39,20 @@ const CASES: &[Entry] = &[
     ("annotations_only_where_the_operator_allows", annotations_only_where_the_operator_allows),
     ("systemd_and_its_bus_start_anew", systemd_and_its_bus_start_anew),
     ("many_at_once", many_at_once),
-    ("the_manager_of_a_user", the_manager_of_a_user),
+    ("the_manager_of_a_user", user::the_manager_of_a_user),
 ];
 
 /// Those that need controllers.
 const LIMITS: &[Entry] =
     &[("limits_live_and_after_a_reload", limits_live_and_after_a_reload), ("no_room_for_a_second_process", no_room_for_a_second_process)];
 
-/// What makes this program the client of a user's manager.
-const AS_USER: &str = "--as-user";
-const USER: &str = "65534";
-
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some(AS_USER) {
-        return as_user().map_or_else(
-            |error| {
-                println!("{error}");
-                ExitCode::FAILURE
-            },
-            |()| ExitCode::SUCCESS,
-        );
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, answer] = arguments.as_slice()
+        && word == user::AS_USER
+    {
+        let told = user::as_user().unwrap_or_else(|error| error.to_string());
+        return std::fs::write(answer, format!("{told}\n")).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
     let inside = std::env::var_os("CORACLE_SYSTEMD_BED").is_some() || Path::new("/run/systemd/system").exists();
     if !inside && !std::env::args().any(|argument| argument == "--list") {
@@ -470,47 +463,4 @@ fn no_room_for_a_second_process(hand: &mut Hand) -> Result<()> {
     let limit = std::fs::read_to_string(format!("{pids}{}/pids.max", cgroup_of(pid)?))?;
     ensure_eq!(limit.trim(), "1", "pids.max");
     end(&shim, &bundle)
-}
-
-/// The driver without the shim, in a unit of somebody who is not root: their manager makes the scope.
-fn the_manager_of_a_user(hand: &mut Hand) -> Result<()> {
-    let runtime = format!("/run/user/{USER}");
-    std::fs::create_dir_all(&runtime)?;
-    std::os::unix::fs::chown(&runtime, Some(USER.parse()?), Some(USER.parse()?))?;
-    let program = std::env::temp_dir().join(hand.watch("client"));
-    std::fs::copy(std::env::current_exe()?, &program)?;
-    let manager = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"].into_iter().find(|path| Path::new(path).exists());
-    let unit = format!("coracle-user-{}.service", std::process::id());
-    let environment = format!("Environment=HOME=/ XDG_RUNTIME_DIR={runtime}");
-    let mut begin = Command::new("systemd-run");
-    begin.args(["--quiet", "--uid", USER, "--gid", USER, "-p", "Delegate=yes", "-p", "Type=notify", "-p", &environment, "--unit", &unit]);
-    command::output(begin.args([manager.unwrap_or_default(), "--user", "--unit=basic.target"]))?;
-    let mut client = Command::new("setpriv");
-    client.args(["--reuid", USER, "--regid", USER, "--clear-groups", "env", &format!("XDG_RUNTIME_DIR={runtime}")]);
-    client.args(["systemd-run", "--user", "--quiet", "--pipe", "--wait", "--"]).arg(&program).arg(AS_USER);
-    let ran = command::output(&mut client);
-    systemctl(&["stop", &unit])?;
-    std::fs::remove_file(&program)?;
-    ensure_eq!(ran?.trim(), format!("/system.slice/{unit}/user.slice/coracle-of-a-user.scope"), "cgroup of the scope");
-    Ok(())
-}
-
-fn as_user() -> Result<()> {
-    let host = Host::detect()?;
-    let instance = Instance::of_this_process();
-    ensure_eq!(instance, Instance::User, "instance");
-    let manager = Manager::new(instance, Blocking::new(Address::of(instance)?));
-    let scope = Scope::new(None, "of-a-user", instance)?;
-    let path = block_on(manager.path(&scope))?;
-    let intent = Intent::new(&host, &Resources::default(), None)?;
-    let mut guest = Command::new("sleep").arg("1000").spawn()?;
-    let new = New { scope: &scope, path: &path, id: "of-a-user", pid: guest.id(), intent: &intent, extra: &[] };
-    let started = block_on(manager.start(&host, &new)).map_err(tests::Failure::from);
-    let place = started.and_then(|()| cgroup_of(guest.id()));
-    guest.kill()?;
-    guest.wait()?;
-    block_on(manager.stop(&scope))?;
-    let place = place?;
-    println!("{place}");
-    eventually("the scope's cgroup is gone", SOON, || !Path::new(&format!("{}{place}", tree())).exists())
 }
