@@ -27,6 +27,7 @@ use std::os::fd::AsFd;
 use crate::Runtime;
 use crate::args::CreateFlags;
 use crate::cgroups::{self, view};
+use crate::foreground::resize;
 use crate::hooks::{Hooks, send};
 use crate::launch::{Child, Progress, unexpected};
 use crate::store::{Entry, Stage, State, Status, refused};
@@ -241,7 +242,10 @@ fn warn(runtime: &Runtime, id: &str, spec: &Spec, filter: Option<&Filter>) {
 /// One of them is not open.
 pub fn preserved(count: u16) -> Result<Vec<OwnedFd>> {
     let what = |number| move || format!("--preserve-fds: descriptor {number}");
-    (3..).take(count.into()).map(|number| borrow_number(number).try_clone_to_owned().context(what(number))).collect()
+    let numbers = || (3..).take(count.into());
+    // All of them before the first copy, which may get the number of one that is missing.
+    numbers().try_for_each(|number| rustix::io::fcntl_getfd(borrow_number(number)).map(drop).context(what(number)))?;
+    numbers().map(|number| borrow_number(number).try_clone_to_owned().context(what(number))).collect()
 }
 
 /// The caller's standard streams.
@@ -272,7 +276,11 @@ pub fn check_console(terminal: bool, socket: Option<&Path>, foreground: Foregrou
 /// # Errors
 /// The socket does not take it.
 pub fn hand_out(socket: Option<&Path>, foreground: Foreground, master: OwnedFd) -> Result<Option<OwnedFd>> {
-    let Some(socket) = socket.filter(|_| foreground == Foreground::No) else { return Ok(Some(master)) };
+    let Some(socket) = socket.filter(|_| foreground == Foreground::No) else {
+        // Before the program can ask for it.
+        resize(&master);
+        return Ok(Some(master));
+    };
     send(socket, b"/dev/ptmx", &master).context(|| format!("--console-socket {socket:?}"))?;
     Ok(None)
 }

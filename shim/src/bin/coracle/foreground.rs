@@ -92,7 +92,6 @@ fn copy(master: &OwnedFd) -> Result<OwnedFd> {
     let (done, writing) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(|| "pipe")?;
     let duplicate = || master.try_clone().context(|| "dup").map(std::fs::File::from);
     let (mut from, mut to) = (duplicate()?, duplicate()?);
-    resize(master);
     thread::spawn(move || {
         pump(&mut from, &mut std::io::stdout());
         drop(writing);
@@ -111,7 +110,8 @@ fn pump(from: &mut impl Read, to: &mut impl Write) {
     }
 }
 
-fn resize(master: &OwnedFd) {
+/// Gives the terminal the size of the caller's.
+pub fn resize(master: &OwnedFd) {
     // Without a terminal of the caller's there is no size to pass on.
     if let Ok(size) = tcgetwinsize(std::io::stdin()) {
         let _ = tcsetwinsize(master, size);
