@@ -1,5 +1,6 @@
 #!/bin/sh
-# Unpacks containerd 1.6, 1.7 and 2.x, runc, crun, the CNI plugins and the schema of the runtime spec from Debian's packages into target/cache/<suite>; nothing is installed.
+# Unpacks containerd 1.6, 1.7 and 2.x, runc, crun, the CNI plugins, Podman and the schema of the runtime spec from Debian's packages into
+# target/cache/<suite>; nothing is installed.
 # usage: peers.sh [suite ...]      without a suite: bookworm trixie sid
 # The mirror is the one that this machine's apt uses. What is there is used again for PEERS_MAX_AGE days (14).
 set -eu
@@ -11,7 +12,7 @@ max_age=${PEERS_MAX_AGE:-14}
 
 packages_of() {
 	case $1 in
-	bookworm) echo containerd runc crun containernetworking-plugins ;;
+	bookworm) echo containerd runc crun containernetworking-plugins podman conmon golang-github-containers-common golang-github-containers-image ;;
 	sid) echo containerd golang-github-opencontainers-specs-dev ;;
 	*) echo containerd ;;
 	esac

@@ -51,7 +51,7 @@ pub fn helper(inputs: Helper<'_>) -> Result<Compiled> {
     for (from, number) in streams {
         plan.step(Step::Stream { number, from });
     }
-    plan.step(Step::CloseOthers { first: last + 1 });
+    plan.step(Step::CloseOthers { first: last + 1, parents_end: None });
     plan.step(Step::Exec);
     let (plan, descriptors) = plan.finish();
     let program = Program {

@@ -29,6 +29,8 @@ pub struct Joining<'a> {
     pub filter: Option<&'a Filter>,
     /// Where the child reports.
     pub report: OwnedFd,
+    /// What the program gets as descriptors from 3 on.
+    pub preserved: Vec<OwnedFd>,
     /// Leave the caller's session keyring in place.
     pub no_new_keyring: bool,
 }
@@ -94,6 +96,7 @@ pub fn start_container_hook(inputs: StartContainerHook<'_>) -> Result<Compiled> 
         streams: Streams::Given(inputs.streams),
         filter: inputs.filter,
         report: inputs.report,
+        preserved: Vec::new(),
         no_new_keyring: inputs.no_new_keyring,
     };
     join(joining, program, process::Home::AsGiven)
@@ -103,6 +106,7 @@ fn join(inputs: Joining<'_>, program: Program, home: process::Home) -> Result<Co
     let process = inputs.process;
     let mut plan = Builder::default();
     let report = plan.give(inputs.report);
+    let kept = process::Kept::give(&mut plan, inputs.preserved, None);
     let streams = give_streams(&mut plan, inputs.streams);
     let procs: Vec<Slot> = inputs.cgroup.procs.into_iter().map(|fd| plan.give(fd)).collect();
     let cgroup = inputs.cgroup.directory.map(|fd| plan.give(fd));
@@ -125,7 +129,8 @@ fn join(inputs: Joining<'_>, program: Program, home: process::Home) -> Result<Co
     }
     plan.step(Step::Session);
     process::joined_streams(&mut plan, &streams, process, user.is_some())?;
-    process::confine(&mut plan, process, inputs.namespaces, home, inputs.filter, process::Until::Executed)?;
+    let how = process::Confinement { common: inputs.namespaces, home, filter: inputs.filter, until: process::Until::Executed };
+    process::confine(&mut plan, process, &kept, how)?;
 
     let (plan, descriptors) = plan.finish();
     let pid_namespace = inputs.namespaces.has_pid().then_some(init);

@@ -34,7 +34,7 @@ pub use guest::guest;
 pub use helper::{Helper, helper};
 pub use joining::{Joining, StartContainerHook, joining, start_container_hook};
 pub use namespaces::{Joined, ids as namespace_ids};
-pub use process::{capability_names, unknown_capabilities};
+pub use process::{capability_names, parents_end, unknown_capabilities};
 pub use rootfs::RootMount;
 
 /// Where the first process's standard streams come from.
@@ -77,6 +77,11 @@ pub struct Container<'a> {
     pub filter: Option<&'a Filter>,
     /// Where the child reports.
     pub report: OwnedFd,
+    /// The parent's end of that, for a child that must outlive its parent while it waits for its start: it holds both ends, so that the
+    /// connection stays when the parent goes, and whoever starts it takes this one out of it (pidfd_getfd(2), number [`parents_end`]).
+    pub parents_end: Option<OwnedFd>,
+    /// What the program gets as descriptors from 3 on.
+    pub preserved: Vec<OwnedFd>,
     /// Move the root instead of pivoting, for roots that cannot be pivoted (an initramfs).
     pub no_pivot_root: bool,
     /// Leave the caller's session keyring in place.
@@ -106,6 +111,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
 
     // What the parent hands over.
     let report = plan.give(inputs.report);
+    let kept = process::Kept::give(&mut plan, inputs.preserved, inputs.parents_end);
     let streams = give_streams(&mut plan, inputs.streams);
     let procs: Vec<Slot> = inputs.cgroup.procs.into_iter().map(|fd| plan.give(fd)).collect();
     let cgroup = inputs.cgroup.directory.map(|fd| plan.give(fd));
@@ -135,7 +141,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     }
 
     // Sources belong to the host: they are opened before the host is left, where they may block without blocking anybody else.
-    let target = bundle.join("rootfs");
+    let target = if inputs.rootfs.is_empty() { spec.root_path(bundle) } else { bundle.join("rootfs") };
     let whole = [whole_root(spec, bundle)];
     let roots = if inputs.rootfs.is_empty() { &whole } else { inputs.rootfs };
     let place =
@@ -175,7 +181,9 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     process::names(&mut plan, spec)?;
     process::make_working_directory(&mut plan, process)?;
     mounts::seal(&mut plan, spec, masks, &sealed_later)?;
-    process::confine(&mut plan, process, &Joined::of(&spec.linux)?, process::Home::LookedUp, inputs.filter, process::Until::Started)?;
+    let common = &Joined::of(&spec.linux)?;
+    let how = process::Confinement { common, home: process::Home::LookedUp, filter: inputs.filter, until: process::Until::Started };
+    process::confine(&mut plan, process, &kept, how)?;
 
     let (plan, descriptors) = plan.finish();
     let (clone_flags, pid_namespace) = (joined.clone_flags(), joined.pid());

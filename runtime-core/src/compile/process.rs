@@ -1,6 +1,7 @@
 //! The process itself: streams, limits, identity, filter, program.
 
 use std::ffi::CString;
+use std::os::fd::OwnedFd;
 
 use oci_spec::runtime::PosixRlimitType;
 
@@ -176,6 +177,53 @@ pub enum Until {
     Executed,
 }
 
+/// Descriptors that outlive the rest: those that the program gets from 3 on, and the parent's end of the report.
+#[derive(Default)]
+pub struct Kept {
+    preserved: Vec<Slot>,
+    parents_end: Option<Slot>,
+}
+
+impl Kept {
+    /// Takes them from the parent.
+    pub fn give(plan: &mut Builder, preserved: Vec<OwnedFd>, parents_end: Option<OwnedFd>) -> Self {
+        let preserved = preserved.into_iter().map(|fd| plan.give(fd)).collect();
+        Self { preserved, parents_end: parents_end.map(|fd| plan.give(fd)) }
+    }
+
+    /// Gives them their numbers and closes all others.
+    fn emit(&self, plan: &mut Builder) {
+        let first = (FIRST..).nth(self.preserved.len()).unwrap_or(FIRST);
+        if !self.preserved.is_empty() || self.parents_end.is_some() {
+            plan.step(Step::Relocate { above: first + 2 });
+        }
+        for (number, &from) in (FIRST..).zip(&self.preserved) {
+            plan.step(Step::Stream { number, from });
+        }
+        plan.step(Step::CloseOthers { first, parents_end: self.parents_end });
+    }
+}
+
+/// The first descriptor that is no standard stream.
+const FIRST: i32 = 3;
+
+/// The number of the parent's end of the report in a process that holds it itself and preserves so many descriptors.
+pub fn parents_end(preserved: usize) -> i32 {
+    (FIRST + 1..).nth(preserved).unwrap_or(i32::MAX)
+}
+
+/// What the way from the runtime's rights to the user's depends on besides the process.
+pub struct Confinement<'a> {
+    /// What all processes of the container have in common.
+    pub common: &'a Joined,
+    /// What becomes of an environment without `HOME`.
+    pub home: Home,
+    /// The compiled `linux.seccomp`.
+    pub filter: Option<&'a Filter>,
+    /// How far the plan goes.
+    pub until: Until,
+}
+
 /// From the runtime's rights to the user's. Before the first path of the container's is used, every descriptor of the host's is closed
 /// (CVE-2024-21626), and after a limit is set nothing more is opened.
 ///
@@ -184,8 +232,9 @@ pub enum Until {
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) by the field's name.
-pub fn confine(plan: &mut Builder, process: &Process, common: &Joined, home: Home, filter: Option<&Filter>, until: Until) -> Result<()> {
-    plan.step(Step::CloseOthers { first: 3 });
+pub fn confine(plan: &mut Builder, process: &Process, kept: &Kept, how: Confinement<'_>) -> Result<()> {
+    let Confinement { common, home, filter, until } = how;
+    kept.emit(plan);
     if home == Home::LookedUp && !has_home(process) {
         plan.step(Step::Home { uid: process.user.uid });
     }
@@ -212,7 +261,8 @@ pub fn confine(plan: &mut Builder, process: &Process, common: &Joined, home: Hom
         effective: mask(&sets.effective),
         permitted: mask(&sets.permitted),
         inheritable: mask(&sets.inheritable),
-        ambient: mask(&sets.ambient),
+        // capabilities(7): others cannot be. runc passes over them, and its own `runc spec` has some.
+        ambient: mask(&sets.ambient) & mask(&sets.inheritable) & mask(&sets.permitted),
     });
     plan.step(Step::WorkingDirectory { path: directory, later: false });
     plan.step(Step::FindProgram);

@@ -66,6 +66,8 @@ fn plan(case: &Path) -> Plan {
         streams: if terminal { Streams::Terminal } else { Streams::Given([null(), null(), null()]) },
         filter: filter.as_ref(),
         report: null(),
+        parents_end: None,
+        preserved: Vec::new(),
         no_pivot_root: false,
         no_new_keyring: false,
         layers_one_by_one: true,
@@ -175,8 +177,9 @@ fn the_filter_is_loaded_with_rights_only_where_it_must_be() {
         process.no_new_privileges = no_new_privileges;
         let filter = crate::seccomp::Filter { program: Vec::new(), flags: 0, skipped: Vec::new(), listener: None };
         let mut builder = Builder::default();
-        process::confine(&mut builder, &process, &Joined::default(), process::Home::LookedUp, Some(&filter), process::Until::Started)
-            .unwrap();
+        let common = &Joined::default();
+        let how = process::Confinement { common, home: process::Home::LookedUp, filter: Some(&filter), until: process::Until::Started };
+        process::confine(&mut builder, &process, &process::Kept::default(), how).unwrap();
         let (plan, _) = builder.finish();
         let load = at(&plan, |step| matches!(step, Step::Seccomp { .. }));
         let identity = at(&plan, |step| matches!(step, Step::Identity { .. }));

@@ -184,8 +184,9 @@ pub enum Step {
     FindProgram,
     /// Moves descriptors out of the way of numbers that are to be given.
     Relocate { above: i32 },
-    /// Closes everything from `first` on but the report, which becomes `first`.
-    CloseOthers { first: i32 },
+    /// Closes everything from `first` on but the report, which becomes `first`, and the parent's end of it, if the process holds that itself,
+    /// which becomes the next one.
+    CloseOthers { first: i32, parents_end: Option<Slot> },
     /// Tells the parent that the process is ready, and waits for the start.
     Ready,
     /// execve(2).

@@ -224,7 +224,10 @@ impl fmt::Display for Step {
             Self::WorkingDirectory { path, .. } => write!(f, "enter working directory {:?}", text(path)),
             Self::FindProgram => write!(f, "find program"),
             Self::Relocate { above } => write!(f, "move descriptors above {above}"),
-            Self::CloseOthers { first } => write!(f, "close descriptors from {first} on"),
+            Self::CloseOthers { first, parents_end: None } => write!(f, "close descriptors from {first} on"),
+            Self::CloseOthers { first, parents_end: Some(end) } => {
+                write!(f, "close descriptors from {first} on, keep the parent's end {end}")
+            }
             Self::Ready => write!(f, "ready: wait for start"),
             Self::Exec => write!(f, "execute program"),
             Self::ExecFile { file } => write!(f, "execute {file}"),

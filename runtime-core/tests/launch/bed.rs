@@ -174,6 +174,8 @@ impl Bundle {
             streams,
             filter: filter.as_ref(),
             report: child,
+            parents_end: None,
+            preserved: Vec::new(),
             no_pivot_root: self.no_pivot_root,
             no_new_keyring: false,
             layers_one_by_one: self.layers_one_by_one,
@@ -239,6 +241,7 @@ impl Bundle {
             streams,
             filter: filter.as_ref(),
             report: child,
+            preserved: Vec::new(),
             no_new_keyring: false,
         })?;
         Ok((compiled, parent, output))

@@ -232,6 +232,8 @@ impl Making<'_> {
             streams: streams(ends),
             filter: self.filter,
             report: child_report,
+            parents_end: None,
+            preserved: Vec::new(),
             no_pivot_root: self.options.no_pivot_root,
             no_new_keyring: self.options.no_new_keyring,
             layers_one_by_one: node.kernel.layers_one_by_one,

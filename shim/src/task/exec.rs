@@ -114,6 +114,7 @@ async fn launch(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<Proc
         streams: streams(ends),
         filter: container.filter.as_deref(),
         report: child_report,
+        preserved: Vec::new(),
         no_new_keyring: container.no_new_keyring,
     })?;
     let child = node.launch(compiled, report).await?;

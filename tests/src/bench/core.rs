@@ -92,6 +92,8 @@ impl Core {
             streams: Streams::Given(null_streams()?),
             filter: Some(&filter),
             report: child,
+            parents_end: None,
+            preserved: Vec::new(),
             no_pivot_root: false,
             no_new_keyring: false,
             layers_one_by_one: true,
@@ -144,6 +146,7 @@ impl Core {
             streams: Streams::Given(null_streams()?),
             filter: Some(&paused.filter),
             report: child,
+            preserved: Vec::new(),
             no_new_keyring: false,
         })?;
         let launched = self.launch(compiled, &parent)?;

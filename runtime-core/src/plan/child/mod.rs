@@ -238,7 +238,7 @@ impl Child<'_> {
             Step::WorkingDirectory { path, later } => process::working_directory(path, *later, state),
             Step::FindProgram => self.find_program(state),
             Step::Relocate { above } => self.relocate(*above),
-            Step::CloseOthers { first } => self.close_others(*first, state),
+            Step::CloseOthers { first, parents_end } => self.close_others(*first, *parents_end, state),
             Step::Ready => Ok(report::child::ready(self.report(state)?)?),
             Step::Exec => self.exec(state),
             Step::ExecFile { file } => Err(calls::execve_file(self.fd(*file)?, self.arguments, self.environment).into()),
@@ -269,16 +269,20 @@ impl Child<'_> {
         Ok(())
     }
 
-    fn close_others(&mut self, first: i32, state: &mut State) -> Result<(), Failed> {
-        let report = usize::from(self.launch.report.0);
+    fn close_others(&mut self, first: i32, parents_end: Option<Slot>, state: &mut State) -> Result<(), Failed> {
         for (index, slot) in self.slots.iter_mut().enumerate() {
-            if index != report {
+            if index != usize::from(self.launch.report.0) && parents_end.is_none_or(|end| index != usize::from(end.0)) {
                 *slot = None;
             }
         }
         calls::duplicate_onto(self.fd(self.launch.report)?, first, true)?;
         state.report = Some(first);
-        Ok(calls::close_from(first as u32 + 1)?)
+        let mut next = first + 1;
+        if let Some(end) = parents_end {
+            calls::duplicate_onto(self.fd(end)?, next, true)?;
+            next += 1;
+        }
+        Ok(calls::close_from(next as u32)?)
     }
 
     fn seccomp(&self, program: &[Insn], flags: u32, state: &State) -> Result<(), Failed> {

@@ -1,0 +1,308 @@
+//! The command line: runc's commands and flags.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Runs OCI bundles, and says what this host has of what containers need.
+#[derive(Debug, Parser)]
+#[command(name = "coracle", version, disable_version_flag = true)]
+pub struct CommandLine {
+    #[command(flatten)]
+    pub globals: Globals,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct Globals {
+    /// Directory of the containers' state [default: /run/coracle, or coracle below $XDG_RUNTIME_DIR for other users than root]
+    #[arg(long)]
+    pub root: Option<PathBuf>,
+    /// File for failures and warnings, besides standard error
+    #[arg(long)]
+    pub log: Option<PathBuf>,
+    /// Form of its lines
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// Accepted for the sake of callers of runc
+    #[arg(long)]
+    pub debug: bool,
+    /// systemd makes the containers' cgroups; cgroupsPath has the form slice:prefix:name
+    #[arg(long)]
+    pub systemd_cgroup: bool,
+    /// Accepted as false or auto: permission errors of cgroups are never ignored
+    #[arg(long, value_enum, default_value_t = Rootless::Auto)]
+    pub rootless: Rootless,
+    /// Print the version
+    #[arg(long, short = 'v', action = clap::ArgAction::Version)]
+    pub version: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Rootless {
+    True,
+    False,
+    Auto,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say which kernel features, cgroups and security modules this host has, and what each missing one costs
+    Check {
+        /// The same for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a container whose first process waits for its start
+    Create {
+        #[command(flatten)]
+        options: CreateFlags,
+        id: String,
+    },
+    /// Let the first process of a created container go
+    Start { id: String },
+    /// Create and start a container, and wait for its end
+    Run {
+        #[command(flatten)]
+        options: CreateFlags,
+        /// Do not wait
+        #[arg(long, short)]
+        detach: bool,
+        /// Leave the container's state after its end
+        #[arg(long)]
+        keep: bool,
+        /// Accepted for the sake of callers of runc: there never is one
+        #[arg(long)]
+        no_subreaper: bool,
+        id: String,
+    },
+    /// Print the state of a container
+    State { id: String },
+    /// Send a signal to the first process, or to all
+    Kill {
+        /// To every process of the container
+        #[arg(long, short)]
+        all: bool,
+        id: String,
+        /// A name or number
+        #[arg(default_value = "SIGTERM")]
+        signal: String,
+    },
+    /// Forget a container that has ended, or was never started
+    Delete {
+        /// Kill it first, and accept that it does not exist
+        #[arg(long, short)]
+        force: bool,
+        id: String,
+    },
+    /// Run a process in a container
+    Exec(Exec),
+    /// List the containers
+    List {
+        #[arg(long, short, value_enum, default_value_t = Format::Table)]
+        format: Format,
+        /// Only their ids
+        #[arg(long, short)]
+        quiet: bool,
+    },
+    /// List the processes of a container
+    Ps {
+        #[arg(long, short, value_enum, default_value_t = Format::Table)]
+        format: Format,
+        id: String,
+        /// Options of ps(1) [default: -ef]
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+    /// Freeze a container
+    Pause { id: String },
+    /// Thaw a container
+    Resume { id: String },
+    /// Change limits
+    Update(Update),
+    /// Print what a container uses
+    Events {
+        /// Once
+        #[arg(long)]
+        stats: bool,
+        /// How often: a number with s, m or h
+        #[arg(long, default_value = "5s")]
+        interval: String,
+        id: String,
+    },
+    /// Write a specification to start from
+    Spec {
+        /// Where to, instead of the current directory
+        #[arg(long, short)]
+        bundle: Option<PathBuf>,
+        /// For a container in a user namespace of the caller's
+        #[arg(long)]
+        rootless: bool,
+    },
+    /// Print what this build does, as the runtime spec's Features
+    Features,
+    /// Not supported
+    Checkpoint {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Not supported
+    Restore {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CreateFlags {
+    /// Directory of config.json [default: the current one]
+    #[arg(long, short)]
+    pub bundle: Option<PathBuf>,
+    /// Unix socket that receives the master of the container's terminal
+    #[arg(long)]
+    pub console_socket: Option<PathBuf>,
+    /// File for the process id of the first process
+    #[arg(long)]
+    pub pid_file: Option<PathBuf>,
+    /// Move the root instead of pivoting to it: for a root on the initramfs
+    #[arg(long)]
+    pub no_pivot: bool,
+    /// Leave the caller's session keyring in place
+    #[arg(long)]
+    pub no_new_keyring: bool,
+    /// Pass so many descriptors from 3 on to the container
+    #[arg(long, default_value_t = 0)]
+    pub preserve_fds: u16,
+}
+
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Unix socket that receives the master of the terminal
+    #[arg(long)]
+    pub console_socket: Option<PathBuf>,
+    /// Working directory
+    #[arg(long)]
+    pub cwd: Option<String>,
+    /// KEY=value, besides the container's
+    #[arg(long, short)]
+    pub env: Vec<String>,
+    /// With a terminal
+    #[arg(long, short)]
+    pub tty: bool,
+    /// uid[:gid]
+    #[arg(long, short)]
+    pub user: Option<String>,
+    /// Supplementary groups
+    #[arg(long, short = 'g')]
+    pub additional_gids: Vec<u32>,
+    /// File with the JSON of a process, in place of all that follows from other flags
+    #[arg(long, short)]
+    pub process: Option<PathBuf>,
+    /// Do not wait for its end
+    #[arg(long, short)]
+    pub detach: bool,
+    /// File for its process id
+    #[arg(long)]
+    pub pid_file: Option<PathBuf>,
+    /// SELinux label
+    #[arg(long)]
+    pub process_label: Option<String>,
+    /// AppArmor profile
+    #[arg(long)]
+    pub apparmor: Option<String>,
+    /// No gain of rights by execve
+    #[arg(long)]
+    pub no_new_privs: bool,
+    /// Capabilities besides the container's
+    #[arg(long, short)]
+    pub cap: Vec<String>,
+    /// Pass so many descriptors from 3 on
+    #[arg(long, default_value_t = 0)]
+    pub preserve_fds: u16,
+    /// In a paused container as well
+    #[arg(long)]
+    pub ignore_paused: bool,
+    pub id: String,
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Update {
+    /// File with the JSON of linux.resources, - for standard input; other flags are ignored then
+    #[arg(long, short)]
+    pub resources: Option<PathBuf>,
+    /// 10 to 1000
+    #[arg(long)]
+    pub blkio_weight: Option<u16>,
+    /// Microseconds
+    #[arg(long)]
+    pub cpu_period: Option<u64>,
+    /// Microseconds
+    #[arg(long, allow_hyphen_values = true)]
+    pub cpu_quota: Option<i64>,
+    /// Microseconds
+    #[arg(long)]
+    pub cpu_burst: Option<u64>,
+    #[arg(long)]
+    pub cpu_share: Option<u64>,
+    /// Microseconds
+    #[arg(long)]
+    pub cpu_rt_period: Option<u64>,
+    /// Microseconds
+    #[arg(long, allow_hyphen_values = true)]
+    pub cpu_rt_runtime: Option<i64>,
+    /// A list as 0-3,5
+    #[arg(long)]
+    pub cpuset_cpus: Option<String>,
+    /// A list as 0-3,5
+    #[arg(long)]
+    pub cpuset_mems: Option<String>,
+    /// 1 for the idle policy
+    #[arg(long, allow_hyphen_values = true)]
+    pub cpu_idle: Option<i64>,
+    /// Bytes
+    #[arg(long, allow_hyphen_values = true)]
+    pub memory: Option<i64>,
+    /// Bytes
+    #[arg(long, allow_hyphen_values = true)]
+    pub memory_reservation: Option<i64>,
+    /// Bytes of memory and swap together, -1 for no limit
+    #[arg(long, allow_hyphen_values = true)]
+    pub memory_swap: Option<i64>,
+    #[arg(long, allow_hyphen_values = true)]
+    pub pids_limit: Option<i64>,
+    pub id: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Table,
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_id_is_the_programs() {
+        let line = CommandLine::try_parse_from(["coracle", "exec", "-d", "c", "ls", "-d", "--force"]).unwrap();
+        let Command::Exec(exec) = line.command else { panic!("not exec") };
+        assert_eq!((exec.id.as_str(), exec.detach, exec.command), ("c", true, ["ls", "-d", "--force"].map(str::to_owned).to_vec()));
+    }
+}

@@ -1,0 +1,110 @@
+//! A container's cgroup, whoever makes it: this program, or systemd as a scope.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use runtime_core::cgroup::{Cgroup, CgroupPath, Host, Intent};
+use runtime_core::compile::{self, CgroupView};
+use runtime_core::error::{Context as _, Result};
+use runtime_core::plan::report;
+use runtime_core::rdt::Groups;
+use runtime_core::spec::Resources;
+use runtime_core::systemd::{Address, Blocking, Instance, Manager, New, Scope, block_on};
+
+use crate::Runtime;
+use crate::launch::{Child, Progress, unexpected};
+use crate::store::{State, refused};
+
+/// How long a cgroup may take to die, and to go.
+pub const REMOVAL: Duration = Duration::from_secs(10);
+
+/// What a process enters its cgroup by, and groups of resctrl that are entered in the same way.
+///
+/// # Errors
+/// One of them is gone.
+pub fn view(cgroup: &Cgroup, groups: &[&Groups]) -> Result<CgroupView> {
+    let directory = cgroup.dir_fd().map(|fd| fd.try_clone_to_owned().context(|| "dup")).transpose()?;
+    let mut procs = cgroup.procs_fds()?;
+    for groups in groups {
+        procs.extend(groups.tasks()?);
+    }
+    Ok(CgroupView { procs, directory, mounts: cgroup.mounts() })
+}
+
+/// Where the cgroup of a new container is.
+///
+/// # Errors
+/// A path that does not have the form of the driver; a scope that is in use.
+pub fn place(runtime: &Runtime, cgroups_path: Option<&str>, id: &str) -> Result<CgroupPath> {
+    if !runtime.systemd {
+        return CgroupPath::new(&runtime.host, cgroups_path, id);
+    }
+    let scope = Scope::new(cgroups_path, id, Instance::of_this_process())?;
+    let path = block_on(manager(&scope)?.path(&scope))?;
+    if Cgroup::open(&runtime.host, &path)?.populated()? {
+        return Err(refused(format!("cgroupsPath: the scope {:?} is in use", scope.name)));
+    }
+    Ok(path)
+}
+
+fn manager(scope: &Scope) -> Result<Manager<Arc<Blocking>>> {
+    let bus = Arc::new(Blocking::new(Address::of(scope.instance)?));
+    Ok(Manager::new(scope.instance, bus))
+}
+
+/// A cgroup with its limits in force, and the process that keeps a scope until the container's own one is inside.
+///
+/// # Errors
+/// The step that failed; of a scope, [`destroy`] removes what there is.
+pub fn make(runtime: &Runtime, path: &CgroupPath, id: &str, resources: &Resources) -> Result<(Cgroup, Option<Guest>)> {
+    let Some(scope) = path.scope() else { return Ok((Cgroup::create(&runtime.host, path, resources)?, None)) };
+    let intent = Intent::new(&runtime.host, resources, None)?;
+    let (report, child_report) = report::pair().context(|| "socketpair")?;
+    let guest = Guest(runtime.launching.launch(compile::guest(child_report), report)?);
+    match guest.0.progress()? {
+        Progress::Ready => {}
+        _ => return Err(unexpected()),
+    }
+    let new = New { scope, path, id, pid: guest.0.pid.cast_unsigned(), intent: &intent, extra: &[] };
+    block_on(manager(scope)?.start(&runtime.host, &new))?;
+    Ok((Cgroup::adopt(&runtime.host, path, resources)?, Some(guest)))
+}
+
+/// The process that keeps a scope; it ends with this.
+pub struct Guest(Child);
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.0.kill();
+    }
+}
+
+/// Kills what is inside and removes the cgroup, the scope and the groups of resctrl of a container.
+///
+/// # Errors
+/// The first step that failed; all are tried.
+pub fn destroy(host: &Host, path: Option<&CgroupPath>, groups: &[PathBuf]) -> Result<()> {
+    let removed = path.map_or(Ok(()), |path| {
+        let cgroup = Cgroup::open(host, path)?;
+        cgroup.kill_and_wait(REMOVAL)?;
+        cgroup.remove(REMOVAL)
+    });
+    let stopped = match path.and_then(CgroupPath::scope) {
+        Some(scope) => manager(scope).and_then(|manager| block_on(manager.stop(scope))),
+        None => Ok(()),
+    };
+    removed.and(stopped).and(runtime_core::rdt::remove(groups))
+}
+
+/// Changes limits.
+///
+/// # Errors
+/// The field that could not be changed.
+pub fn update(host: &Host, state: &State, resources: &Resources) -> Result<()> {
+    let cgroup = state.cgroup(host)?;
+    match state.record.cgroup.as_ref().and_then(CgroupPath::scope) {
+        Some(scope) => block_on(manager(scope)?.update(host, scope, &cgroup, resources)),
+        None => cgroup.update(resources),
+    }
+}

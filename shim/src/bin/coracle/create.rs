@@ -1,0 +1,319 @@
+//! Create and start: between the two, nobody but the first process itself is there.
+//!
+//! It waits for the word to go on its report, a socket, and nobody keeps the other end of that but the process itself: so `create` may end, and
+//! the process goes on waiting. `start` takes that other end out of it with pidfd_getfd(2). Unlike runc's FIFO in the state directory this
+//! needs no step that a seccomp profile could forbid (it is read(2) and write(2) as ever), no file that others could open, and brings
+//! failures of execve(2) back to `start`, with the end of the file when the program runs.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use oci_spec::runtime::ContainerState;
+use runtime_core::compile::{self, Streams, parents_end, unknown_capabilities};
+use runtime_core::container::hooks::Point;
+use runtime_core::container::record::{ProcessId, Record, write_atomically};
+use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::kernel::Features;
+use runtime_core::plan::report;
+use runtime_core::rdt::{self, Groups};
+use runtime_core::seccomp::{self, Filter};
+use runtime_core::spec::{Spec, check};
+use runtime_core::sys::process::{borrow_number, send_signal};
+use runtime_core::{cgroup::Cgroup, net};
+use shim::clock::rfc3339;
+use std::os::fd::AsFd;
+
+use crate::Runtime;
+use crate::args::CreateFlags;
+use crate::cgroups::{self, view};
+use crate::foreground::resize;
+use crate::hooks::{Hooks, send};
+use crate::launch::{Child, Progress, unexpected};
+use crate::store::{Entry, Stage, State, Status, refused};
+
+/// Whether somebody stays to serve a terminal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Foreground {
+    /// The command waits for the end of the container.
+    Yes,
+    /// It goes on without it.
+    No,
+}
+
+/// A created container, locked, and the master of its terminal if the command is to serve that.
+pub struct Created {
+    /// Its directory.
+    pub entry: Entry,
+    /// Its state.
+    pub state: State,
+    /// Its first process.
+    pub child: Child,
+    /// The terminal.
+    pub master: Option<OwnedFd>,
+}
+
+/// Makes a container whose first process waits; what fails half-way leaves nothing.
+///
+/// # Errors
+/// The step that failed.
+pub fn create(runtime: &Runtime, options: &CreateFlags, id: &str, foreground: Foreground) -> Result<Created> {
+    // First, before other descriptors get numbers of theirs.
+    let preserved = preserved(options.preserve_fds)?;
+    let bundle = options.bundle.clone().unwrap_or_else(|| PathBuf::from("."));
+    let bundle = std::fs::canonicalize(&bundle).context(|| format!("bundle {bundle:?}"))?;
+    let path = bundle.join("config.json");
+    let config = std::fs::read(&path).context(|| format!("read {path:?}"))?;
+    let spec = Spec::parse(&config).context(|| format!("{path:?}"))?;
+    check(&spec)?;
+    let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
+    check_console(terminal, options.console_socket.as_deref(), foreground)?;
+    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    warn(runtime, id, &spec, filter.as_ref());
+    let cgroup = cgroups::place(runtime, spec.linux.cgroups_path.as_deref(), id)?;
+    let groups = groups(runtime, id, &spec);
+
+    let entry = runtime.store.make(id)?;
+    let mut record = Record::own(id, Some(cgroup));
+    record.resctrl = groups.of_container();
+    let mut state = State {
+        record,
+        rootfs: spec.root_path(&bundle),
+        created: rfc3339(SystemTime::now()),
+        owner: rustix::process::getuid().as_raw(),
+        oci_version: spec.oci_version.clone(),
+        annotations: spec.annotations.clone(),
+        stage: Stage::Creating,
+        parents_end: parents_end(preserved.len()),
+        no_new_keyring: options.no_new_keyring,
+        bundle,
+    };
+    // From here on `delete --force` can clean up after us.
+    let noted = entry.write(&state).and_then(|()| entry.write_config(&config));
+    let making = Making { runtime, options, spec: &spec, filter: filter.as_ref(), groups: &groups, entry: &entry, foreground };
+    let made = noted.and_then(|()| making.make(&mut state, preserved));
+    match made {
+        Ok((child, master)) => Ok(Created { entry, state, child, master }),
+        Err(error) => {
+            undo(runtime, &entry, &state);
+            Err(error)
+        }
+    }
+}
+
+fn undo(runtime: &Runtime, entry: &Entry, state: &State) {
+    let destroyed = cgroups::destroy(&runtime.host, state.record.cgroup.as_ref(), &state.record.resctrl);
+    if let Err(error) = destroyed.and_then(|()| entry.remove()) {
+        runtime.log.warn(&error.to_string());
+    }
+}
+
+struct Making<'a> {
+    runtime: &'a Runtime,
+    options: &'a CreateFlags,
+    spec: &'a Spec,
+    filter: Option<&'a Filter>,
+    groups: &'a Groups,
+    entry: &'a Entry,
+    foreground: Foreground,
+}
+
+impl Making<'_> {
+    fn make(&self, state: &mut State, preserved: Vec<OwnedFd>) -> Result<(Child, Option<OwnedFd>)> {
+        let Self { runtime, spec, .. } = self;
+        self.groups.make()?;
+        let resources = &spec.linux.resources;
+        let path = state.record.cgroup.clone().ok_or_else(unexpected)?;
+        let (cgroup, guest) = cgroups::make(runtime, &path, &state.record.id, resources)?;
+        let (report, child_report) = report::pair().context(|| "socketpair")?;
+        let kernel = Features::get();
+        let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
+        let compiled = compile::container(compile::Container {
+            id: &state.record.id,
+            bundle: &state.bundle,
+            spec,
+            rootfs: &[],
+            by_helper: Vec::new(),
+            pod: None,
+            cgroup: view(&cgroup, &[self.groups])?,
+            streams: if terminal { Streams::Terminal } else { own_streams()? },
+            filter: self.filter,
+            report: child_report,
+            parents_end: Some(report.try_clone().context(|| "dup")?),
+            preserved,
+            no_pivot_root: self.options.no_pivot,
+            no_new_keyring: self.options.no_new_keyring,
+            layers_one_by_one: kernel.layers_one_by_one,
+            layers_by_descriptor: kernel.layers_by_descriptor,
+        })?;
+        let child = runtime.launching.launch(compiled, report)?;
+        match self.accompany(state, &child, &cgroup, guest) {
+            Ok(master) => Ok((child, master)),
+            Err(error) => {
+                child.kill();
+                Err(error)
+            }
+        }
+    }
+
+    fn accompany(&self, state: &mut State, child: &Child, cgroup: &Cgroup, guest: Option<cgroups::Guest>) -> Result<Option<OwnedFd>> {
+        if let Some(guest) = guest {
+            drop(guest);
+            cgroup.settle(&self.spec.linux.resources)?;
+        }
+        state.record.init = ProcessId::of(child.pid);
+        self.entry.write(state)?;
+        let master = self.until_ready(state, child, cgroup)?;
+        self.entry.write_launch(&child.launch)?;
+        if let Some(file) = &self.options.pid_file {
+            write_atomically(file, child.pid.to_string().as_bytes())?;
+        }
+        state.stage = Stage::Created;
+        self.entry.write(state)?;
+        Ok(master)
+    }
+
+    fn until_ready(&self, state: &State, child: &Child, cgroup: &Cgroup) -> Result<Option<OwnedFd>> {
+        let hooks = Hooks { runtime: self.runtime, spec: self.spec, state, filter: self.filter };
+        let mut served = None;
+        loop {
+            match child.progress()? {
+                Progress::Ready => return Ok(served),
+                Progress::Console(master) => served = hand_out(self.options.console_socket.as_deref(), self.foreground, master)?,
+                Progress::Listener(descriptor) => hooks.give_listener(child, descriptor, ContainerState::Creating, child.pid)?,
+                Progress::Hooks => {
+                    move_devices(self.spec, child.pid)?;
+                    hooks.run(Point::Prestart, Some(child), false)?;
+                    hooks.run(Point::CreateRuntime, Some(child), false)?;
+                    hooks.run(Point::CreateContainer, Some(child), true)?;
+                    child.go()?;
+                }
+                Progress::Executed => return Err(killed(cgroup)),
+            }
+        }
+    }
+}
+
+/// The child has ended without a report: somebody has killed it, most likely the kernel.
+fn killed(cgroup: &Cgroup) -> Error {
+    let out_of_memory = cgroup.out_of_memory_kills().is_ok_and(|count| count > 0);
+    let why = if out_of_memory { ": out of memory, resources.memory.limit is too low" } else { "" };
+    Error::new(ErrorKind::Internal, format!("the container's first process was killed before it was ready{why}"))
+}
+
+fn move_devices(spec: &Spec, pid: i32) -> Result<()> {
+    let devices = spec.linux.devices_to_move()?;
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let path = format!("/proc/{pid}/ns/net");
+    let namespace = std::fs::File::open(&path).context(|| format!("open {path}"))?;
+    net::move_into(&devices, namespace.as_fd())
+}
+
+/// Those of `linux.intelRdt`, where the host has resctrl: it only tunes.
+pub fn groups(runtime: &Runtime, id: &str, spec: &Spec) -> Groups {
+    match &spec.linux.intel_rdt {
+        None => Groups::default(),
+        Some(rdt) if rdt::is_mounted() => Groups::of(Path::new(rdt::MOUNT_POINT), id, rdt),
+        Some(_) => {
+            runtime.log.warn("linux.intelRdt has no effect without a mounted resctrl, ignoring");
+            Groups::default()
+        }
+    }
+}
+
+/// What is passed over.
+fn warn(runtime: &Runtime, id: &str, spec: &Spec, filter: Option<&Filter>) {
+    for field in runtime.host.ignored(&spec.linux.resources) {
+        runtime.log.warn(&format!("{id}: linux.resources.{field} has no effect on this host, ignoring"));
+    }
+    for name in filter.iter().flat_map(|filter| &filter.skipped) {
+        runtime.log.warn(&format!("{id}: linux.seccomp: system call {name:?} is unknown, ignoring"));
+    }
+    for name in spec.process.iter().flat_map(unknown_capabilities) {
+        runtime.log.warn(&format!("{id}: capability {name:?} is unknown, ignoring"));
+    }
+}
+
+/// The caller's descriptors from 3 on.
+///
+/// # Errors
+/// One of them is not open.
+pub fn preserved(count: u16) -> Result<Vec<OwnedFd>> {
+    let what = |number| move || format!("--preserve-fds: descriptor {number}");
+    let numbers = || (3..).take(count.into());
+    // All of them before the first copy, which may get the number of one that is missing.
+    numbers().try_for_each(|number| rustix::io::fcntl_getfd(borrow_number(number)).map(drop).context(what(number)))?;
+    numbers().map(|number| borrow_number(number).try_clone_to_owned().context(what(number))).collect()
+}
+
+/// The caller's standard streams.
+///
+/// # Errors
+/// At a limit of descriptors.
+pub fn own_streams() -> Result<Streams> {
+    let duplicate = |number| borrow_number(number).try_clone_to_owned().context(|| format!("dup descriptor {number}"));
+    Ok(Streams::Given([duplicate(0)?, duplicate(1)?, duplicate(2)?]))
+}
+
+/// Who serves the terminal must be clear beforehand.
+///
+/// # Errors
+/// In runc's words.
+pub fn check_console(terminal: bool, socket: Option<&Path>, foreground: Foreground) -> Result<()> {
+    match (terminal, socket, foreground) {
+        (true, None, Foreground::No) => Err(Error::invalid("cannot allocate tty if runc will detach without setting console socket")),
+        (false, Some(_), _) | (_, Some(_), Foreground::Yes) => {
+            Err(Error::invalid("cannot use console socket if runc will not detach or allocate tty"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Gives the terminal's master to who is to serve it: the caller's socket, or this command.
+///
+/// # Errors
+/// The socket does not take it.
+pub fn hand_out(socket: Option<&Path>, foreground: Foreground, master: OwnedFd) -> Result<Option<OwnedFd>> {
+    let Some(socket) = socket.filter(|_| foreground == Foreground::No) else {
+        // Before the program can ask for it.
+        resize(&master);
+        return Ok(Some(master));
+    };
+    send(socket, b"/dev/ptmx", &master).context(|| format!("--console-socket {socket:?}"))?;
+    Ok(None)
+}
+
+/// Lets the first process of a created container go.
+///
+/// # Errors
+/// The step that failed; the process has ended then.
+pub fn start(runtime: &Runtime, entry: &Entry, state: &mut State) -> Result<()> {
+    match state.status(&runtime.host)? {
+        Status::Created => {}
+        Status::Stopped => return Err(refused("cannot start a container that has stopped")),
+        Status::Creating => return Err(refused("cannot start a container that is being created")),
+        Status::Running | Status::Paused => return Err(refused("cannot start an already running container")),
+    }
+    let spec = entry.spec()?;
+    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let child = Child::waiting(state.pid(), state.parents_end, entry.launch()?)?;
+    let hooks = Hooks { runtime, spec: &spec, state, filter: filter.as_ref() };
+    let started = hooks.run_in_container(&child).and_then(|()| {
+        child.go()?;
+        hooks.until_executed(&child, ContainerState::Created, child.pid)
+    });
+    if let Err(error) = started {
+        let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+        return Err(error);
+    }
+    state.stage = Stage::Started;
+    entry.write(state)?;
+    let hooks = Hooks { runtime, spec: &spec, state, filter: filter.as_ref() };
+    if let Err(error) = hooks.run(Point::Poststart, Some(&child), false) {
+        let _ = state.cgroup(&runtime.host)?.kill();
+        return Err(error);
+    }
+    Ok(())
+}

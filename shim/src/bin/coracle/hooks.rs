@@ -1,0 +1,216 @@
+//! Hooks, one after the other, and the listener of a seccomp filter: what else happens between the steps of a container's first process.
+
+use std::io::{Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use oci_spec::runtime::{ContainerState, Hook};
+use runtime_core::compile::{self, Compiled, Helper, StartContainerHook};
+use runtime_core::container::hooks::{Point, described, process_state, state};
+use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::plan::report;
+use runtime_core::seccomp::Filter;
+use runtime_core::spec::Spec;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SeekFrom};
+use rustix::io::{Errno, IoSlice};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use crate::Runtime;
+use crate::cgroups::view;
+use crate::launch::{Child, Progress, unexpected};
+use crate::store::{State, joined};
+
+/// What is kept of a hook's complaints.
+const STDERR_MAX: usize = 1024;
+/// How long the program that listens for system calls may take to take its descriptor.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A container whose hooks are run.
+pub struct Hooks<'a> {
+    /// The command.
+    pub runtime: &'a Runtime,
+    /// The configuration.
+    pub spec: &'a Spec,
+    /// The container.
+    pub state: &'a State,
+    /// The compiled `linux.seccomp`.
+    pub filter: Option<&'a Filter>,
+}
+
+impl Hooks<'_> {
+    /// Runs those of a point in order, in the namespaces of the first process if `inside`.
+    ///
+    /// # Errors
+    /// The first one that fails or takes too long, with what it said.
+    pub fn run(&self, point: Point, init: Option<&Child>, inside: bool) -> Result<()> {
+        for hook in point.of(self.spec.hooks.as_ref()) {
+            let told = self.told(point, init)?;
+            let inside = match init.filter(|_| inside) {
+                Some(init) => Some((init.pidfd.try_clone().context(|| "dup")?, joined(self.spec)?.flags())),
+                None => None,
+            };
+            let own_name = [hook.path().to_string_lossy().into_owned()];
+            let arguments = hook.args().as_deref().filter(|arguments| !arguments.is_empty()).unwrap_or(&own_name);
+            let directory = if inside.is_some() { Path::new("/") } else { self.state.bundle.as_path() };
+            let compile = |streams: [OwnedFd; 3], report| {
+                compile::helper(Helper {
+                    path: hook.path(),
+                    arguments,
+                    environment: hook.env().as_deref().unwrap_or_default(),
+                    descriptors: streams.into_iter().zip(0..).collect(),
+                    inside,
+                    directory,
+                    report,
+                })
+            };
+            self.live(hook, &told, None, compile).context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
+        }
+        Ok(())
+    }
+
+    /// Runs those that run in the container, with the rights of its first process.
+    ///
+    /// # Errors
+    /// As [`Hooks::run`].
+    pub fn run_in_container(&self, init: &Child) -> Result<()> {
+        let point = Point::StartContainer;
+        let hooks = point.of(self.spec.hooks.as_ref());
+        let Some(process) = self.spec.process.as_ref().filter(|_| !hooks.is_empty()) else { return Ok(()) };
+        let (namespaces, cgroup) = (joined(self.spec)?, self.state.cgroup(&self.runtime.host)?);
+        for hook in hooks {
+            let told = self.told(point, Some(init))?;
+            let (init_fd, cgroup) = (init.pidfd.try_clone().context(|| "dup")?, view(&cgroup, &[])?);
+            let compile = |streams, report| {
+                compile::start_container_hook(StartContainerHook {
+                    id: &self.state.record.id,
+                    hook,
+                    process,
+                    namespaces: &namespaces,
+                    init: init_fd,
+                    cgroup,
+                    streams,
+                    filter: self.filter,
+                    report,
+                    no_new_keyring: self.state.no_new_keyring,
+                })
+            };
+            self.live(hook, &told, Some(init.pid), compile).context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
+        }
+        Ok(())
+    }
+
+    fn told(&self, point: Point, init: Option<&Child>) -> Result<Vec<u8>> {
+        let State { record, bundle, oci_version, annotations, .. } = self.state;
+        state(point, &record.id, init.map_or(0, |init| init.pid), bundle, oci_version, annotations)
+    }
+
+    /// The life of one, bounded by its timeout. It reads its state from memory and complains into memory: nobody has to talk with it meanwhile.
+    fn live(
+        &self,
+        hook: &Hook,
+        told: &[u8],
+        init: Option<i32>,
+        compile: impl FnOnce([OwnedFd; 3], OwnedFd) -> Result<Compiled>,
+    ) -> Result<()> {
+        let deadline = match hook.timeout() {
+            Some(seconds @ 1..) => Some(Instant::now() + Duration::from_secs(seconds.unsigned_abs())),
+            Some(seconds) => return Err(Error::invalid(format!("timeout: {seconds} is not above zero"))),
+            None => None,
+        };
+        let (stdin, stderr) = (memory(told)?, memory(&[])?);
+        let said = stderr.try_clone().context(|| "dup")?;
+        let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null")?;
+        let (report, child_report) = report::pair().context(|| "socketpair")?;
+        let child = self.runtime.launching.launch(compile([stdin, null, stderr], child_report)?, report)?;
+        if let Err(error) = self.until_executed(&child, ContainerState::Created, init.unwrap_or_default()) {
+            child.kill();
+            return Err(error);
+        }
+        if !ends(&child, deadline)? {
+            child.kill();
+            let seconds = hook.timeout().unwrap_or_default();
+            return Err(Error::new(ErrorKind::Internal, format!("killed after its timeout of {seconds} s")));
+        }
+        match child.wait()? {
+            0 => Ok(()),
+            status => Err(Error::new(ErrorKind::Internal, format!("exit status {status}: {}", complaints(said)))),
+        }
+    }
+
+    /// Until a process runs its program; its filter may have a listener, whose container is in this state.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn until_executed(&self, child: &Child, status: ContainerState, init: i32) -> Result<()> {
+        loop {
+            match child.progress()? {
+                Progress::Executed => return Ok(()),
+                Progress::Listener(descriptor) => self.give_listener(child, descriptor, status, init)?,
+                Progress::Hooks | Progress::Console(_) | Progress::Ready => return Err(unexpected()),
+            }
+        }
+    }
+
+    /// Gives the listener of a filter to the program that `listenerPath` names, and lets the process go on.
+    ///
+    /// # Errors
+    /// The socket cannot be reached or does not take it in time.
+    pub fn give_listener(&self, child: &Child, descriptor: OwnedFd, status: ContainerState, init: i32) -> Result<()> {
+        let listener = self.filter.and_then(|filter| filter.listener.as_ref()).ok_or_else(unexpected)?;
+        let State { record, bundle, oci_version, annotations, .. } = self.state;
+        let state = described(status, &record.id, Some(init), bundle, oci_version, annotations)?;
+        let message = process_state(child.pid, &listener.metadata, state)?;
+        send(Path::new(&listener.path), &message, &descriptor)
+            .context(|| format!("linux.seccomp.listenerPath: give the listener to {:?}", listener.path))?;
+        child.go()
+    }
+}
+
+/// Sends a descriptor with a message over a Unix socket.
+///
+/// # Errors
+/// The socket cannot be reached or does not take it in time.
+pub fn send(path: &Path, message: &[u8], descriptor: &OwnedFd) -> std::io::Result<()> {
+    let mut socket = UnixStream::connect(path)?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let rights = [descriptor.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&rights));
+    let sent = sendmsg(&socket, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL)?;
+    socket.write_all(message.get(sent..).unwrap_or_default())
+}
+
+/// A file in memory that holds these bytes, to be read from its beginning.
+fn memory(bytes: &[u8]) -> Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create(c"coracle-hook", MemfdFlags::CLOEXEC).context(|| "memfd_create")?;
+    let mut file = std::fs::File::from(fd);
+    file.write_all(bytes).context(|| "write the state for a hook")?;
+    rustix::fs::seek(&file, SeekFrom::Start(0)).context(|| "seek the state for a hook")?;
+    Ok(file.into())
+}
+
+fn complaints(said: OwnedFd) -> String {
+    let mut text = Vec::new();
+    // What cannot be read is not said.
+    let _ = rustix::fs::seek(&said, SeekFrom::Start(0));
+    let _ = std::fs::File::from(said).take(STDERR_MAX as u64).read_to_end(&mut text);
+    String::from_utf8_lossy(&text).trim().to_owned()
+}
+
+/// Whether it ends before the deadline.
+fn ends(child: &Child, deadline: Option<Instant>) -> Result<bool> {
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.map(|left| Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() });
+        match poll(&mut [PollFd::new(&child.pidfd, PollFlags::IN)], timeout.as_ref()) {
+            Ok(count) => return Ok(count > 0),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::kernel("poll", errno)),
+        }
+    }
+}

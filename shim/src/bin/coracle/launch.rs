@@ -1,0 +1,171 @@
+//! Starting processes: the shim's launcher, for the time of one command. What it starts is a child of the command's, and when the command ends,
+//! of whoever adopts it: conmon, Docker's shim or init.
+
+use std::cell::OnceCell;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use runtime_core::compile::Compiled;
+use runtime_core::container::failure;
+use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::plan::Launch;
+use runtime_core::plan::launcher::{Launched, Launcher, Request};
+use runtime_core::plan::report::{self, GO, Message};
+use runtime_core::sys::process;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, WaitOptions, pidfd_getfd, pidfd_open, waitpid};
+
+/// Forked when first needed, from a process that has one thread; ended and reaped with this.
+#[derive(Default)]
+pub struct Launching(OnceCell<Launcher>);
+
+/// A process that has not executed its program.
+pub struct Child {
+    /// As the host sees it.
+    pub pid: i32,
+    /// For signals and its end.
+    pub pidfd: OwnedFd,
+    /// What it does.
+    pub launch: Launch,
+    report: OwnedFd,
+}
+
+/// Where a child has got to.
+pub enum Progress {
+    /// It waits for the hooks.
+    Hooks,
+    /// The master of its terminal.
+    Console(OwnedFd),
+    /// The listener of the filter that it has loaded; it waits until that is taken.
+    Listener(OwnedFd),
+    /// It waits for the start.
+    Ready,
+    /// It has executed its program, or was killed.
+    Executed,
+}
+
+impl Launching {
+    fn launcher(&self) -> Result<&Launcher> {
+        if let Some(launcher) = self.0.get() {
+            return Ok(launcher);
+        }
+        let launcher = Launcher::spawn()?;
+        Ok(self.0.get_or_init(|| launcher))
+    }
+
+    /// Starts a process.
+    ///
+    /// # Errors
+    /// The errno of clone3(2).
+    pub fn launch(&self, compiled: Compiled, report: OwnedFd) -> Result<Child> {
+        let Compiled { launch, descriptors } = compiled;
+        let launcher = self.launcher()?;
+        let message = Request::Launch(Box::new(launch.clone())).encode()?;
+        let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+        let mut sent = 0;
+        while sent < message.len() {
+            // The descriptors go with the first byte.
+            match launcher.send(&message[sent..], if sent == 0 { &borrowed } else { &[] }) {
+                Ok(more) => sent += more,
+                Err(Errno::AGAIN) => wait(launcher.socket(), PollFlags::OUT)?,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::kernel("launcher", errno)),
+            }
+        }
+        let answer = loop {
+            match launcher.receive() {
+                Err(Errno::AGAIN) => wait(launcher.socket(), PollFlags::IN)?,
+                Err(Errno::INTR) => {}
+                result => break result.context(|| "launcher")?,
+            }
+        };
+        let Launched { pid, pidfd } = answer.map_err(|errno| match errno {
+            // setns(2) to the pid namespace of a process that has ended.
+            Errno::SRCH | Errno::NOMEM if launch.pid_namespace.is_some() => {
+                Error::new(ErrorKind::FailedPrecondition, "cannot exec in a stopped container")
+            }
+            _ => Error::kernel("clone3", errno),
+        })?;
+        Ok(Child { pid, pidfd, launch, report })
+    }
+}
+
+impl Drop for Launching {
+    fn drop(&mut self) {
+        let Some(launcher) = self.0.take() else { return };
+        let pid = Pid::from_raw(launcher.pid());
+        // It ends when its socket closes.
+        drop(launcher);
+        let _ = retry_on_intr(|| waitpid(pid, WaitOptions::empty()));
+    }
+}
+
+impl Child {
+    /// The first process of a container that another command has created: the end of its report that this command needs is in its own keeping.
+    ///
+    /// # Errors
+    /// It has ended; pidfd_getfd(2) is not allowed.
+    pub fn waiting(pid: i32, parents_end: i32, launch: Launch) -> Result<Self> {
+        let ended = || Error::new(ErrorKind::FailedPrecondition, "cannot start a container that has stopped");
+        let pidfd = pidfd_open(Pid::from_raw(pid).ok_or_else(ended)?, PidfdFlags::empty()).map_err(|_| ended())?;
+        let report = pidfd_getfd(&pidfd, parents_end, PidfdGetfdFlags::empty())
+            .context(|| format!("pidfd_getfd of the report of process {pid}, which takes CAP_SYS_PTRACE"))?;
+        Ok(Self { pid, pidfd, launch, report })
+    }
+
+    /// The next thing that the child says.
+    ///
+    /// # Errors
+    /// The step that failed, as a sentence.
+    pub fn progress(&self) -> Result<Progress> {
+        loop {
+            match report::receive(self.report.as_fd()) {
+                Ok(Some(Message::Ready)) => return Ok(Progress::Ready),
+                Ok(Some(Message::Hooks)) => return Ok(Progress::Hooks),
+                Ok(Some(Message::Console(master))) => return Ok(Progress::Console(master)),
+                Ok(Some(Message::Handed(_))) => return Err(unexpected()),
+                Ok(Some(Message::Listener(number))) => {
+                    let listener = pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty());
+                    return listener.context(|| "pidfd_getfd of the seccomp listener").map(Progress::Listener);
+                }
+                Ok(Some(Message::Failed(failed))) => return Err(failure::explain(&self.launch, &failed)),
+                Ok(None) => return Ok(Progress::Executed),
+                Err(Errno::AGAIN) => wait(self.report.as_fd(), PollFlags::IN)?,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::kernel("read the child's report", errno)),
+            }
+        }
+    }
+
+    /// The word that the child waits for.
+    ///
+    /// # Errors
+    /// `EPIPE` if it is gone.
+    pub fn go(&self) -> Result<()> {
+        rustix::net::send(&self.report, &[GO], rustix::net::SendFlags::NOSIGNAL).map(drop).context(|| "tell the child to go on")
+    }
+
+    /// Ends and reaps it.
+    pub fn kill(&self) {
+        let _ = process::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
+        let _ = self.wait();
+    }
+
+    /// Waits for its end and reaps it: its status as a shell would say it.
+    ///
+    /// # Errors
+    /// It is not our child.
+    pub fn wait(&self) -> Result<u32> {
+        let exited = retry_on_intr(|| process::wait(self.pidfd.as_fd())).context(|| format!("wait for process {}", self.pid))?;
+        exited.map(|exited| exited.status).ok_or_else(unexpected)
+    }
+}
+
+/// A child said what it has no reason to say.
+pub fn unexpected() -> Error {
+    Error::new(ErrorKind::Internal, "an unexpected report of a process")
+}
+
+fn wait(fd: BorrowedFd<'_>, flags: PollFlags) -> Result<()> {
+    retry_on_intr(|| poll(&mut [PollFd::from_borrowed_fd(fd, flags)], None)).map(drop).context(|| "poll")
+}

@@ -1,0 +1,126 @@
+//! Kill, delete, pause and resume.
+
+use std::os::fd::AsFd;
+use std::str::FromStr;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use runtime_core::container::hooks::Point;
+use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::sys::process::send_signal;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::Runtime;
+use crate::cgroups;
+use crate::hooks::Hooks;
+use crate::store::{Entry, State, Status, joined, refused};
+
+const FREEZE: Duration = Duration::from_secs(10);
+const SIGNAL_MAX: i32 = 64;
+
+/// The number of a signal that is given by number or name, with or without `SIG`.
+///
+/// # Errors
+/// In runc's words.
+pub fn signal(text: &str) -> Result<i32> {
+    if let Ok(number) = text.parse::<i32>() {
+        return if (0..=SIGNAL_MAX).contains(&number) { Ok(number) } else { Err(unknown(text)) };
+    }
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    Signal::from_str(&format!("SIG{name}")).map(|signal| signal as i32).map_err(|_| unknown(text))
+}
+
+fn unknown(text: &str) -> Error {
+    Error::invalid(format!("unknown signal {text:?}"))
+}
+
+/// Sends a signal to the first process, or to all.
+///
+/// # Errors
+/// It has ended.
+pub fn kill(runtime: &Runtime, id: &str, signal: i32, all: bool) -> Result<()> {
+    let (entry, state) = runtime.store.look(id)?;
+    let cgroup = state.cgroup(&runtime.host)?;
+    let stopped = || refused("container not running");
+    if all {
+        return if signal == libc::SIGKILL { cgroup.kill() } else { cgroup.signal(signal) };
+    }
+    let status = state.status(&runtime.host)?;
+    let init = state.record.init.filter(|_| status != Status::Stopped).ok_or_else(stopped)?;
+    if signal == libc::SIGKILL && !joined(&entry.spec()?)?.has_private_pid() {
+        // Nobody else ends what the first process leaves.
+        return cgroup.kill();
+    }
+    let pidfd = pidfd_open(Pid::from_raw(init.pid).ok_or_else(stopped)?, PidfdFlags::empty()).map_err(|_| stopped())?;
+    // Asked after the opening: from here on the number cannot come to mean another process.
+    if !init.is_alive() {
+        return Err(stopped());
+    }
+    match send_signal(pidfd.as_fd(), signal) {
+        Err(Errno::SRCH) => return Err(stopped()),
+        result => result.context(|| format!("send signal {signal} to process {}", init.pid))?,
+    }
+    // A frozen process of cgroup v1 does not even die.
+    if signal == libc::SIGKILL && status == Status::Paused { cgroup.thaw() } else { Ok(()) }
+}
+
+/// Forgets a container; with `force`, one that runs is killed and a missing one is fine.
+///
+/// # Errors
+/// It runs; something of it cannot be removed.
+pub fn delete(runtime: &Runtime, id: &str, force: bool) -> Result<()> {
+    let entry = match runtime.store.lock(id) {
+        Err(error) if force && error.kind() == ErrorKind::NotFound => return Ok(()),
+        result => result?,
+    };
+    let state = match runtime.store.look(id) {
+        // Its `create` was killed before there was anything else.
+        Err(error) if force && error.kind() == ErrorKind::NotFound => return entry.remove(),
+        result => result?.1,
+    };
+    let status = state.status(&runtime.host)?;
+    if !force && !matches!(status, Status::Stopped | Status::Created) {
+        return Err(refused(format!("cannot delete container {id} that is not stopped: {}", status.name())));
+    }
+    destroy(runtime, &entry, &state)
+}
+
+/// Removes all that there is of a container, whatever it does.
+///
+/// # Errors
+/// The first step that failed; what it has left can be tried again.
+pub fn destroy(runtime: &Runtime, entry: &Entry, state: &State) -> Result<()> {
+    cgroups::destroy(&runtime.host, state.record.cgroup.as_ref(), &state.record.resctrl)?;
+    if let Ok(spec) = entry.spec()
+        && let Err(error) = (Hooks { runtime, spec: &spec, state, filter: None }).run(Point::Poststop, None, false)
+    {
+        runtime.log.warn(&format!("{error}, ignoring"));
+    }
+    entry.remove()
+}
+
+/// Freezes a container.
+///
+/// # Errors
+/// It does not run.
+pub fn pause(runtime: &Runtime, id: &str) -> Result<()> {
+    let (_entry, state) = runtime.store.change(id)?;
+    match state.status(&runtime.host)? {
+        Status::Running | Status::Created => state.cgroup(&runtime.host)?.freeze(FREEZE).context(|| "pause"),
+        _ => Err(refused("container not running")),
+    }
+}
+
+/// Thaws a container.
+///
+/// # Errors
+/// It is not frozen.
+pub fn resume(runtime: &Runtime, id: &str) -> Result<()> {
+    let (_entry, state) = runtime.store.change(id)?;
+    match state.status(&runtime.host)? {
+        Status::Paused => state.cgroup(&runtime.host)?.thaw().context(|| "resume"),
+        _ => Err(refused("container not paused")),
+    }
+}

@@ -1,0 +1,129 @@
+//! For operators and tools: OCI bundles run without containerd, by the same code (`create`, `start` and the other commands of runc's), and
+//! `coracle check` says what this host has of what the shim needs.
+
+mod args;
+mod cgroups;
+mod check;
+mod create;
+mod events;
+mod foreground;
+mod hooks;
+mod launch;
+mod lifecycle;
+mod log;
+mod run;
+mod show;
+mod spec;
+mod store;
+mod update;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use runtime_core::cgroup::Host;
+use runtime_core::error::{Error, ErrorKind, Result};
+
+use args::{Command, CommandLine, Rootless};
+use create::Foreground;
+use launch::Launching;
+use log::Log;
+use store::Store;
+
+/// What all commands need.
+pub struct Runtime {
+    /// The containers.
+    pub store: Store,
+    /// The host's cgroup hierarchies.
+    pub host: Host,
+    /// Starts processes.
+    pub launching: Launching,
+    /// Whether systemd makes the cgroups.
+    pub systemd: bool,
+    /// For what goes wrong.
+    pub log: Log,
+}
+
+/// What runc exits with.
+const FAILED: u8 = 1;
+/// What runc exits with where a process could not be started in a container.
+const EXEC_FAILED: u8 = 255;
+/// Wrong usage.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let line = match CommandLine::try_parse() {
+        Ok(line) => line,
+        Err(error) => {
+            // A reader that goes away early is no failure.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    if let Command::Check { json } = line.command {
+        return check::report(json);
+    }
+    let log = Log { file: line.globals.log.clone(), format: line.globals.log_format };
+    match runtime(&line, log) {
+        Ok(runtime) => run(&runtime, line.command).unwrap_or_else(|error| {
+            runtime.log.error(&error.to_string());
+            ExitCode::from(FAILED)
+        }),
+        Err((log, error)) => {
+            log.error(&error.to_string());
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn runtime(line: &CommandLine, log: Log) -> std::result::Result<Runtime, (Log, Error)> {
+    let globals = &line.globals;
+    let made = || -> Result<(Store, Host)> {
+        if globals.rootless == Rootless::True {
+            return Err(unsupported("--rootless true: permission errors of cgroups are never ignored"));
+        }
+        Ok((Store::new(globals.root.as_deref())?, Host::detect()?))
+    };
+    match made() {
+        Ok((store, host)) => Ok(Runtime { store, host, launching: Launching::default(), systemd: globals.systemd_cgroup, log }),
+        Err(error) => Err((log, error)),
+    }
+}
+
+/// A failure has a status of its own, to be told from the process's.
+fn exec(runtime: &Runtime, options: &args::Exec) -> Result<ExitCode> {
+    run::exec(runtime, options).or_else(|error| {
+        runtime.log.error(&format!("exec failed: {error}"));
+        Ok(ExitCode::from(EXEC_FAILED))
+    })
+}
+
+fn unsupported(what: &str) -> Error {
+    Error::new(ErrorKind::Unimplemented, format!("{what}: not supported"))
+}
+
+fn run(runtime: &Runtime, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Check { json } => return Ok(check::report(json)),
+        Command::Create { options, id } => drop(create::create(runtime, &options, &id, Foreground::No)?),
+        Command::Start { id } => {
+            let (entry, mut state) = runtime.store.change(&id)?;
+            create::start(runtime, &entry, &mut state)?;
+        }
+        Command::State { id } => show::state(runtime, &id)?,
+        Command::Kill { all, id, signal } => lifecycle::kill(runtime, &id, lifecycle::signal(&signal)?, all)?,
+        Command::Delete { force, id } => lifecycle::delete(runtime, &id, force)?,
+        Command::List { format, quiet } => show::list(runtime, format, quiet)?,
+        Command::Ps { format, id, options } => show::ps(runtime, format, &id, &options)?,
+        Command::Pause { id } => lifecycle::pause(runtime, &id)?,
+        Command::Resume { id } => lifecycle::resume(runtime, &id)?,
+        Command::Features => log::print(&format!("{:#}\n", shim::features::features())),
+        Command::Checkpoint { .. } => return Err(unsupported("checkpoint")),
+        Command::Restore { .. } => return Err(unsupported("restore")),
+        Command::Run { options, detach, keep, id, .. } => return run::run(runtime, &options, &id, detach, keep),
+        Command::Exec(options) => return exec(runtime, &options),
+        Command::Update(options) => update::update(runtime, &options)?,
+        Command::Events { stats, interval, id } => events::events(runtime, &id, stats, &interval)?,
+        Command::Spec { bundle, rootless } => spec::write(bundle.as_deref(), rootless)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

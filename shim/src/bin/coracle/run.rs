@@ -1,0 +1,179 @@
+//! Run and exec.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use oci_spec::runtime::ContainerState;
+use runtime_core::compile::{self, CgroupView, Joining, Streams};
+use runtime_core::container::record::write_atomically;
+use runtime_core::error::{Context as _, Error, Result};
+use runtime_core::plan::report;
+use runtime_core::seccomp;
+use runtime_core::spec::{Capabilities, Process, Spec};
+use runtime_core::sys::process::send_signal;
+use std::os::fd::AsFd;
+
+use crate::Runtime;
+use crate::args::{CreateFlags, Exec};
+use crate::cgroups::view;
+use crate::create::{Created, Foreground, check_console, create, hand_out, own_streams, preserved, start};
+use crate::foreground::attend;
+use crate::hooks::Hooks;
+use crate::launch::{Child, Progress, unexpected};
+use crate::lifecycle::destroy;
+use crate::store::{State, Status, joined, refused};
+
+/// Create and start; then wait for the end, and delete, unless told otherwise.
+///
+/// # Errors
+/// The step that failed; the container is no more then.
+pub fn run(runtime: &Runtime, options: &CreateFlags, id: &str, detach: bool, keep: bool) -> Result<ExitCode> {
+    let foreground = if detach || options.console_socket.is_some() { Foreground::No } else { Foreground::Yes };
+    let Created { entry, mut state, child, master } = create(runtime, options, id, foreground)?;
+    if let Err(error) = start(runtime, &entry, &mut state) {
+        if let Err(left) = destroy(runtime, &entry, &state) {
+            runtime.log.warn(&left.to_string());
+        }
+        return Err(error);
+    }
+    if foreground == Foreground::No && detach {
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Others may change the container while it runs.
+    drop(entry);
+    let status = attend(&child, master)?;
+    if !keep {
+        // Somebody may have deleted it already.
+        if let Ok((entry, state)) = runtime.store.change(id) {
+            destroy(runtime, &entry, &state)?;
+        }
+    }
+    Ok(ExitCode::from(status))
+}
+
+/// A process that joins a container.
+///
+/// # Errors
+/// The step that failed.
+pub fn exec(runtime: &Runtime, options: &Exec) -> Result<ExitCode> {
+    let preserved = preserved(options.preserve_fds)?;
+    let (entry, state) = runtime.store.look(&options.id)?;
+    match state.status(&runtime.host)? {
+        Status::Stopped => return Err(refused("cannot exec in a stopped container")),
+        Status::Creating => return Err(refused("cannot exec in a container that is being created")),
+        Status::Paused if !options.ignore_paused => {
+            return Err(refused("cannot exec in a paused container (use --ignore-paused to override)"));
+        }
+        Status::Created | Status::Running | Status::Paused => {}
+    }
+    let spec = entry.spec()?;
+    let process = process(options, &spec)?;
+    let foreground = if options.detach || options.console_socket.is_some() { Foreground::No } else { Foreground::Yes };
+    check_console(process.terminal, options.console_socket.as_deref(), foreground)?;
+    let child = join(runtime, &state, &spec, &process, preserved)?;
+    let master = accompany(runtime, &state, &spec, &child, options, foreground).inspect_err(|_| child.kill())?;
+    if options.detach { Ok(ExitCode::SUCCESS) } else { attend(&child, master).map(ExitCode::from) }
+}
+
+fn join(runtime: &Runtime, state: &State, spec: &Spec, process: &Process, preserved: Vec<std::os::fd::OwnedFd>) -> Result<Child> {
+    let stopped = || refused("cannot exec in a stopped container");
+    let id = state.record.init.ok_or_else(stopped)?;
+    let pid = rustix::process::Pid::from_raw(id.pid).ok_or_else(stopped)?;
+    let init = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).map_err(|_| stopped())?;
+    // Asked after the opening: from here on the number cannot come to mean another process.
+    if !id.is_alive() {
+        return Err(stopped());
+    }
+    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let cgroup = state.cgroup(&runtime.host)?;
+    let (report, child_report) = report::pair().context(|| "socketpair")?;
+    let compiled = compile::joining(Joining {
+        id: &state.record.id,
+        namespaces: &joined(spec)?,
+        process,
+        init,
+        cgroup: CgroupView {
+            directory: cgroup.joining_dir(id.pid)?,
+            ..view(&cgroup, &[&crate::create::groups(runtime, &state.record.id, spec)])?
+        },
+        streams: if process.terminal { Streams::Terminal } else { own_streams()? },
+        filter: filter.as_ref(),
+        report: child_report,
+        preserved,
+        no_new_keyring: state.no_new_keyring,
+    })?;
+    runtime.launching.launch(compiled, report)
+}
+
+fn accompany(
+    runtime: &Runtime,
+    state: &State,
+    spec: &Spec,
+    child: &Child,
+    options: &Exec,
+    foreground: Foreground,
+) -> Result<Option<std::os::fd::OwnedFd>> {
+    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let hooks = Hooks { runtime, spec, state, filter: filter.as_ref() };
+    let mut master = None;
+    loop {
+        match child.progress()? {
+            Progress::Executed => break,
+            Progress::Console(served) => master = hand_out(options.console_socket.as_deref(), foreground, served)?,
+            Progress::Listener(descriptor) => hooks.give_listener(child, descriptor, ContainerState::Running, state.pid())?,
+            Progress::Hooks | Progress::Ready => return Err(unexpected()),
+        }
+    }
+    if let Some(file) = &options.pid_file
+        && let Err(error) = write_atomically(file, child.pid.to_string().as_bytes())
+    {
+        let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+        return Err(error);
+    }
+    Ok(master)
+}
+
+/// What runs: a file's process as it is, or the container's own with changes.
+fn process(options: &Exec, spec: &Spec) -> Result<Process> {
+    if let Some(file) = &options.process {
+        return Process::parse(&read(file)?).context(|| format!("{file:?}"));
+    }
+    if options.command.is_empty() {
+        return Err(Error::invalid("process args cannot be empty"));
+    }
+    let mut process = spec.process.clone().unwrap_or_default();
+    process.args.clone_from(&options.command);
+    process.terminal = options.tty;
+    process.console_size = None;
+    process.env.extend(options.env.iter().cloned());
+    if let Some(cwd) = &options.cwd {
+        process.cwd.clone_from(cwd);
+    }
+    if let Some(user) = &options.user {
+        let (uid, gid) = user.split_once(':').map_or((user.as_str(), None), |(uid, gid)| (uid, Some(gid)));
+        let number = |text: &str| text.parse::<u32>().map_err(|_| Error::invalid(format!("--user {user:?}: {text:?} is no number")));
+        process.user.uid = number(uid)?;
+        if let Some(gid) = gid {
+            process.user.gid = number(gid)?;
+        }
+    }
+    process.user.additional_gids.extend(&options.additional_gids);
+    if let Some(label) = &options.process_label {
+        process.selinux_label = Some(label.clone());
+    }
+    if let Some(profile) = &options.apparmor {
+        process.apparmor_profile = Some(profile.clone());
+    }
+    process.no_new_privileges |= options.no_new_privs;
+    if !options.cap.is_empty() {
+        let sets = process.capabilities.get_or_insert_with(Capabilities::default);
+        for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
+            set.extend(options.cap.iter().cloned());
+        }
+    }
+    Ok(process)
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    std::fs::read(file).context(|| format!("read {file:?}"))
+}

@@ -1,0 +1,172 @@
+//! Debian's Podman with `coracle` as its OCI runtime: pulled from nowhere, with state of its own, nothing of it left.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tests::command::{self, Output};
+use tests::containerd::eventually;
+use tests::oci::{self, Entry, Oci};
+use tests::{Context, Result, ensure, ensure_eq, fail, image, paths, proc, suite};
+
+const IMAGE: &str = "localhost/busybox";
+const SOON: Duration = Duration::from_secs(30);
+
+fn main() -> ExitCode {
+    const CASES: &[Entry] = &[("containers", containers), ("confinement", confinement)];
+    suite::main_of(oci::named("podman", CASES))
+}
+
+/// A Podman whose every file is below the case's directories.
+struct Podman<'a> {
+    oci: &'a Oci,
+    tree: PathBuf,
+    conf: PathBuf,
+}
+
+impl<'a> Podman<'a> {
+    /// With the image imported.
+    fn new(oci: &'a Oci) -> Result<Self> {
+        let tree = paths::cache("bookworm")?;
+        let conf = oci.data().join("containers.conf");
+        // Limits cannot be raised on every machine, and Podman's own are high.
+        let text = format!(
+            "[containers]\ndefault_ulimits = [\"nofile=512:512\", \"nproc=512:512\"]\nlog_driver = \"k8s-file\"\n\
+             [engine]\nevents_logger = \"file\"\nconmon_path = [{:?}]\n",
+            tree.join("usr/bin/conmon")
+        );
+        fs::write(&conf, text)?;
+        let policy = oci.data().join(".config/containers");
+        fs::create_dir_all(&policy)?;
+        fs::write(policy.join("policy.json"), json!({"default": [{"type": "insecureAcceptAnything"}]}).to_string())?;
+        let podman = Podman { oci, tree, conf };
+        let (root, archive) = (oci.data().join("image"), oci.data().join("image.tar"));
+        image::unpack(&root)?;
+        command::output(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg("."))?;
+        podman.ok(&["import", &archive.display().to_string(), IMAGE])?;
+        Ok(podman)
+    }
+
+    fn command(&self, args: &[&str]) -> Result<Command> {
+        let triple =
+            Command::new("gcc").arg("-print-multiarch").output().map(|done| String::from_utf8_lossy(&done.stdout).trim().to_owned());
+        let triple = triple.ok().filter(|text| !text.is_empty()).unwrap_or_else(|| format!("{}-linux-gnu", std::env::consts::ARCH));
+        let libraries = format!("{0}/usr/lib/{triple}:{0}/lib/{triple}", self.tree.display());
+        let mut command = Command::new(self.tree.join("usr/bin/podman"));
+        command.env("HOME", self.oci.data()).env("CONTAINERS_CONF", &self.conf).env("LD_LIBRARY_PATH", libraries);
+        for (flag, directory) in [("--root", self.oci.data()), ("--runroot", self.oci.dir()), ("--tmpdir", self.oci.dir())] {
+            command.arg(flag).arg(directory.join(flag.trim_start_matches('-')));
+        }
+        command.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--runtime"]).arg(paths::shim_dir()?.join("coracle"));
+        command.arg("--runtime-flag").arg(format!("root={}", self.oci.dir().join("state").display()));
+        command.args(args).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    fn run(&self, args: &[&str]) -> Result<Output> {
+        command::run(&mut self.command(args)?)
+    }
+
+    fn ok(&self, args: &[&str]) -> Result<String> {
+        let done = self.run(args)?;
+        if done.code != 0 {
+            fail!("podman {args:?}: exit code {}, stdout {:?}, stderr {:?}", done.code, done.stdout, done.stderr);
+        }
+        Ok(done.stdout)
+    }
+
+    /// `podman run` without a network.
+    fn container(&self, flags: &[&str], program: &[&str]) -> Result<Output> {
+        self.run(&[&["run", "--network", "none", "--cgroup-parent", &format!("/{}", paths::tag())], flags, &[IMAGE], program].concat())
+    }
+
+    fn inspect(&self, name: &str) -> Result<Value> {
+        let all: Value = serde_json::from_str(&self.ok(&["inspect", name])?)?;
+        Ok(all[0].clone())
+    }
+
+    /// Nothing of it may be mounted or run when the case ends.
+    fn close(self) -> Result<()> {
+        self.ok(&["rm", "--all", "--force", "--time", "0"])?;
+        ensure_eq!(self.ok(&["ps", "--all", "--quiet"])?, "", "containers left");
+        let state = self.oci.dir().join("state");
+        let left: Vec<_> = fs::read_dir(state).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+        ensure!(left.is_empty(), "state left: {left:?}");
+        let ours = |path: &Path| path.starts_with(self.oci.data()) || path.starts_with(self.oci.dir());
+        eventually("its monitors end", SOON, || {
+            !proc::all().iter().any(|process| process.command_line.contains(&self.oci.data().display().to_string()))
+        })?;
+        for mount in proc::mounts().into_iter().rev().filter(|mount| ours(Path::new(&mount.target))) {
+            // Podman's own: its storage is a mount point, for as long as the machine runs.
+            rustix::mount::unmount(&mount.target, rustix::mount::UnmountFlags::DETACH)?;
+        }
+        Ok(())
+    }
+}
+
+fn containers(oci: &Oci) -> Result<()> {
+    let podman = Podman::new(oci)?;
+    let name = oci.id("c");
+    let done = podman.container(&["--rm"], &["sh", "-c", "echo out; echo err >&2; exit 5"])?;
+    ensure_eq!((done.code, done.stdout.as_str(), done.stderr.as_str()), (5, "out\n", "err\n"), "podman run");
+    let missing = podman.container(&["--rm"], &["nope"])?;
+    ensure_eq!(missing.code, 127, "status of a program that does not exist: {}", missing.stderr);
+    ensure_eq!(podman.container(&["--rm"], &["/etc"])?.code, 126, "status of a directory");
+    let script = "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.1; done";
+    let detached = podman.container(&["-d", "--name", &name], &["sh", "-c", script])?;
+    ensure_eq!(detached.code, 0, "podman run -d: {}", detached.stderr);
+    eventually("it runs", SOON, || podman.ok(&["logs", &name]).is_ok_and(|text| text == "up\n"))?;
+    let inspected = podman.inspect(&name)?;
+    ensure_eq!(inspected["State"]["Status"], "running", "inspect");
+    ensure!(inspected["OCIRuntime"].as_str().is_some_and(|path| path.ends_with("/coracle")), "runtime: {}", inspected["OCIRuntime"]);
+    let exec = podman.run(&["exec", "-e", "A=b", "-w", "/tmp", &name, "sh", "-c", "echo $A; pwd; exit 4"])?;
+    ensure_eq!((exec.code, exec.stdout.as_str()), (4, "b\n/tmp\n"), "podman exec: {}", exec.stderr);
+    ensure_eq!(podman.run(&["exec", &name, "nope"])?.code, 127, "status of an exec that does not exist");
+    ensure!(podman.ok(&["top", &name])?.contains("sleep 0.1"), "podman top");
+    podman.ok(&["pause", &name])?;
+    ensure_eq!(podman.inspect(&name)?["State"]["Status"], "paused", "after podman pause");
+    podman.ok(&["unpause", &name])?;
+    podman.ok(&["stop", "-t", "20", &name])?;
+    ensure_eq!(podman.inspect(&name)?["State"]["ExitCode"], 3, "status after podman stop");
+    ensure_eq!(podman.ok(&["logs", &name])?, "up\nbye\n", "podman logs");
+    podman.ok(&["start", &name])?;
+    podman.ok(&["kill", "-s", "KILL", &name])?;
+    ensure_eq!(podman.ok(&["wait", &name])?.trim(), "137", "status after podman kill");
+    podman.ok(&["rm", &name])?;
+    podman.close()
+}
+
+fn confinement(oci: &Oci) -> Result<()> {
+    let podman = Podman::new(oci)?;
+    let inside = |flags: &[&str], script: &str| -> Result<String> {
+        let done = podman.container(&[&["--rm"], flags].concat(), &["sh", "-c", script])?;
+        ensure_eq!(done.code, 0, "{flags:?} {script:?}: {}", done.stderr);
+        Ok(done.stdout)
+    };
+    ensure_eq!(
+        inside(&["--read-only"], "echo x 2>/dev/null >/f || echo refused; echo y >/tmp/f; cat /tmp/f")?,
+        "refused\ny\n",
+        "--read-only"
+    );
+    let volume = oci.data().join("volume");
+    fs::create_dir(&volume)?;
+    inside(&["-v", &format!("{}:/v", volume.display())], "echo x >/v/f")?;
+    ensure_eq!(fs::read_to_string(volume.join("f"))?, "x\n", "-v");
+    let maps = inside(&["--uidmap", "0:100000:1000", "--gidmap", "0:100000:1000"], "cat /proc/self/uid_map")?;
+    ensure_eq!(maps.split_whitespace().collect::<Vec<_>>(), ["0", "100000", "1000"], "--uidmap");
+    ensure_eq!(inside(&["-t"], "[ -t 0 ] && echo yes")?.trim(), "yes", "-t");
+    let status = inside(
+        &["--user", "5:6", "--cap-drop", "all", "--security-opt", "no-new-privileges"],
+        "id -u; grep -E 'CapBnd|NoNew|Seccomp:' /proc/self/status",
+    )?;
+    let words: Vec<&str> = status.split_whitespace().collect();
+    ensure_eq!(words, ["5", "CapBnd:", "0000000000000000", "NoNewPrivs:", "1", "Seccomp:", "2"], "confinement");
+    let name = oci.id("l");
+    ensure_eq!(podman.container(&["-d", "--name", &name, "--pids-limit", "33"], &["sleep", "1000"])?.code, 0, "--pids-limit");
+    let pid = podman.inspect(&name)?["State"]["Pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).context(|| "no pid".to_owned())?;
+    let limit = fs::read_to_string(proc::cgroup_of(pid, "pids")?.join("pids.max"))?;
+    ensure_eq!(limit.trim(), "33", "--pids-limit");
+    podman.close()
+}
