@@ -12,7 +12,7 @@ max_age=${PEERS_MAX_AGE:-14}
 
 packages_of() {
 	case $1 in
-	bookworm) echo containerd runc crun containernetworking-plugins podman conmon golang-github-containers-common golang-github-containers-image ;;
+	bookworm) echo containerd runc crun containernetworking-plugins podman conmon golang-github-containers-common golang-github-containers-image libassuan0 ;;
 	sid) echo containerd golang-github-opencontainers-specs-dev ;;
 	*) echo containerd ;;
 	esac
@@ -71,7 +71,10 @@ missing_libraries() {
 	LD_LIBRARY_PATH=$(library_path "$1") ldd $(programs_of "$1") 2>/dev/null | sed -n 's/^[[:space:]]*\([^ ]*\) => not found.*/\1/p' | sort -u
 }
 
-library_path() { printf '%s' "$1/usr/lib/$(dpkg-architecture -qDEB_HOST_MULTIARCH 2>/dev/null || gcc -print-multiarch)"; }
+library_path() {
+	triple=$(dpkg-architecture -qDEB_HOST_MULTIARCH 2>/dev/null || gcc -print-multiarch)
+	printf '%s' "$1/usr/lib/$triple:$1/lib/$triple"
+}
 
 # A minimal machine lacks some libraries of the peers; they come from the packages that these depend on, into the same tree.
 add_libraries() {
