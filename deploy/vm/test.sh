@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 . deploy/setup/lib.sh
 
-core="launch spec limits hooks security"
+core="vm launch spec limits hooks security"
 all="$core shim_rpc bad_input exit_codes contract sandbox"
 case ${1:-core} in
 core) set -- $core ;;

@@ -70,6 +70,7 @@ fn names(sentence: &str, step: &Step) -> bool {
         Step::Attach { target, .. } => sentence.starts_with("attach ") && sentence.contains(&*target.to_string_lossy()),
         Step::AttachRoot { .. } => sentence.starts_with("attach ") && sentence.contains("as the root"),
         Step::IdMap { .. } => sentence.starts_with("map owners of bind") && sentence.contains("as the root"),
+        Step::CopyUp { .. } => sentence.starts_with("copy \"/bin\" to the tmpfs at \"/bin\""),
         Step::Settle { .. } => sentence.starts_with("follow the host's mounts with bind \"/usr\" at \"/b\""),
         Step::Rlimit { .. } => sentence.starts_with("process.rlimits: set rlimit RLIMIT_NOFILE to 99:99"),
         _ => sentence.contains(&step.to_string()),

@@ -294,11 +294,12 @@ pub fn start(runtime: &Runtime, entry: &Entry, state: &mut State) -> Result<()> 
         Status::Created => {}
         Status::Stopped => return Err(refused("cannot start a container that has stopped")),
         Status::Creating => return Err(refused("cannot start a container that is being created")),
-        Status::Running | Status::Paused => return Err(refused("cannot start an already running container")),
+        Status::Paused => return Err(refused("cannot start a paused container")),
+        Status::Running => return Err(refused("cannot start an already running container")),
     }
     let spec = entry.spec()?;
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    let child = Child::waiting(state.pid(), state.parents_end, entry.launch()?)?;
+    let child = Child::waiting(state.record.init, state.parents_end, entry.launch()?)?;
     let hooks = Hooks { runtime, spec: &spec, state, filter: filter.as_ref() };
     let started = hooks.run_in_container(&child).and_then(|()| {
         child.go()?;

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use runtime_core::compile::Compiled;
 use runtime_core::container::failure;
+use runtime_core::container::record::ProcessId;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::Launch;
 use runtime_core::plan::launcher::{Launched, Launcher, Request};
@@ -105,9 +106,15 @@ impl Child {
     ///
     /// # Errors
     /// It has ended; pidfd_getfd(2) is not allowed.
-    pub fn waiting(pid: i32, parents_end: i32, launch: Launch) -> Result<Self> {
+    pub fn waiting(init: Option<ProcessId>, parents_end: i32, launch: Launch) -> Result<Self> {
         let ended = || Error::new(ErrorKind::FailedPrecondition, "cannot start a container that has stopped");
+        let init = init.ok_or_else(ended)?;
+        let pid = init.pid;
         let pidfd = pidfd_open(Pid::from_raw(pid).ok_or_else(ended)?, PidfdFlags::empty()).map_err(|_| ended())?;
+        // Asked after the opening: from here on the number cannot come to mean another one.
+        if !init.is_alive() {
+            return Err(ended());
+        }
         let report = pidfd_getfd(&pidfd, parents_end, PidfdGetfdFlags::empty())
             .context(|| format!("pidfd_getfd of the report of process {pid}, which takes CAP_SYS_PTRACE"))?;
         Ok(Self { pid, pidfd, launch, report })

@@ -43,8 +43,11 @@ pub fn run(runtime: &Runtime, options: &CreateFlags, id: &str, detach: bool, kee
     drop(entry);
     let status = attend(&child, master)?;
     if !keep {
-        // Somebody may have deleted it already.
-        if let Ok((entry, state)) = runtime.store.change(id) {
+        let ours = state.record.init;
+        // Somebody may have deleted it already, and made another of that name.
+        if let Ok((entry, state)) = runtime.store.change(id)
+            && state.record.init == ours
+        {
             destroy(runtime, &entry, &state)?;
         }
     }

@@ -304,8 +304,8 @@ impl State {
         let alive = self.record.init.is_some_and(|init| init.is_alive());
         Ok(match self.stage {
             Stage::Creating if self.record.daemon.is_some_and(|creator| creator.is_alive()) => Status::Creating,
+            Stage::Created | Stage::Started if alive && self.cgroup(host)?.is_frozen()? => Status::Paused,
             Stage::Created if alive => Status::Created,
-            Stage::Started if alive && self.cgroup(host)?.is_frozen()? => Status::Paused,
             Stage::Started if alive => Status::Running,
             _ => Status::Stopped,
         })
