@@ -79,7 +79,12 @@ fn together() -> Vec<Row> {
             file("cpu", "cpu.cfs_quota_us", ["50000", "40000"]),
             file("cpu", "cpu.max", ["50000 100000", "40000 80000"]),
         ),
-        row("cpu/period", [json!(100_000), json!(80_000)], file("cpu", "cpu.cfs_period_us", ["100000", "80000"]), None),
+        row(
+            "cpu/period",
+            [json!(100_000), json!(80_000)],
+            file("cpu", "cpu.cfs_period_us", ["100000", "80000"]),
+            file("cpu", "cpu.max", [" 100000", " 80000"]),
+        ),
         row(
             "cpu/burst",
             [json!(10_000), json!(20_000)],
