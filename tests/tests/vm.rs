@@ -177,15 +177,16 @@ fn pressure_is_told(hand: &mut Hand) -> Result<()> {
 }
 
 fn limits_above_the_runtimes(hand: &mut Hand) -> Result<()> {
-    let (_, hard) = runtime_core::sys::security::rlimit(libc::RLIMIT_NOFILE)?;
-    let mut bundle = hand.bundle("a", &["sh", "-c", "ulimit -Hn; cat /proc/self/oom_score_adj"])?;
+    let (_, hard) = runtime_core::sys::security::rlimit(libc::RLIMIT_MEMLOCK)?;
+    let raised = hard / MIB * MIB + MIB;
+    let mut bundle = hand.bundle("a", &["sh", "-c", "ulimit -Hl; cat /proc/self/oom_score_adj"])?;
     bundle.edit(|spec| {
-        spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 1024, "hard": hard + 1000 }]);
+        spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_MEMLOCK", "soft": 1024, "hard": raised }]);
         spec["process"]["oomScoreAdj"] = json!(-321);
     })?;
     let shim = hand.shim(&bundle)?;
     let ran = ran(hand, &shim, &bundle)?;
-    ensure_eq!(ran.stdout, format!("{}\n-321\n", hard + 1000), "limits: {ran:?}");
+    ensure_eq!(ran.stdout, format!("{}\n-321\n", raised / 1024), "limits: {ran:?}");
     shim.shutdown(&bundle.id)
 }
 
@@ -193,7 +194,7 @@ fn limits_above_the_runtimes(hand: &mut Hand) -> Result<()> {
 fn owners_of_a_user_namespace(hand: &mut Hand) -> Result<()> {
     let place = tempfile::tempdir_in("/var/tmp")?;
     let source = place.path().display().to_string();
-    let script = "stat -c %u:%g /given; touch /given/new && cat /proc/self/uid_map && cat /proc/self/cgroup";
+    let script = "stat -c %u:%g /run/given; touch /run/given/new && cat /proc/self/uid_map && cat /proc/self/cgroup";
     let mut bundle = hand.bundle("a", &["sh", "-c", script])?;
     bundle.edit(|spec| {
         let mapping = json!([{ "containerID": 0, "hostID": 200_000, "size": 65_536 }]);
@@ -203,7 +204,7 @@ fn owners_of_a_user_namespace(hand: &mut Hand) -> Result<()> {
             namespaces.extend([json!({ "type": "user" }), json!({ "type": "cgroup" })]);
         }
         if let Some(mounts) = spec["mounts"].as_array_mut() {
-            mounts.push(json!({ "destination": "/given", "type": "bind", "source": source, "options": ["bind", "idmap"] }));
+            mounts.push(json!({ "destination": "/run/given", "type": "bind", "source": source, "options": ["bind", "idmap"] }));
         }
     })?;
     let shim = hand.shim(&bundle)?;
