@@ -12,7 +12,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::spec::rdt::IntelRdt;
 
 /// Where resctrl is mounted, if it is.
-pub const MOUNT_POINT: &str = "/sys/fs/resctrl";
+const MOUNT_POINT: &str = "/sys/fs/resctrl";
 
 /// Whether the host has it.
 pub fn is_mounted() -> bool {
@@ -36,6 +36,11 @@ pub struct Groups {
 }
 
 impl Groups {
+    /// Those that a container gets on this host: none without resctrl, since they only tune.
+    pub fn here(id: &str, spec: Option<&IntelRdt>) -> Self {
+        spec.filter(|_| is_mounted()).map_or_else(Self::default, |spec| Self::of(Path::new(MOUNT_POINT), id, spec))
+    }
+
     /// The groups of the container `id` below a mounted resctrl.
     pub fn of(root: &Path, id: &str, spec: &IntelRdt) -> Self {
         let schemata = spec.lines();

@@ -26,6 +26,18 @@ impl<E: std::error::Error> From<E> for Failure {
     }
 }
 
+/// How a case ended and how its books were closed: either failure is told, the case's first.
+///
+/// # Errors
+/// If there is one.
+pub fn both(case: Result<()>, closed: Result<()>) -> Result<()> {
+    match (case, closed) {
+        (Ok(()), closed) => closed,
+        (Err(e), Ok(())) => Err(e),
+        (Err(e), Err(closed)) => Err(Failure(format!("{e}\n    and: {closed}"))),
+    }
+}
+
 /// Says what was being done when an error came.
 pub trait Context<T> {
     /// Puts `what()` in front of the error.

@@ -13,7 +13,7 @@ use crate::events::Stub;
 use crate::ledger::{self, Entries, Scope};
 use crate::rpc::Shim;
 use crate::start::{Launch, Protocol, log_fifo};
-use crate::{Failure, Result, order, paths, proc, wait};
+use crate::{Result, both, order, paths, proc, wait};
 
 /// What a case works with.
 pub struct Hand {
@@ -34,11 +34,7 @@ impl Hand {
     pub fn run(protocol: Protocol, case: impl FnOnce(&mut Hand) -> Result<()>) -> Result<()> {
         let mut hand = Hand::new(protocol)?;
         let result = case(&mut hand);
-        match (result, hand.close()) {
-            (Ok(()), closed) => closed,
-            (Err(e), Ok(())) => Err(e),
-            (Err(e), Err(closed)) => Err(Failure(format!("{e}\n    and: {closed}"))),
-        }
+        both(result, hand.close())
     }
 
     fn new(protocol: Protocol) -> Result<Hand> {

@@ -32,4 +32,4 @@ pub mod victim;
 pub mod wait;
 
 pub use case::Case;
-pub use failure::{Context, Failure, Result};
+pub use failure::{Context, Failure, Result, both};

@@ -11,7 +11,7 @@ use crate::bundle::Bundle;
 use crate::command::{self, Output};
 use crate::ledger::{self, Entries, Scope};
 use crate::suite::Named;
-use crate::{Context, Failure, Result, ensure_eq, fail, paths};
+use crate::{Context, Result, both, ensure_eq, fail, paths};
 
 /// A case by its name.
 pub type Entry = (&'static str, fn(&Oci) -> Result<()>);
@@ -44,11 +44,7 @@ impl Oci {
         let before = ledger::read(&scope);
         let oci = Oci { word, dir, data, scope, before };
         let result = case(&oci);
-        match (result, oci.close()) {
-            (Ok(()), closed) => closed,
-            (Err(e), Ok(())) => Err(e),
-            (Err(e), Err(closed)) => Err(Failure(format!("{e}\n    and: {closed}"))),
-        }
+        both(result, oci.close())
     }
 
     /// A short directory below `/run`.

@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::containerd::{Containerd, Version, sweep};
 use crate::events::{CtrEvents, Record};
 use crate::order;
-use crate::{Case, Failure, Result, image, paths};
+use crate::{Case, Failure, Result, both, image, paths};
 
 /// A named case.
 pub type Entry = (&'static str, fn(&Case<'_>) -> Result<()>);
@@ -122,11 +122,7 @@ impl Suite {
 fn run(case: &Entry, containerd: &Containerd, events: &Record) -> Result<()> {
     let context = Case::new(containerd, events);
     let result = catch_unwind(AssertUnwindSafe(|| (case.1)(&context))).unwrap_or_else(|_| Err(Failure("panicked, see above".to_owned())));
-    match (result, context.close()) {
-        (Ok(()), closed) => closed,
-        (Err(e), Ok(())) => Err(e),
-        (Err(e), Err(closed)) => Err(Failure(format!("{e}\n    and: {closed}"))),
-    }
+    both(result, context.close())
 }
 
 /// The whole `main` of a suite of cases that need no common containerd: each has its full name and its function.

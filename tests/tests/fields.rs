@@ -74,12 +74,9 @@ impl Walk {
         if node["items"].is_object() {
             any |= self.below(&node["items"], file, &format!("{path}[]"));
         }
-        for word in ["patternProperties", "additionalProperties"] {
-            let parts = node[word].as_object().into_iter().flat_map(|map| map.values()).filter(|part| part.is_object());
-            let parts: Vec<&Value> = if word == "additionalProperties" { vec![&node[word]] } else { parts.collect() };
-            for part in parts.into_iter().filter(|part| part.is_object()) {
-                any |= self.below(part, file, &format!("{path}{{}}"));
-            }
+        let patterns = node["patternProperties"].as_object().into_iter().flat_map(|map| map.values());
+        for part in patterns.chain([&node["additionalProperties"]]).filter(|part| part.is_object()) {
+            any |= self.below(part, file, &format!("{path}{{}}"));
         }
         for (name, part) in node["properties"].as_object().into_iter().flatten() {
             any = true;

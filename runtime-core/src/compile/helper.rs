@@ -3,6 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use oci_spec::runtime::Hook;
+
 use super::process::UMASK;
 use super::{Compiled, cstring, cstrings};
 use crate::error::{Error, Result};
@@ -24,6 +26,29 @@ pub struct Helper<'a> {
     pub directory: &'a Path,
     /// Where the child reports.
     pub report: OwnedFd,
+}
+
+/// A hook that runs in the runtime's namespaces, or in those of a process (`inside`): its arguments are its path if it has none.
+///
+/// # Errors
+/// As [`helper`].
+pub fn hook(hook: &Hook, bundle: &Path, streams: [OwnedFd; 3], inside: Option<(OwnedFd, i32)>, report: OwnedFd) -> Result<Compiled> {
+    helper(Helper {
+        path: hook.path(),
+        arguments: &hook_arguments(hook),
+        environment: hook.env().as_deref().unwrap_or_default(),
+        descriptors: streams.into_iter().zip(0..).collect(),
+        directory: if inside.is_some() { Path::new("/") } else { bundle },
+        inside,
+        report,
+    })
+}
+
+pub(super) fn hook_arguments(hook: &Hook) -> Vec<String> {
+    match hook.args() {
+        Some(arguments) if !arguments.is_empty() => arguments.clone(),
+        _ => vec![hook.path().to_string_lossy().into_owned()],
+    }
 }
 
 /// A program of the host's, with nothing but what it is given.

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use oci_spec::runtime::Hook;
 
+use super::helper::hook_arguments;
 use super::{CgroupView, Compiled, Joined, Streams, cstring, cstrings, give_streams, process, user};
 use crate::error::{Error, Result};
 use crate::plan::{Builder, Launch, Program, Slot, Step};
@@ -79,12 +80,10 @@ pub fn start_container_hook(inputs: StartContainerHook<'_>) -> Result<Compiled> 
     if !path.starts_with('/') {
         return Err(Error::invalid(format!("hooks.startContainer: {path:?} is not absolute")));
     }
-    let own_name = [path.clone().into_owned()];
-    let arguments = hook.args().as_deref().filter(|arguments| !arguments.is_empty()).unwrap_or(&own_name);
     let program = Program {
         name: path.clone().into_owned(),
         candidates: vec![cstring("hooks.startContainer", &path)?],
-        arguments: cstrings("hooks.startContainer", arguments)?,
+        arguments: cstrings("hooks.startContainer", &hook_arguments(hook))?,
         environment: cstrings("hooks.startContainer", hook.env().as_deref().unwrap_or_default())?,
     };
     let joining = Joining {

@@ -22,16 +22,17 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
 
-use crate::cgroup;
-use crate::error::{Error, Result};
+use crate::cgroup::{self, Cgroup};
+use crate::error::{Context, Error, Result};
 use crate::plan::{Builder, Launch, Slot, Step};
+use crate::rdt::Groups;
 use crate::seccomp::Filter;
 use crate::spec::{Spec, tuning};
 use user::{Shelf, User};
 
 pub use by_helper::{ByHelper, by_helper};
 pub use guest::guest;
-pub use helper::{Helper, helper};
+pub use helper::{Helper, helper, hook};
 pub use joining::{Joining, StartContainerHook, joining, start_container_hook};
 pub use namespaces::{Joined, ids as namespace_ids};
 pub use process::{capability_names, parents_end, unknown_capabilities};
@@ -53,6 +54,18 @@ pub struct CgroupView {
     pub directory: Option<OwnedFd>,
     /// For mounts of type cgroup.
     pub mounts: cgroup::Mounts,
+}
+
+impl CgroupView {
+    /// What a process enters a cgroup by, and groups of resctrl, which are entered in the same way.
+    ///
+    /// # Errors
+    /// One of them is gone.
+    pub fn of(cgroup: &Cgroup, groups: &Groups) -> Result<Self> {
+        let directory = cgroup.dir_fd().map(|fd| fd.try_clone_to_owned().context(|| "dup")).transpose()?;
+        let procs = cgroup.procs_fds()?.into_iter().chain(groups.tasks()?).collect();
+        Ok(Self { procs, directory, mounts: cgroup.mounts() })
+    }
 }
 
 /// Everything a container's plan is compiled from. `spec` has passed [`crate::spec::check`].
@@ -152,7 +165,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let owners = mounts::Owners { namespaces: &mut namespaces, own: user.as_ref().map(|user| &user.maps) };
     let places = mounts::Places { bundle, hierarchies: &inputs.cgroup.mounts, pod };
     let mounts = mounts::sources(&mut plan, spec, places, owners)?;
-    let masks = mounts::mask_sources(&mut plan, spec)?;
+    let masks = mounts.mask_sources(&mut plan, spec)?;
 
     let hooks = has_early_hooks(spec);
     let root_path = leave_host(&mut plan, by_path, hooks.then_some(target.as_path()), joined.mount())?;
@@ -246,7 +259,7 @@ pub fn has_early_hooks(spec: &Spec) -> bool {
 }
 
 /// A C string, or the field that holds a NUL.
-fn cstring(field: &str, text: &str) -> Result<CString> {
+pub(crate) fn cstring(field: &str, text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| Error::invalid(format!("{field}: {text:?} holds a NUL")))
 }
 

@@ -134,6 +134,24 @@ impl Mounts<'_> {
         };
         self.entries.iter().flat_map(of).chain(self.own_proc).collect()
     }
+
+    /// Emits the covers, if any path is to be masked.
+    ///
+    /// # Errors
+    /// A label with a NUL.
+    pub fn mask_sources(&self, plan: &mut Builder, spec: &Spec) -> Result<Option<Masks>> {
+        if spec.linux.masked_paths.is_empty() {
+            return Ok(None);
+        }
+        let masks = Masks { null: plan.slot(), empty: plan.slot() };
+        plan.step(Step::CloneTree { source: c"/dev/null".to_owned(), recursive: false, follow: true, mount: masks.null });
+        plan.step(Step::Attributes { mount: masks.null, recursive: false, set: 0, clear: 0, propagation: libc::MS_PRIVATE });
+        let context = self.label.map(|label| ("context", label));
+        let options: Vec<_> = EMPTY.into_iter().chain(context).map(|(key, value)| (key.to_owned(), Some(value.to_owned()))).collect();
+        let options = rootfs::settings(&options)?;
+        new_mount(plan, c"tmpfs", options, attr::RDONLY, masks.empty);
+        Ok(Some(masks))
+    }
 }
 
 struct Sources<'a, 'b> {
@@ -390,24 +408,6 @@ fn rule(entry: &Entry<'_>) -> Result<Target> {
 pub struct Masks {
     null: Slot,
     empty: Slot,
-}
-
-/// Emits the covers, if any path is to be masked.
-///
-/// # Errors
-/// A label where there can be none.
-pub fn mask_sources(plan: &mut Builder, spec: &Spec) -> Result<Option<Masks>> {
-    if spec.linux.masked_paths.is_empty() {
-        return Ok(None);
-    }
-    let masks = Masks { null: plan.slot(), empty: plan.slot() };
-    plan.step(Step::CloneTree { source: c"/dev/null".to_owned(), recursive: false, follow: true, mount: masks.null });
-    plan.step(Step::Attributes { mount: masks.null, recursive: false, set: 0, clear: 0, propagation: libc::MS_PRIVATE });
-    let context = mount_label(spec.linux.mount_label.as_deref())?.map(|label| ("context", label));
-    let options: Vec<_> = EMPTY.into_iter().chain(context).map(|(key, value)| (key.to_owned(), Some(value.to_owned()))).collect();
-    let options = rootfs::settings(&options)?;
-    new_mount(plan, c"tmpfs", options, attr::RDONLY, masks.empty);
-    Ok(Some(masks))
 }
 
 /// Emits what must come after everything that is still made in the root.

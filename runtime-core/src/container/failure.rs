@@ -2,11 +2,19 @@
 
 use rustix::io::Errno;
 
+use crate::cgroup::Cgroup;
 use crate::error::{Error, ErrorKind};
 use crate::plan::child::{OTHER_LABEL, OTHER_MAPS, OUTSIDE, UNSETTLED, attach, helper_failed};
 use crate::plan::report::Failure;
 use crate::plan::{Launch, Slot, Step};
 use crate::spec::labels::APPARMOR;
+
+/// The failure of a first process that has ended without a report: somebody has killed it, most likely the kernel.
+pub fn killed(cgroup: Option<&Cgroup>) -> Error {
+    let out_of_memory = cgroup.is_some_and(|cgroup| cgroup.out_of_memory_kills().is_ok_and(|count| count > 0));
+    let why = if out_of_memory { ": out of memory, resources.memory.limit is too low" } else { "" };
+    Error::new(ErrorKind::Internal, format!("the container's first process was killed before it was ready{why}"))
+}
 
 /// The failure of a child that ran `launch`.
 pub fn explain(launch: &Launch, failure: &Failure) -> Error {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Duration;
 
 use oci_spec::runtime::{ContainerProcessStateBuilder, ContainerState, Hook, Hooks, SECCOMP_FD_NAME, State, StateBuilder};
 
@@ -70,6 +71,18 @@ pub fn state(point: Point, id: &str, pid: i32, bundle: &Path, version: &str, ann
     let pid = Some(pid).filter(|_| point != Point::Poststop);
     let state = described(point.status(), id, pid, bundle, version, annotations)?;
     serde_json::to_vec(&state).map_err(|error| Error::new(ErrorKind::Internal, format!("state for hooks: {error}")))
+}
+
+/// How long a hook may take; `None` has no end.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`] unless it is above zero.
+pub fn timeout(hook: &Hook) -> Result<Option<Duration>> {
+    match hook.timeout() {
+        None => Ok(None),
+        Some(seconds @ 1..) => Ok(Some(Duration::from_secs(seconds.unsigned_abs()))),
+        Some(seconds) => Err(Error::invalid(format!("timeout: {seconds} is not above zero"))),
+    }
 }
 
 /// What a listener of a seccomp filter is told, with the filter's descriptor, of the process that has loaded it and its container (OCI

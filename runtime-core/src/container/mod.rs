@@ -2,4 +2,8 @@
 
 pub mod failure;
 pub mod hooks;
+mod passed_over;
+pub mod progress;
 pub mod record;
+
+pub use passed_over::passed_over;

@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -41,21 +42,26 @@ impl ProcessId {
         Some((Self { pid, started }, state))
     }
 
+    /// It by a descriptor, which cannot come to mean another one; `None` if it has ended.
+    ///
+    /// # Errors
+    /// The errno of pidfd_open(2).
+    pub fn open(&self) -> Result<Option<OwnedFd>> {
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => Ok(None),
+            // Asked after the opening: before it, the number might still have passed on.
+            result => result.context(|| format!("process {}", self.pid)).map(|pidfd| self.is_alive().then_some(pidfd)),
+        }
+    }
+
     /// Waits until it has ended, and kills it if it has not after `grace`.
     ///
     /// # Errors
     /// The errno of pidfd_open(2) or pidfd_send_signal(2).
     pub fn end(&self, grace: Duration) -> Result<()> {
         let what = || format!("process {}", self.pid);
-        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
-        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-            Err(Errno::SRCH) => return Ok(()),
-            result => result.context(what)?,
-        };
-        // Asked after the opening: from here on the number cannot come to mean another one.
-        if !self.is_alive() {
-            return Ok(());
-        }
+        let Some(pidfd) = self.open()? else { return Ok(()) };
         let timeout = Timespec { tv_sec: grace.as_secs().cast_signed(), tv_nsec: grace.subsec_nanos().into() };
         let ended = retry_on_intr(|| poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))).context(what)?;
         match pidfd_send_signal(&pidfd, Signal::KILL) {

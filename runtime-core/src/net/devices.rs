@@ -13,28 +13,32 @@ use super::netlink::{Route, refused};
 use crate::error::{Context, Result};
 use crate::spec::net_devices::Device;
 
-/// Moves devices out of the caller's network namespace, in order: each comes with its global permanent addresses and is up then, as runc does
+/// Moves devices out of the caller's network namespace into that of a process, in order: each comes with its global permanent addresses and is up then, as runc does
 /// it. If one cannot be moved, those before it are put back. The kernel gives hardware back to the host when a namespace goes.
 ///
 /// Takes some milliseconds per device and must not be called where others wait.
 ///
 /// # Errors
 /// The device and what could not be done with it.
-pub fn move_into(devices: &[Device], namespace: BorrowedFd<'_>) -> Result<()> {
+pub fn move_into(devices: &[Device], pid: i32) -> Result<()> {
+    if devices.is_empty() {
+        return Ok(());
+    }
     let what = || "open netlink in the container's network namespace";
     let home =
         rustix::fs::open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context(|| "open own netns")?;
     let mut host = Side { route: Route::open().context(|| "open netlink")?, namespace: home };
-    let namespace = namespace.try_clone_to_owned().context(|| "dup")?;
+    let path = format!("/proc/{pid}/ns/net");
+    let namespace = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context(|| format!("open {path}"))?;
     let mut inside = Side { route: Route::open_in(namespace.as_fd()).context(what)?, namespace };
-    let mut moved: Vec<(&Device, Taken)> = Vec::new();
+    let mut moved: Vec<(&Device, bool)> = Vec::new();
     for device in devices {
         match carry(&mut host, &device.host, &mut inside, &device.container, true) {
-            Ok(taken) => moved.push((device, taken)),
+            Ok(was_up) => moved.push((device, was_up)),
             Err(error) => {
-                for (device, taken) in moved.iter().rev() {
+                for &(device, was_up) in moved.iter().rev() {
                     // The first failure is the one to tell; what cannot be put back goes where the namespace goes.
-                    let _ = carry(&mut inside, &device.container, &mut host, &device.host, taken.was_up);
+                    let _ = carry(&mut inside, &device.container, &mut host, &device.host, was_up);
                 }
                 return Err(error.context(format!("linux.netDevices[{:?}]", device.host)));
             }
@@ -49,12 +53,8 @@ struct Side {
     namespace: OwnedFd,
 }
 
-/// What a device was before it was moved.
-struct Taken {
-    was_up: bool,
-}
-
-fn carry(from: &mut Side, name: &str, to: &mut Side, new_name: &str, up: bool) -> Result<Taken> {
+/// Moves a device; whether it was up before.
+fn carry(from: &mut Side, name: &str, to: &mut Side, new_name: &str, up: bool) -> Result<bool> {
     let link = from.link(name).map_err(refused("look for it".to_owned()))?;
     let was_up = link.header.flags.contains(LinkFlags::Up);
     let index = link.header.index;
@@ -78,7 +78,7 @@ fn carry(from: &mut Side, name: &str, to: &mut Side, new_name: &str, up: bool) -
         let _ = to.hand_over(arrived, from.namespace.as_fd(), name);
         return Err(refused(format!("give {new_name:?} its addresses and set it up"))(errno));
     }
-    Ok(Taken { was_up })
+    Ok(was_up)
 }
 
 impl Side {

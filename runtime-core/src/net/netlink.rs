@@ -124,15 +124,11 @@ fn aligned(length: u32) -> usize {
 /// An errno of the kernel's as an error of ours.
 pub fn refused(what: String) -> impl FnOnce(Errno) -> Error {
     move |errno| {
-        let kind = match errno {
-            Errno::NODEV => Some(ErrorKind::NotFound),
-            Errno::EXIST => Some(ErrorKind::AlreadyExists),
-            _ => None,
-        };
         let error = Error::kernel(what, errno);
-        match kind {
-            Some(kind) => error.with_kind(kind),
-            None => error,
+        match errno {
+            Errno::NODEV => error.with_kind(ErrorKind::NotFound),
+            Errno::EXIST => error.with_kind(ErrorKind::AlreadyExists),
+            _ => error,
         }
     }
 }

@@ -93,6 +93,18 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Message>, Errno> {
     }
 }
 
+/// sendmsg(2) of bytes and a descriptor over a Unix socket; how many bytes went.
+///
+/// # Errors
+/// Those of sendmsg(2).
+pub fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], descriptor: BorrowedFd<'_>, flags: SendFlags) -> Result<usize, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let rights = [descriptor];
+    control.push(SendAncillaryMessage::ScmRights(&rights));
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)
+}
+
 fn decode(bytes: &[u8]) -> Failure {
     let half = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
     Failure {
@@ -105,8 +117,7 @@ fn decode(bytes: &[u8]) -> Failure {
 
 /// The child's side: write(2) and read(2) only, which every seccomp profile that can run a program allows.
 pub(super) mod child {
-    use super::{BorrowedFd, CONSOLE, Errno, FAILED, GO, HANDED, HEADER, HOOKS, IoSlice, LISTENER, READY, TEXT_MAX};
-    use super::{MaybeUninit, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+    use super::{BorrowedFd, CONSOLE, Errno, FAILED, GO, HANDED, HEADER, HOOKS, LISTENER, READY, SendFlags, TEXT_MAX};
 
     pub fn ready(socket: BorrowedFd<'_>) -> Result<(), Errno> {
         say_and_wait(socket, &[READY])
@@ -130,11 +141,7 @@ pub(super) mod child {
     }
 
     fn hand_over(socket: BorrowedFd<'_>, word: u8, descriptor: BorrowedFd<'_>) -> Result<(), Errno> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let rights = [descriptor];
-        control.push(SendAncillaryMessage::ScmRights(&rights));
-        rustix::net::sendmsg(socket, &[IoSlice::new(&[word])], &mut control, SendFlags::NOSIGNAL).map(drop)
+        super::send_with(socket, &[word], descriptor, SendFlags::NOSIGNAL).map(drop)
     }
 
     /// Nobody may be listening any more; there is nobody else to tell.

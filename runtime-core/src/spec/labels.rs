@@ -1,9 +1,10 @@
 //! Labels of security modules: a profile of AppArmor, a context of SELinux.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fs;
 
 use super::Process;
+use crate::compile::cstring;
 use crate::error::{Error, Result};
 use crate::plan::Label;
 
@@ -59,8 +60,7 @@ fn label(field: &str, file: &CStr, text: &str, shown: &str) -> Result<Label> {
     if text.contains(char::is_control) {
         return Err(Error::invalid(format!("{field}: {text:?} holds a control character")));
     }
-    let c_string = |text: &str| CString::new(text).map_err(|_| Error::invalid(format!("{field}: {text:?} holds a NUL")));
-    Ok(Label { file: file.to_owned(), text: c_string(text)?, shown: c_string(shown)? })
+    Ok(Label { file: file.to_owned(), text: cstring(field, text)?, shown: cstring(field, shown)? })
 }
 
 fn require_selinux(field: &str) -> Result<()> {

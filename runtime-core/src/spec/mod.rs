@@ -202,7 +202,7 @@ pub struct Linux {
     pub mount_label: Option<String>,
 }
 
-/// Go writes absent lists as `null`.
+/// Go writes an absent list or struct as `null`.
 fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> std::result::Result<T, D::Error> {
     Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }

@@ -1,7 +1,8 @@
 //! `linux.intelRdt` (OCI config-linux.md, "IntelRdt").
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
+use super::null_is_default;
 use crate::error::{Error, Result};
 
 /// A class of service. What only switched monitoring on before version 1.3 of the spec, `enableCMT` and `enableMBM`, is passed over.
@@ -12,21 +13,17 @@ pub struct IntelRdt {
     #[serde(rename = "closID")]
     pub clos_id: Option<String>,
     /// Lines of the schemata file.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub schemata: Vec<String>,
     /// One such line.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub l3_cache_schema: String,
     /// One such line.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub mem_bw_schema: String,
     /// Whether the container has a monitoring group of its own.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub enable_monitoring: bool,
-}
-
-fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> std::result::Result<T, D::Error> {
-    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }
 
 impl IntelRdt {

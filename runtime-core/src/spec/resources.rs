@@ -5,38 +5,40 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
+
+use super::null_is_default;
 
 /// Limits and device rules of one container. What is `None` or empty is not touched.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Resources {
     /// Device rules, in order; the last one that matches decides, as on cgroup v1.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub devices: Vec<DeviceRule>,
     /// Memory and swap.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub memory: Memory,
     /// Processor time and placement.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub cpu: Cpu,
     /// Number of tasks.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub pids: Pids,
     /// Block devices.
-    #[serde(rename = "blockIO", deserialize_with = "nullable")]
+    #[serde(rename = "blockIO", deserialize_with = "null_is_default")]
     pub block_io: BlockIo,
     /// Huge pages, one entry per page size.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub hugepage_limits: Vec<HugepageLimit>,
     /// Marks and priorities of outgoing packets (cgroup v1 only).
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub network: Network,
     /// RDMA devices, by device name.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub rdma: BTreeMap<String, Rdma>,
     /// cgroup v2 files and what to write into them.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub unified: BTreeMap<String, String>,
 }
 
@@ -47,14 +49,14 @@ pub struct DeviceRule {
     /// Whether the access is allowed or denied.
     pub allow: bool,
     /// `c`, `b`, or `a` (also when absent or empty) for all.
-    #[serde(rename = "type", deserialize_with = "nullable")]
+    #[serde(rename = "type", deserialize_with = "null_is_default")]
     pub kind: String,
     /// Major number; absent or -1 for every one.
     pub major: Option<i64>,
     /// Minor number; absent or -1 for every one.
     pub minor: Option<i64>,
     /// Any of `r`, `w`, `m`; absent or empty for all three.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub access: String,
 }
 
@@ -125,19 +127,19 @@ pub struct BlockIo {
     /// Weight of the group's own tasks against its children (cgroup v1 with CFQ only).
     pub leaf_weight: Option<u16>,
     /// Weights by device.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub weight_device: Vec<WeightDevice>,
     /// Bytes read per second, by device.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub throttle_read_bps_device: Vec<ThrottleDevice>,
     /// Bytes written per second, by device.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub throttle_write_bps_device: Vec<ThrottleDevice>,
     /// Reads per second, by device.
-    #[serde(rename = "throttleReadIOPSDevice", deserialize_with = "nullable")]
+    #[serde(rename = "throttleReadIOPSDevice", deserialize_with = "null_is_default")]
     pub throttle_read_iops_device: Vec<ThrottleDevice>,
     /// Writes per second, by device.
-    #[serde(rename = "throttleWriteIOPSDevice", deserialize_with = "nullable")]
+    #[serde(rename = "throttleWriteIOPSDevice", deserialize_with = "null_is_default")]
     pub throttle_write_iops_device: Vec<ThrottleDevice>,
 }
 
@@ -185,7 +187,7 @@ pub struct Network {
     #[serde(rename = "classID")]
     pub class_id: Option<u32>,
     /// Priorities by interface.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_is_default")]
     pub priorities: Vec<InterfacePriority>,
 }
 
@@ -207,11 +209,6 @@ pub struct Rdma {
     pub hca_handles: Option<u32>,
     /// Greatest number of objects.
     pub hca_objects: Option<u32>,
-}
-
-/// Go writes an absent list or struct as `null`.
-fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -86,6 +86,19 @@ impl<B: Bus> Manager<B> {
         CgroupPath::of_scope(scope, root)
     }
 
+    /// The same for a scope that is to be made.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` for one that is in use: it is known before anything says that the cgroup is ours and may be cleaned up.
+    pub async fn place(&self, host: &Host, scope: &Scope) -> Result<CgroupPath> {
+        let path = self.path(scope).await?;
+        if Cgroup::open(host, &path)?.populated()? {
+            let message = format!("cgroupsPath: the scope {:?} is in use", scope.name);
+            return Err(Error::new(ErrorKind::FailedPrecondition, message));
+        }
+        Ok(path)
+    }
+
     /// Starts a scope. Its limits are in force and the process is inside afterwards.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use runtime_core::container::failure;
 use runtime_core::kernel::Features;
 use runtime_core::plan::launcher::{Launched, Launcher, Request};
 use runtime_core::plan::report::{self, GO, Message};
+use runtime_core::rdt::Groups;
 use runtime_core::seccomp::{self, Filter};
 use runtime_core::spec::{Process, Spec};
 use runtime_core::sys::process;
@@ -389,11 +390,7 @@ fn filter(spec: &Spec) -> Option<Filter> {
 pub fn cgroup_view(cgroup: Option<&Cgroup>) -> CgroupView {
     match cgroup {
         None => CgroupView { procs: Vec::new(), directory: None, mounts: Mounts::V2 },
-        Some(cgroup) => CgroupView {
-            procs: cgroup.procs_fds().unwrap(),
-            directory: cgroup.dir_fd().map(|fd| fd.try_clone_to_owned().unwrap()),
-            mounts: cgroup.mounts(),
-        },
+        Some(cgroup) => CgroupView::of(cgroup, &Groups::default()).unwrap(),
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use runtime_core::cgroup::{Cgroup, CgroupPath};
+use runtime_core::compile::CgroupView;
 use runtime_core::compile::pod::{self, CompiledPod};
 use runtime_core::container::record::ProcessId;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
@@ -21,7 +22,6 @@ use tokio::time::timeout;
 use crate::pod::settings::Network;
 use crate::pod::{Held, Holder, Pod, files};
 use crate::task::container::Container;
-use crate::task::create::view;
 use crate::task::node::{Child, Node, Progress};
 use crate::task::{lifecycle, scope};
 
@@ -120,7 +120,7 @@ fn killed() -> Error {
 }
 
 fn holder(cgroup: &Cgroup) -> Result<pod::Holder> {
-    Ok(pod::Holder { cgroup: view(cgroup, &Groups::default())?, program: hold::program()? })
+    Ok(pod::Holder { cgroup: CgroupView::of(cgroup, &Groups::default())?, program: hold::program()? })
 }
 
 /// Waits for the end of the process that holds a pod.

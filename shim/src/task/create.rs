@@ -1,6 +1,6 @@
 //! Create: from a request to a process that waits for its start. What fails half-way leaves nothing.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +8,10 @@ use std::time::Duration;
 use oci_spec::runtime::ContainerState;
 use proto::api::CreateTaskRequest;
 use runtime_core::cgroup::{Cgroup, CgroupPath};
-use runtime_core::compile::{self, CgroupView, Joined, RootMount, Streams, unknown_capabilities};
+use runtime_core::compile::{self, CgroupView, Joined, RootMount, Streams};
+use runtime_core::container::failure::killed;
 use runtime_core::container::hooks::Point;
+use runtime_core::container::passed_over;
 use runtime_core::container::record::{ProcessId, Record, write_atomically};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::net;
@@ -122,14 +124,16 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     let pod = node.pods.of(&spec.annotations, node.context.config.grouping == Grouping::Pod);
     let shared = pod.as_ref().map(|pod| pod.share_with(&mut spec)).transpose()?;
     let filter = node.filter(spec.linux.seccomp.as_ref())?;
-    warn(node, &request.id, &spec, filter.as_deref());
+    for sentence in passed_over(&node.host, &spec, filter.as_deref()) {
+        log::warn!("{}: {sentence}", request.id);
+    }
     let properties =
         if options.systemd_cgroup && options.systemd_properties { annotated_properties(&spec.annotations)? } else { Vec::new() };
     let path = scope::place(node, options.systemd_cgroup, spec.linux.cgroups_path.as_deref(), &request.id).await?;
     let init = Arc::new(Process::new("", stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));
     let owner = owner(&options);
 
-    let groups = groups(&request.id, &spec);
+    let groups = Groups::here(&request.id, spec.linux.intel_rdt.as_ref());
     let mut record = Record::own(&request.id, Some(path.clone()));
     record.resctrl = groups.of_container();
     // The first mark on disk: from here on another process can clean up after us.
@@ -217,7 +221,8 @@ impl Making<'_> {
         node.watch(&self.request.id, path).await?;
         self.groups.make()?;
         let resources = &self.spec.linux.resources;
-        let view = view(undo.making.make(node, path, &self.request.id, resources, self.properties).await?, self.groups);
+        let cgroup = undo.making.make(node, path, &self.request.id, resources, self.properties).await?;
+        let cgroup = CgroupView::of(cgroup, self.groups)?;
         let rootfs: Vec<RootMount> = self.request.rootfs.iter().map(root_mount).collect();
         let by_helper = self.mount_by_helper(undo, &rootfs, &mut record).await?;
         let (report, child_report) = report::pair().context(|| "socketpair")?;
@@ -228,7 +233,7 @@ impl Making<'_> {
             rootfs: &rootfs,
             by_helper,
             pod: self.shared.and_then(|shared| shared.mounts.as_ref()).map(|fd| fd.try_clone().context(|| "dup")).transpose()?,
-            cgroup: view?,
+            cgroup,
             streams: streams(ends),
             filter: self.filter,
             report: child_report,
@@ -301,22 +306,8 @@ async fn move_devices(spec: &Spec, pid: i32) -> Result<()> {
     if devices.is_empty() {
         return Ok(());
     }
-    let path = format!("/proc/{pid}/ns/net");
-    let namespace = std::fs::File::open(&path).context(|| format!("open {path}"))?;
-    let moved = tokio::task::spawn_blocking(move || net::move_into(&devices, namespace.as_fd())).await;
+    let moved = tokio::task::spawn_blocking(move || net::move_into(&devices, pid)).await;
     moved.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Internal, format!("linux.netDevices: {panic}"))))
-}
-
-/// Those of `linux.intelRdt`, where the host has resctrl: it only tunes.
-fn groups(id: &str, spec: &Spec) -> Groups {
-    match &spec.linux.intel_rdt {
-        None => Groups::default(),
-        Some(rdt) if rdt::is_mounted() => Groups::of(Path::new(rdt::MOUNT_POINT), id, rdt),
-        Some(_) => {
-            log::warn!("{id}: linux.intelRdt has no effect without a mounted resctrl, ignoring");
-            Groups::default()
-        }
-    }
 }
 
 fn lost() -> Error {
@@ -325,13 +316,6 @@ fn lost() -> Error {
 
 fn unexpected() -> Error {
     Error::new(ErrorKind::Internal, "an unexpected report of the first process")
-}
-
-/// The child has ended without a report: somebody has killed it, most likely the kernel.
-fn killed(cgroup: Option<&Cgroup>) -> Error {
-    let out_of_memory = cgroup.is_some_and(|cgroup| cgroup.out_of_memory_kills().is_ok_and(|count| count > 0));
-    let why = if out_of_memory { ": out of memory, resources.memory.limit is too low" } else { "" };
-    Error::new(ErrorKind::Internal, format!("the container's first process was killed before it was ready{why}"))
 }
 
 /// The request's own options, or those that the daemon was started with.
@@ -348,32 +332,9 @@ fn owner(options: &Options) -> Option<Owner> {
     (options.io_uid != 0 || options.io_gid != 0).then_some(Owner { uid: options.io_uid, gid: options.io_gid })
 }
 
-/// What is passed over, once per container.
-fn warn(node: &Node, id: &str, spec: &Spec, filter: Option<&Filter>) {
-    for field in node.host.ignored(&spec.linux.resources) {
-        log::warn!("{id}: linux.resources.{field} has no effect on this host, ignoring");
-    }
-    for name in filter.iter().flat_map(|filter| &filter.skipped) {
-        log::warn!("{id}: linux.seccomp: system call {name:?} is unknown, ignoring");
-    }
-    for name in spec.process.iter().flat_map(unknown_capabilities) {
-        log::warn!("{id}: capability {name:?} is unknown, ignoring");
-    }
-}
-
 /// The streams as the request names them.
 pub fn stdio(stdin: &str, stdout: &str, stderr: &str, terminal: bool) -> Request {
     Request { terminal, stdin: stdin.to_owned(), stdout: stdout.to_owned(), stderr: stderr.to_owned() }
-}
-
-/// What a process enters its cgroup by, and groups that are entered in the same way.
-///
-/// # Errors
-/// One of them is gone.
-pub fn view(cgroup: &Cgroup, groups: &Groups) -> Result<CgroupView> {
-    let directory = cgroup.dir_fd().map(|fd| fd.try_clone_to_owned().context(|| "dup")).transpose()?;
-    let procs = cgroup.procs_fds()?.into_iter().chain(groups.tasks()?).collect();
-    Ok(CgroupView { procs, directory, mounts: cgroup.mounts() })
 }
 
 /// The child's ends of its streams, or a terminal.

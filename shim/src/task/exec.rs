@@ -13,7 +13,7 @@ use runtime_core::spec::Process as Spec;
 use runtime_core::sys::process::send_signal;
 
 use super::container::Container;
-use super::create::{stdio, streams, view};
+use super::create::{stdio, streams};
 use super::node::{Child, Node, Progress};
 use super::process::{Exit, Process};
 use super::spawner::Loggers;
@@ -109,7 +109,7 @@ async fn launch(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<Proc
         init: init.try_clone().context(|| "dup")?,
         cgroup: CgroupView {
             directory: container.cgroup.joining_dir(container.init.pid())?,
-            ..view(&container.cgroup, &container.groups)?
+            ..CgroupView::of(&container.cgroup, &container.groups)?
         },
         streams: streams(ends),
         filter: container.filter.as_deref(),

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oci_spec::runtime::{ContainerState, Hook};
-use runtime_core::compile::{self, Compiled, Helper, StartContainerHook};
-use runtime_core::container::hooks::{Point, state};
+use runtime_core::compile::{self, CgroupView, Compiled, StartContainerHook};
+use runtime_core::container::hooks::{Point, state, timeout};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
 use runtime_core::spec::{Process, Spec};
@@ -19,7 +19,6 @@ use tokio::io::Interest;
 use tokio::sync::watch;
 
 use super::container::Container;
-use super::create::view;
 use super::listener::Listener;
 use super::node::{Child, Node, Progress};
 use crate::io::watched::{Edge, Watched};
@@ -82,23 +81,8 @@ impl Hooks {
     }
 
     async fn run_one(&self, node: &Arc<Node>, hook: &Hook, state: Vec<u8>, inside: Option<(&OwnedFd, i32)>) -> Result<()> {
-        let arguments = match hook.args() {
-            Some(arguments) if !arguments.is_empty() => arguments.clone(),
-            _ => vec![hook.path().to_string_lossy().into_owned()],
-        };
         let inside = inside.map(|(fd, flags)| Ok::<_, Error>((fd.try_clone().context(|| "dup")?, flags))).transpose()?;
-        let directory = if inside.is_some() { Path::new("/") } else { self.bundle.as_path() };
-        let compile = |streams: [OwnedFd; 3], report| {
-            compile::helper(Helper {
-                path: hook.path(),
-                arguments: &arguments,
-                environment: hook.env().as_deref().unwrap_or_default(),
-                descriptors: streams.into_iter().zip(0..).collect(),
-                inside,
-                directory,
-                report,
-            })
-        };
+        let compile = |streams, report| compile::hook(hook, &self.bundle, streams, inside, report);
         self.live(node, hook, state, None, compile).await
     }
 
@@ -112,7 +96,7 @@ impl Hooks {
         for hook in point.of(self.hooks.as_ref()) {
             let state = state(point, &self.id, pid, &self.bundle, &self.version, &self.annotations)?;
             let init = init.try_clone().context(|| "dup")?;
-            let cgroup = view(&container.cgroup, &container.groups)?;
+            let cgroup = CgroupView::of(&container.cgroup, &container.groups)?;
             let compile = |streams, report| {
                 compile::start_container_hook(StartContainerHook {
                     id: &self.id,
@@ -142,11 +126,7 @@ impl Hooks {
         listener: Option<(&Listener, i32)>,
         compile: impl FnOnce([OwnedFd; 3], OwnedFd) -> Result<Compiled>,
     ) -> Result<()> {
-        let timeout = match hook.timeout() {
-            Some(seconds @ 1..) => Duration::from_secs(seconds.unsigned_abs()),
-            Some(seconds) => return Err(Error::invalid(format!("timeout: {seconds} is not above zero"))),
-            None => Duration::MAX,
-        };
+        let timeout = timeout(hook)?.unwrap_or(Duration::MAX);
         let (stdin, state_end) = pipe()?;
         let (stderr_end, stderr) = pipe()?;
         let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null")?;

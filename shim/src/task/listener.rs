@@ -2,7 +2,6 @@
 //! system calls with the action NOTIFY (OCI config-linux.md, "Seccomp").
 
 use std::collections::HashMap;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,10 +9,10 @@ use std::time::Duration;
 use oci_spec::runtime::ContainerState;
 use runtime_core::container::hooks::{described, process_state};
 use runtime_core::error::{Error, ErrorKind, Result};
+use runtime_core::plan::report::send_with;
 use runtime_core::seccomp::Filter;
 use runtime_core::spec::Spec;
-use rustix::io::IoSlice;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::SendFlags;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
@@ -69,13 +68,11 @@ async fn send(path: &str, message: &[u8], descriptor: OwnedFd) -> std::io::Resul
     while !rest.is_empty() {
         socket.writable().await?;
         let sent = socket.try_io(Interest::WRITABLE, || {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            let rights = descriptor.as_ref().map(|descriptor| [descriptor.as_fd()]);
-            if let Some(rights) = &rights {
-                control.push(SendAncillaryMessage::ScmRights(rights));
-            }
-            Ok(sendmsg(&socket, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            Ok(match &descriptor {
+                Some(descriptor) => send_with(socket.as_fd(), rest, descriptor.as_fd(), flags)?,
+                None => rustix::net::send(&socket, rest, flags)?,
+            })
         });
         match sent {
             Ok(length) => {

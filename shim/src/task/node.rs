@@ -7,16 +7,15 @@ use std::sync::{Arc, Mutex};
 use oci_spec::runtime::LinuxSeccomp;
 use runtime_core::cgroup::{CgroupPath, Host};
 use runtime_core::compile::Compiled;
-use runtime_core::container::failure;
+use runtime_core::container::progress;
+pub use runtime_core::container::progress::Progress;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::kernel::Features;
 use runtime_core::plan::Launch;
 use runtime_core::plan::launcher::{Launched, Launcher, Request};
-use runtime_core::plan::report::{self, GO, Message};
 use runtime_core::seccomp::{self, Filter};
 use runtime_core::sys::process::{self, Exited};
 use rustix::io::Errno;
-use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use tokio::io::Interest;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -293,22 +292,6 @@ fn refused(launch: &Launch, errno: Errno) -> Error {
     Error::kernel("clone3", errno)
 }
 
-/// Where a child has got to.
-pub enum Progress {
-    /// It waits for the hooks.
-    Hooks,
-    /// The master of its terminal.
-    Console(OwnedFd),
-    /// A mount or a namespace that it made.
-    Handed(OwnedFd),
-    /// The listener of the filter that it has loaded; it waits until that is taken.
-    Listener(OwnedFd),
-    /// It waits for the start.
-    Ready,
-    /// It has executed its program, or was killed.
-    Executed,
-}
-
 impl Child {
     /// The next thing that the child says.
     ///
@@ -317,25 +300,12 @@ impl Child {
     pub async fn progress(&self) -> Result<Progress> {
         let mut hung_up = false;
         loop {
-            match report::receive(self.report.as_fd()) {
-                Ok(Some(Message::Ready)) => return Ok(Progress::Ready),
-                Ok(Some(Message::Hooks)) => return Ok(Progress::Hooks),
-                Ok(Some(Message::Console(master))) => return Ok(Progress::Console(master)),
-                Ok(Some(Message::Handed(descriptor))) => return Ok(Progress::Handed(descriptor)),
-                Ok(Some(Message::Listener(number))) => return self.listener(number).map(Progress::Listener),
-                Ok(Some(Message::Failed(failed))) => return Err(failure::explain(&self.launch, &failed)),
-                Ok(None) => return Ok(Progress::Executed),
-                Err(Errno::AGAIN) if hung_up => return Ok(Progress::Executed),
-                Err(Errno::AGAIN) => hung_up = self.report.readable().await == Edge::HungUp,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(Error::kernel("read the child's report", errno)),
+            match Progress::next(self.report.as_fd(), self.pidfd.as_fd(), &self.launch)? {
+                Some(progress) => return Ok(progress),
+                None if hung_up => return Ok(Progress::Executed),
+                None => hung_up = self.report.readable().await == Edge::HungUp,
             }
         }
-    }
-
-    /// The descriptor of a number in the child.
-    fn listener(&self, number: i32) -> Result<OwnedFd> {
-        pidfd_getfd(&*self.pidfd, number, PidfdGetfdFlags::empty()).context(|| "pidfd_getfd of the seccomp listener")
     }
 
     /// The word that the child waits for.
@@ -343,6 +313,6 @@ impl Child {
     /// # Errors
     /// `EPIPE` if it is gone.
     pub fn go(&self) -> Result<()> {
-        rustix::net::send(self.report.as_fd(), &[GO], rustix::net::SendFlags::NOSIGNAL).map(drop).context(|| "tell the child to go on")
+        progress::go(self.report.as_fd())
     }
 }

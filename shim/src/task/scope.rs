@@ -27,13 +27,7 @@ pub async fn place(node: &Node, by_systemd: bool, cgroups_path: Option<&str>, id
         return CgroupPath::new(&node.host, cgroups_path, id);
     }
     let scope = Scope::new(cgroups_path, id, Systemd::instance())?;
-    let path = node.systemd.manager().path(&scope).await?;
-    // Before anything on disk says that the cgroup is ours and may be cleaned up.
-    if Cgroup::open(&node.host, &path)?.populated()? {
-        let message = format!("cgroupsPath: the scope {:?} is in use", scope.name);
-        return Err(Error::new(ErrorKind::FailedPrecondition, message));
-    }
-    Ok(path)
+    node.systemd.manager().place(&node.host, &scope).await
 }
 
 /// The process that keeps a scope until the container's own one is inside.

@@ -10,6 +10,7 @@ use runtime_core::compile::{self, CgroupView, Compiled, Container, Joined, Joini
 use runtime_core::container::failure;
 use runtime_core::plan::launcher::{Launched, Launcher, Request};
 use runtime_core::plan::report::{self, GO, Message};
+use runtime_core::rdt::Groups;
 use runtime_core::seccomp::{self, Filter};
 use runtime_core::spec::{Process, Spec, check};
 use runtime_core::sys::process;
@@ -88,7 +89,7 @@ impl Core {
             rootfs: &rootfs,
             by_helper: Vec::new(),
             pod: None,
-            cgroup: view(&cgroup)?,
+            cgroup: CgroupView::of(&cgroup, &Groups::default())?,
             streams: Streams::Given(null_streams()?),
             filter: Some(&filter),
             report: child,
@@ -142,7 +143,7 @@ impl Core {
             namespaces: &paused.joined,
             process: &process,
             init: paused.launched.pidfd.try_clone()?,
-            cgroup: view(&paused.cgroup)?,
+            cgroup: CgroupView::of(&paused.cgroup, &Groups::default())?,
             streams: Streams::Given(null_streams()?),
             filter: Some(&paused.filter),
             report: child,
@@ -154,11 +155,6 @@ impl Core {
         reap(&launched)?;
         Ok((took, micros(begin)))
     }
-}
-
-fn view(cgroup: &Cgroup) -> Result<CgroupView> {
-    let directory = cgroup.dir_fd().map(|fd| fd.try_clone_to_owned()).transpose()?;
-    Ok(CgroupView { procs: cgroup.procs_fds()?, directory, mounts: cgroup.mounts() })
 }
 
 fn null_streams() -> Result<[OwnedFd; 3]> {

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use tests::containerd::Version;
 use tests::cri::{Node, PodCase, Style};
 use tests::suite::{Lane, LaneCase, Named, main_of, main_of_lanes, versions};
-use tests::{Failure, Result};
+use tests::{Failure, Result, both};
 
 use table::Table;
 
@@ -139,9 +139,5 @@ fn run(node: &Node, style: Style, function: fn(&PodCase<'_>) -> Result<()>, gap:
         (Err(_), Some(_)) => Ok(()),
         (result, None) => result,
     };
-    match (result, case.close()) {
-        (Ok(()), closed) => closed,
-        (Err(e), Ok(())) => Err(e),
-        (Err(e), Err(closed)) => Err(Failure(format!("{e}\n    and: {closed}"))),
-    }
+    both(result, case.close())
 }

@@ -5,32 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime_core::cgroup::{Cgroup, CgroupPath, Host, Intent};
-use runtime_core::compile::{self, CgroupView};
+use runtime_core::compile;
 use runtime_core::error::{Context as _, Result};
 use runtime_core::plan::report;
-use runtime_core::rdt::Groups;
 use runtime_core::spec::Resources;
 use runtime_core::systemd::{Address, Blocking, Instance, Manager, New, Scope, block_on};
 
 use crate::Runtime;
 use crate::launch::{Child, Progress, unexpected};
-use crate::store::{State, refused};
+use crate::store::State;
 
 /// How long a cgroup may take to die, and to go.
 pub const REMOVAL: Duration = Duration::from_secs(10);
-
-/// What a process enters its cgroup by, and groups of resctrl that are entered in the same way.
-///
-/// # Errors
-/// One of them is gone.
-pub fn view(cgroup: &Cgroup, groups: &[&Groups]) -> Result<CgroupView> {
-    let directory = cgroup.dir_fd().map(|fd| fd.try_clone_to_owned().context(|| "dup")).transpose()?;
-    let mut procs = cgroup.procs_fds()?;
-    for groups in groups {
-        procs.extend(groups.tasks()?);
-    }
-    Ok(CgroupView { procs, directory, mounts: cgroup.mounts() })
-}
 
 /// Where the cgroup of a new container is.
 ///
@@ -41,11 +27,7 @@ pub fn place(runtime: &Runtime, cgroups_path: Option<&str>, id: &str) -> Result<
         return CgroupPath::new(&runtime.host, cgroups_path, id);
     }
     let scope = Scope::new(cgroups_path, id, Instance::of_this_process())?;
-    let path = block_on(manager(&scope)?.path(&scope))?;
-    if Cgroup::open(&runtime.host, &path)?.populated()? {
-        return Err(refused(format!("cgroupsPath: the scope {:?} is in use", scope.name)));
-    }
-    Ok(path)
+    block_on(manager(&scope)?.place(&runtime.host, &scope))
 }
 
 fn manager(scope: &Scope) -> Result<Manager<Arc<Blocking>>> {

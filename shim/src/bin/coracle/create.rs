@@ -10,13 +10,15 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use oci_spec::runtime::ContainerState;
-use runtime_core::compile::{self, Streams, parents_end, unknown_capabilities};
+use runtime_core::compile::{self, CgroupView, Streams, parents_end};
+use runtime_core::container::failure::killed;
 use runtime_core::container::hooks::Point;
+use runtime_core::container::passed_over;
 use runtime_core::container::record::{ProcessId, Record, write_atomically};
-use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::error::{Context as _, Error, Result};
 use runtime_core::kernel::Features;
 use runtime_core::plan::report;
-use runtime_core::rdt::{self, Groups};
+use runtime_core::rdt::Groups;
 use runtime_core::seccomp::{self, Filter};
 use runtime_core::spec::{Spec, check};
 use runtime_core::sys::process::{borrow_number, send_signal};
@@ -26,7 +28,7 @@ use std::os::fd::AsFd;
 
 use crate::Runtime;
 use crate::args::CreateFlags;
-use crate::cgroups::{self, view};
+use crate::cgroups;
 use crate::foreground::resize;
 use crate::hooks::{Hooks, send};
 use crate::launch::{Child, Progress, unexpected};
@@ -69,9 +71,11 @@ pub fn create(runtime: &Runtime, options: &CreateFlags, id: &str, foreground: Fo
     let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
     check_console(terminal, options.console_socket.as_deref(), foreground)?;
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    warn(runtime, id, &spec, filter.as_ref());
+    for sentence in passed_over(&runtime.host, &spec, filter.as_ref()) {
+        runtime.log.warn(&format!("{id}: {sentence}"));
+    }
     let cgroup = cgroups::place(runtime, spec.linux.cgroups_path.as_deref(), id)?;
-    let groups = groups(runtime, id, &spec);
+    let groups = Groups::here(id, spec.linux.intel_rdt.as_ref());
 
     let entry = runtime.store.make(id)?;
     let mut record = Record::own(id, Some(cgroup));
@@ -135,7 +139,7 @@ impl Making<'_> {
             rootfs: &[],
             by_helper: Vec::new(),
             pod: None,
-            cgroup: view(&cgroup, &[self.groups])?,
+            cgroup: CgroupView::of(&cgroup, self.groups)?,
             streams: if terminal { Streams::Terminal } else { own_streams()? },
             filter: self.filter,
             report: child_report,
@@ -182,57 +186,16 @@ impl Making<'_> {
                 Progress::Console(master) => served = hand_out(self.options.console_socket.as_deref(), self.foreground, master)?,
                 Progress::Listener(descriptor) => hooks.give_listener(child, descriptor, ContainerState::Creating, child.pid)?,
                 Progress::Hooks => {
-                    move_devices(self.spec, child.pid)?;
+                    net::move_into(&self.spec.linux.devices_to_move()?, child.pid)?;
                     hooks.run(Point::Prestart, Some(child), false)?;
                     hooks.run(Point::CreateRuntime, Some(child), false)?;
                     hooks.run(Point::CreateContainer, Some(child), true)?;
                     child.go()?;
                 }
-                Progress::Executed => return Err(killed(cgroup)),
+                Progress::Executed => return Err(killed(Some(cgroup))),
+                Progress::Handed(_) => return Err(unexpected()),
             }
         }
-    }
-}
-
-/// The child has ended without a report: somebody has killed it, most likely the kernel.
-fn killed(cgroup: &Cgroup) -> Error {
-    let out_of_memory = cgroup.out_of_memory_kills().is_ok_and(|count| count > 0);
-    let why = if out_of_memory { ": out of memory, resources.memory.limit is too low" } else { "" };
-    Error::new(ErrorKind::Internal, format!("the container's first process was killed before it was ready{why}"))
-}
-
-fn move_devices(spec: &Spec, pid: i32) -> Result<()> {
-    let devices = spec.linux.devices_to_move()?;
-    if devices.is_empty() {
-        return Ok(());
-    }
-    let path = format!("/proc/{pid}/ns/net");
-    let namespace = std::fs::File::open(&path).context(|| format!("open {path}"))?;
-    net::move_into(&devices, namespace.as_fd())
-}
-
-/// Those of `linux.intelRdt`, where the host has resctrl: it only tunes.
-pub fn groups(runtime: &Runtime, id: &str, spec: &Spec) -> Groups {
-    match &spec.linux.intel_rdt {
-        None => Groups::default(),
-        Some(rdt) if rdt::is_mounted() => Groups::of(Path::new(rdt::MOUNT_POINT), id, rdt),
-        Some(_) => {
-            runtime.log.warn("linux.intelRdt has no effect without a mounted resctrl, ignoring");
-            Groups::default()
-        }
-    }
-}
-
-/// What is passed over.
-fn warn(runtime: &Runtime, id: &str, spec: &Spec, filter: Option<&Filter>) {
-    for field in runtime.host.ignored(&spec.linux.resources) {
-        runtime.log.warn(&format!("{id}: linux.resources.{field} has no effect on this host, ignoring"));
-    }
-    for name in filter.iter().flat_map(|filter| &filter.skipped) {
-        runtime.log.warn(&format!("{id}: linux.seccomp: system call {name:?} is unknown, ignoring"));
-    }
-    for name in spec.process.iter().flat_map(unknown_capabilities) {
-        runtime.log.warn(&format!("{id}: capability {name:?} is unknown, ignoring"));
     }
 }
 

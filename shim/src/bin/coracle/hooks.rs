@@ -1,28 +1,27 @@
 //! Hooks, one after the other, and the listener of a seccomp filter: what else happens between the steps of a container's first process.
 
 use std::io::{Read, Write};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{ContainerState, Hook};
-use runtime_core::compile::{self, Compiled, Helper, StartContainerHook};
-use runtime_core::container::hooks::{Point, described, process_state, state};
+use runtime_core::compile::{self, CgroupView, Compiled, Joined, StartContainerHook};
+use runtime_core::container::hooks::{Point, described, process_state, state, timeout};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
-use runtime_core::plan::report;
+use runtime_core::plan::report::{self, send_with};
+use runtime_core::rdt::Groups;
 use runtime_core::seccomp::Filter;
 use runtime_core::spec::Spec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SeekFrom};
-use rustix::io::{Errno, IoSlice};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 
 use crate::Runtime;
-use crate::cgroups::view;
 use crate::launch::{Child, Progress, unexpected};
-use crate::store::{State, joined};
+use crate::store::State;
 
 /// What is kept of a hook's complaints.
 const STDERR_MAX: usize = 1024;
@@ -50,23 +49,10 @@ impl Hooks<'_> {
         for hook in point.of(self.spec.hooks.as_ref()) {
             let told = self.told(point, init)?;
             let inside = match init.filter(|_| inside) {
-                Some(init) => Some((init.pidfd.try_clone().context(|| "dup")?, joined(self.spec)?.flags())),
+                Some(init) => Some((init.pidfd.try_clone().context(|| "dup")?, Joined::of(&self.spec.linux)?.flags())),
                 None => None,
             };
-            let own_name = [hook.path().to_string_lossy().into_owned()];
-            let arguments = hook.args().as_deref().filter(|arguments| !arguments.is_empty()).unwrap_or(&own_name);
-            let directory = if inside.is_some() { Path::new("/") } else { self.state.bundle.as_path() };
-            let compile = |streams: [OwnedFd; 3], report| {
-                compile::helper(Helper {
-                    path: hook.path(),
-                    arguments,
-                    environment: hook.env().as_deref().unwrap_or_default(),
-                    descriptors: streams.into_iter().zip(0..).collect(),
-                    inside,
-                    directory,
-                    report,
-                })
-            };
+            let compile = |streams, report| compile::hook(hook, &self.state.bundle, streams, inside, report);
             self.live(hook, &told, None, compile).context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
         }
         Ok(())
@@ -80,10 +66,10 @@ impl Hooks<'_> {
         let point = Point::StartContainer;
         let hooks = point.of(self.spec.hooks.as_ref());
         let Some(process) = self.spec.process.as_ref().filter(|_| !hooks.is_empty()) else { return Ok(()) };
-        let (namespaces, cgroup) = (joined(self.spec)?, self.state.cgroup(&self.runtime.host)?);
+        let (namespaces, cgroup) = (Joined::of(&self.spec.linux)?, self.state.cgroup(&self.runtime.host)?);
         for hook in hooks {
             let told = self.told(point, Some(init))?;
-            let (init_fd, cgroup) = (init.pidfd.try_clone().context(|| "dup")?, view(&cgroup, &[])?);
+            let (init_fd, cgroup) = (init.pidfd.try_clone().context(|| "dup")?, CgroupView::of(&cgroup, &Groups::default())?);
             let compile = |streams, report| {
                 compile::start_container_hook(StartContainerHook {
                     id: &self.state.record.id,
@@ -116,11 +102,7 @@ impl Hooks<'_> {
         init: Option<i32>,
         compile: impl FnOnce([OwnedFd; 3], OwnedFd) -> Result<Compiled>,
     ) -> Result<()> {
-        let deadline = match hook.timeout() {
-            Some(seconds @ 1..) => Some(Instant::now() + Duration::from_secs(seconds.unsigned_abs())),
-            Some(seconds) => return Err(Error::invalid(format!("timeout: {seconds} is not above zero"))),
-            None => None,
-        };
+        let deadline = timeout(hook)?.map(|timeout| Instant::now() + timeout);
         let (stdin, stderr) = (memory(told)?, memory(&[])?);
         let said = stderr.try_clone().context(|| "dup")?;
         let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null")?;
@@ -150,7 +132,7 @@ impl Hooks<'_> {
             match child.progress()? {
                 Progress::Executed => return Ok(()),
                 Progress::Listener(descriptor) => self.give_listener(child, descriptor, status, init)?,
-                Progress::Hooks | Progress::Console(_) | Progress::Ready => return Err(unexpected()),
+                Progress::Hooks | Progress::Console(_) | Progress::Handed(_) | Progress::Ready => return Err(unexpected()),
             }
         }
     }
@@ -177,11 +159,7 @@ impl Hooks<'_> {
 pub fn send(path: &Path, message: &[u8], descriptor: &OwnedFd) -> std::io::Result<()> {
     let mut socket = UnixStream::connect(path)?;
     socket.set_write_timeout(Some(PATIENCE))?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let rights = [descriptor.as_fd()];
-    control.push(SendAncillaryMessage::ScmRights(&rights));
-    let sent = sendmsg(&socket, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL)?;
+    let sent = send_with(socket.as_fd(), message, descriptor.as_fd(), SendFlags::NOSIGNAL)?;
     socket.write_all(message.get(sent..).unwrap_or_default())
 }
 

@@ -5,16 +5,16 @@ use std::cell::OnceCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use runtime_core::compile::Compiled;
-use runtime_core::container::failure;
+use runtime_core::container::progress;
+pub use runtime_core::container::progress::Progress;
 use runtime_core::container::record::ProcessId;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::Launch;
 use runtime_core::plan::launcher::{Launched, Launcher, Request};
-use runtime_core::plan::report::{self, GO, Message};
 use runtime_core::sys::process;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, WaitOptions, pidfd_getfd, pidfd_open, waitpid};
+use rustix::process::{Pid, PidfdGetfdFlags, WaitOptions, pidfd_getfd, waitpid};
 
 /// Forked when first needed, from a process that has one thread; ended and reaped with this.
 #[derive(Default)]
@@ -29,20 +29,6 @@ pub struct Child {
     /// What it does.
     pub launch: Launch,
     report: OwnedFd,
-}
-
-/// Where a child has got to.
-pub enum Progress {
-    /// It waits for the hooks.
-    Hooks,
-    /// The master of its terminal.
-    Console(OwnedFd),
-    /// The listener of the filter that it has loaded; it waits until that is taken.
-    Listener(OwnedFd),
-    /// It waits for the start.
-    Ready,
-    /// It has executed its program, or was killed.
-    Executed,
 }
 
 impl Launching {
@@ -109,12 +95,7 @@ impl Child {
     pub fn waiting(init: Option<ProcessId>, parents_end: i32, launch: Launch) -> Result<Self> {
         let ended = || Error::new(ErrorKind::FailedPrecondition, "cannot start a container that has stopped");
         let init = init.ok_or_else(ended)?;
-        let pid = init.pid;
-        let pidfd = pidfd_open(Pid::from_raw(pid).ok_or_else(ended)?, PidfdFlags::empty()).map_err(|_| ended())?;
-        // Asked after the opening: from here on the number cannot come to mean another one.
-        if !init.is_alive() {
-            return Err(ended());
-        }
+        let (pid, pidfd) = (init.pid, init.open()?.ok_or_else(ended)?);
         let report = pidfd_getfd(&pidfd, parents_end, PidfdGetfdFlags::empty())
             .context(|| format!("pidfd_getfd of the report of process {pid}, which takes CAP_SYS_PTRACE"))?;
         Ok(Self { pid, pidfd, launch, report })
@@ -126,20 +107,9 @@ impl Child {
     /// The step that failed, as a sentence.
     pub fn progress(&self) -> Result<Progress> {
         loop {
-            match report::receive(self.report.as_fd()) {
-                Ok(Some(Message::Ready)) => return Ok(Progress::Ready),
-                Ok(Some(Message::Hooks)) => return Ok(Progress::Hooks),
-                Ok(Some(Message::Console(master))) => return Ok(Progress::Console(master)),
-                Ok(Some(Message::Handed(_))) => return Err(unexpected()),
-                Ok(Some(Message::Listener(number))) => {
-                    let listener = pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty());
-                    return listener.context(|| "pidfd_getfd of the seccomp listener").map(Progress::Listener);
-                }
-                Ok(Some(Message::Failed(failed))) => return Err(failure::explain(&self.launch, &failed)),
-                Ok(None) => return Ok(Progress::Executed),
-                Err(Errno::AGAIN) => wait(self.report.as_fd(), PollFlags::IN)?,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(Error::kernel("read the child's report", errno)),
+            match Progress::next(self.report.as_fd(), self.pidfd.as_fd(), &self.launch)? {
+                Some(progress) => return Ok(progress),
+                None => wait(self.report.as_fd(), PollFlags::IN)?,
             }
         }
     }
@@ -149,7 +119,7 @@ impl Child {
     /// # Errors
     /// `EPIPE` if it is gone.
     pub fn go(&self) -> Result<()> {
-        rustix::net::send(&self.report, &[GO], rustix::net::SendFlags::NOSIGNAL).map(drop).context(|| "tell the child to go on")
+        progress::go(self.report.as_fd())
     }
 
     /// Ends and reaps it.

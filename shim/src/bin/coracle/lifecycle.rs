@@ -5,16 +5,16 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use runtime_core::compile::Joined;
 use runtime_core::container::hooks::Point;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::sys::process::send_signal;
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::Runtime;
 use crate::cgroups;
 use crate::hooks::Hooks;
-use crate::store::{Entry, State, Status, joined, refused};
+use crate::store::{Entry, State, Status, refused};
 
 const FREEZE: Duration = Duration::from_secs(10);
 const SIGNAL_MAX: i32 = 64;
@@ -49,15 +49,11 @@ pub fn kill(runtime: &Runtime, id: &str, signal: i32, all: bool) -> Result<()> {
     }
     let status = state.status(&runtime.host)?;
     let init = state.record.init.filter(|_| status != Status::Stopped).ok_or_else(stopped)?;
-    if signal == libc::SIGKILL && !joined(&entry.spec()?)?.has_private_pid() {
+    if signal == libc::SIGKILL && !Joined::of(&entry.spec()?.linux)?.has_private_pid() {
         // Nobody else ends what the first process leaves.
         return cgroup.kill();
     }
-    let pidfd = pidfd_open(Pid::from_raw(init.pid).ok_or_else(stopped)?, PidfdFlags::empty()).map_err(|_| stopped())?;
-    // Asked after the opening: from here on the number cannot come to mean another process.
-    if !init.is_alive() {
-        return Err(stopped());
-    }
+    let pidfd = init.open()?.ok_or_else(stopped)?;
     match send_signal(pidfd.as_fd(), signal) {
         Err(Errno::SRCH) => return Err(stopped()),
         result => result.context(|| format!("send signal {signal} to process {}", init.pid))?,

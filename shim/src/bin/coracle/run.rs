@@ -4,24 +4,24 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use oci_spec::runtime::ContainerState;
-use runtime_core::compile::{self, CgroupView, Joining, Streams};
+use runtime_core::compile::{self, CgroupView, Joined, Joining, Streams};
 use runtime_core::container::record::write_atomically;
 use runtime_core::error::{Context as _, Error, Result};
 use runtime_core::plan::report;
+use runtime_core::rdt::Groups;
 use runtime_core::seccomp;
 use runtime_core::spec::{Capabilities, Process, Spec};
 use runtime_core::sys::process::send_signal;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::Runtime;
 use crate::args::{CreateFlags, Exec};
-use crate::cgroups::view;
 use crate::create::{Created, Foreground, check_console, create, hand_out, own_streams, preserved, start};
 use crate::foreground::attend;
 use crate::hooks::Hooks;
 use crate::launch::{Child, Progress, unexpected};
 use crate::lifecycle::destroy;
-use crate::store::{State, Status, joined, refused};
+use crate::store::{Status, refused};
 
 /// Create and start; then wait for the end, and delete, unless told otherwise.
 ///
@@ -73,34 +73,31 @@ pub fn exec(runtime: &Runtime, options: &Exec) -> Result<ExitCode> {
     let process = process(options, &spec)?;
     let foreground = if options.detach || options.console_socket.is_some() { Foreground::No } else { Foreground::Yes };
     check_console(process.terminal, options.console_socket.as_deref(), foreground)?;
-    let child = join(runtime, &state, &spec, &process, preserved)?;
-    let master = accompany(runtime, &state, &spec, &child, options, foreground).inspect_err(|_| child.kill())?;
+    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let hooks = Hooks { runtime, spec: &spec, state: &state, filter: filter.as_ref() };
+    let child = join(&hooks, &process, preserved)?;
+    let master = accompany(&hooks, &child, options, foreground).inspect_err(|_| child.kill())?;
     if options.detach { Ok(ExitCode::SUCCESS) } else { attend(&child, master).map(ExitCode::from) }
 }
 
-fn join(runtime: &Runtime, state: &State, spec: &Spec, process: &Process, preserved: Vec<std::os::fd::OwnedFd>) -> Result<Child> {
+fn join(hooks: &Hooks<'_>, process: &Process, preserved: Vec<OwnedFd>) -> Result<Child> {
+    let Hooks { runtime, spec, state, .. } = *hooks;
     let stopped = || refused("cannot exec in a stopped container");
     let id = state.record.init.ok_or_else(stopped)?;
-    let pid = rustix::process::Pid::from_raw(id.pid).ok_or_else(stopped)?;
-    let init = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).map_err(|_| stopped())?;
-    // Asked after the opening: from here on the number cannot come to mean another process.
-    if !id.is_alive() {
-        return Err(stopped());
-    }
-    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let init = id.open()?.ok_or_else(stopped)?;
     let cgroup = state.cgroup(&runtime.host)?;
     let (report, child_report) = report::pair().context(|| "socketpair")?;
     let compiled = compile::joining(Joining {
         id: &state.record.id,
-        namespaces: &joined(spec)?,
+        namespaces: &Joined::of(&spec.linux)?,
         process,
         init,
         cgroup: CgroupView {
             directory: cgroup.joining_dir(id.pid)?,
-            ..view(&cgroup, &[&crate::create::groups(runtime, &state.record.id, spec)])?
+            ..CgroupView::of(&cgroup, &Groups::here(&state.record.id, spec.linux.intel_rdt.as_ref()))?
         },
         streams: if process.terminal { Streams::Terminal } else { own_streams()? },
-        filter: filter.as_ref(),
+        filter: hooks.filter,
         report: child_report,
         preserved,
         no_new_keyring: state.no_new_keyring,
@@ -108,23 +105,14 @@ fn join(runtime: &Runtime, state: &State, spec: &Spec, process: &Process, preser
     runtime.launching.launch(compiled, report)
 }
 
-fn accompany(
-    runtime: &Runtime,
-    state: &State,
-    spec: &Spec,
-    child: &Child,
-    options: &Exec,
-    foreground: Foreground,
-) -> Result<Option<std::os::fd::OwnedFd>> {
-    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    let hooks = Hooks { runtime, spec, state, filter: filter.as_ref() };
+fn accompany(hooks: &Hooks<'_>, child: &Child, options: &Exec, foreground: Foreground) -> Result<Option<OwnedFd>> {
     let mut master = None;
     loop {
         match child.progress()? {
             Progress::Executed => break,
             Progress::Console(served) => master = hand_out(options.console_socket.as_deref(), foreground, served)?,
-            Progress::Listener(descriptor) => hooks.give_listener(child, descriptor, ContainerState::Running, state.pid())?,
-            Progress::Hooks | Progress::Ready => return Err(unexpected()),
+            Progress::Listener(descriptor) => hooks.give_listener(child, descriptor, ContainerState::Running, hooks.state.pid())?,
+            Progress::Hooks | Progress::Handed(_) | Progress::Ready => return Err(unexpected()),
         }
     }
     if let Some(file) = &options.pid_file

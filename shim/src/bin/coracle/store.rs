@@ -7,7 +7,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use runtime_core::cgroup::{Cgroup, Host};
-use runtime_core::compile::Joined;
 use runtime_core::container::record::{Record, write_atomically};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::{Launch, Step};
@@ -310,12 +309,4 @@ impl State {
             _ => Status::Stopped,
         })
     }
-}
-
-/// What a container's processes have in common.
-///
-/// # Errors
-/// Maps that are none.
-pub fn joined(spec: &Spec) -> Result<Joined> {
-    Joined::of(&spec.linux)
 }
