@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 . deploy/setup/lib.sh
 
 command -v apt-get >/dev/null || die "this needs Debian's apt-get; elsewhere install gcc, pkg-config, libseccomp, busybox-static, strace, e2fsprogs, systemd, dbus, procps and Rust $(msrv) by hand"
-apt_install gcc libc6-dev make mount pkg-config libseccomp-dev busybox-static strace e2fsprogs systemd dbus procps ca-certificates
+apt_install gcc libc6-dev make mount iproute2 nftables iptables pkg-config libseccomp-dev busybox-static strace e2fsprogs systemd dbus procps ca-certificates
 
 if [ ! -e /etc/hosts ] && [ "$(id -u)" = 0 ]; then
 	say "making /etc/hosts, which is missing and which ctr's --net-host mounts"

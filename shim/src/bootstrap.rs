@@ -15,6 +15,7 @@ use proto::bootstrap_api::{BootstrapParams, BootstrapResult};
 use proto::protobuf::Message;
 use proto::protobuf::well_known_types::any::Any;
 use runtime_core::error::{Context, Error, Result};
+use runtime_core::net::node;
 
 use crate::group::Grouping;
 
@@ -33,6 +34,9 @@ const GROUPING: &str = "CORACLE_GROUPING";
 /// The operator's wish for who makes cgroups, `cgroupfs` (the default) or `systemd`: containerd does not hand the option for it to every runtime.
 const CGROUP_DRIVER: &str = "CORACLE_CGROUP_DRIVER";
 
+/// Where the node's networks are said, if not in [`node::PATH`].
+const NETWORK_FILE: &str = "CORACLE_NETWORK_FILE";
+
 /// The environment of `start`, as far as the contract names it.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
@@ -46,6 +50,8 @@ pub struct Environment {
     pub grouping: String,
     /// `CORACLE_CGROUP_DRIVER`.
     pub cgroup_driver: String,
+    /// `CORACLE_NETWORK_FILE`.
+    pub network_file: String,
     /// `SCHED_CORE` is set and not empty.
     pub sched_core: bool,
 }
@@ -60,6 +66,7 @@ impl Environment {
             task_api: get(TASK_API),
             grouping: get(GROUPING),
             cgroup_driver: get(CGROUP_DRIVER),
+            network_file: get(NETWORK_FILE),
             sched_core: std::env::var_os("SCHED_CORE").is_some_and(|value| !value.is_empty()),
         }
     }
@@ -128,6 +135,8 @@ pub struct Bootstrap {
     pub grouping: Grouping,
     /// systemd makes cgroups, whatever the runtime's options say.
     pub systemd_cgroup: bool,
+    /// The node's networks, and what annotations may ask for (`runtime_core::net::node`).
+    pub network_file: PathBuf,
     /// The form of the answer.
     pub protocol: Protocol,
     /// Whether the shim and its containers get a core scheduling cookie of their own.
@@ -218,6 +227,7 @@ impl Bootstrap {
             task_api: task_api(&environment.task_api)?,
             grouping: Grouping::parse(GROUPING, &environment.grouping)?,
             systemd_cgroup: by_systemd(&environment.cgroup_driver)?,
+            network_file: PathBuf::from(non_empty(&environment.network_file).unwrap_or(node::PATH)),
             protocol: Protocol::Legacy,
             sched_core: environment.sched_core,
         })

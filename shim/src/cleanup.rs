@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use runtime_core::cgroup::{Cgroup, Host};
 use runtime_core::container::record::{ProcessId, Record};
 use runtime_core::error::{Context as _, Error, Result};
+use runtime_core::net;
 use runtime_core::rdt;
 use runtime_core::systemd;
 
@@ -65,6 +66,9 @@ fn clean(host: &Host, record: &Record) -> Result<()> {
     servers(SERVERS)?;
     cgroup.remove(REMOVAL).context(what)?;
     systemd::stop(path.scope(), REMOVAL);
+    if let Some(place) = &record.network {
+        net::release(&place.state, &place.key).context(what)?;
+    }
     rdt::remove(&record.resctrl).context(what)
 }
 

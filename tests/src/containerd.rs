@@ -268,6 +268,8 @@ fn spawn(version: Version, dir: &Path, setup: &Setup) -> Result<Child> {
         .env_clear()
         .env("PATH", shim + &paths::search_path(version.suite())?)
         .envs(setup.environment.iter().cloned())
+        // Where a suite says what networks there are.
+        .envs(std::env::vars().filter(|(name, _)| name == "CORACLE_NETWORK_FILE"))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -17,6 +17,7 @@ pub mod footprint;
 pub mod hand;
 pub mod image;
 pub mod ledger;
+pub mod netns;
 pub mod oci;
 pub mod order;
 pub mod paths;

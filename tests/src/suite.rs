@@ -17,10 +17,10 @@ pub type Entry = (&'static str, fn(&Case<'_>) -> Result<()>);
 /// A case by its full name, for [`main_of`].
 pub type Named = (String, Box<dyn Fn() -> Result<()>>);
 
-/// Names each function by its identifier.
+/// Names each function by its path.
 #[macro_export]
 macro_rules! cases {
-    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn(&$crate::Case<'_>) -> $crate::Result<()>)),*] };
+    ($($name:path),* $(,)?) => { &[$((stringify!($name), $name as fn(&$crate::Case<'_>) -> $crate::Result<()>)),*] };
 }
 
 /// How a suite runs.

@@ -97,6 +97,8 @@ pub struct Container<'a> {
     pub preserved: Vec<OwnedFd>,
     /// Move the root instead of pivoting, for roots that cannot be pivoted (an initramfs).
     pub no_pivot_root: bool,
+    /// Somebody outside gives it a network before it leaves the host's filesystem.
+    pub networked: bool,
     /// Leave the caller's session keyring in place.
     pub no_new_keyring: bool,
     /// Whether overlay takes its layers one by one (Linux 6.8).
@@ -184,7 +186,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let devices = devices::make(&mut plan, spec, root, &shelved)?;
     plan.step(Step::Session);
     process::streams(&mut plan, &streams, process, mounts.devpts, &devices, user.is_some())?;
-    if hooks || !spec.linux.net_devices.is_empty() {
+    if hooks || inputs.networked || !spec.linux.net_devices.is_empty() {
         plan.step(Step::PauseForHooks);
     }
     plan.step(if inputs.no_pivot_root { Step::MoveRoot { root } } else { Step::Pivot { root } });

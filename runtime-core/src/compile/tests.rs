@@ -69,6 +69,7 @@ fn plan(case: &Path) -> Plan {
         parents_end: None,
         preserved: Vec::new(),
         no_pivot_root: false,
+        networked: false,
         no_new_keyring: false,
         layers_one_by_one: true,
         layers_by_descriptor: true,

@@ -76,6 +76,15 @@ impl ProcessId {
     }
 }
 
+/// Where what a container has of a network is written down (`net::release`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The directory of the networks' state.
+    pub state: PathBuf,
+    /// The container's key in it.
+    pub key: String,
+}
+
 /// What is known of a container before and after its daemon's death.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -96,6 +105,9 @@ pub struct Record {
     /// Groups of resctrl that were made for it, the innermost first.
     #[serde(default)]
     pub resctrl: Vec<PathBuf>,
+    /// What it has of a network of the node's.
+    #[serde(default)]
+    pub network: Option<Place>,
     /// How the first process ended, once it has: status and Unix time in nanoseconds.
     pub exited: Option<(u32, i64)>,
 }
@@ -111,6 +123,7 @@ impl Record {
             servers: Vec::new(),
             members: Vec::new(),
             resctrl: Vec::new(),
+            network: None,
             exited: None,
         }
     }

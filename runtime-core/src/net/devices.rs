@@ -55,12 +55,12 @@ struct Side {
 
 /// Moves a device; whether it was up before.
 fn carry(from: &mut Side, name: &str, to: &mut Side, new_name: &str, up: bool) -> Result<bool> {
-    let link = from.link(name).map_err(refused("look for it".to_owned()))?;
+    let link = from.route.link(name).map_err(refused("look for it".to_owned()))?;
     let was_up = link.header.flags.contains(LinkFlags::Up);
     let index = link.header.index;
     // Before it is set down, when those of IPv6 go.
     let addresses = from.addresses(index).map_err(refused("list its addresses".to_owned()))?;
-    match to.link(new_name) {
+    match to.route.link(new_name) {
         Err(Errno::NODEV) => {}
         Ok(_) => return Err(refused(format!("move it to {new_name:?}"))(Errno::EXIST)),
         Err(errno) => return Err(refused(format!("look for {new_name:?}"))(errno)),
@@ -71,7 +71,7 @@ fn carry(from: &mut Side, name: &str, to: &mut Side, new_name: &str, up: bool) -
         let _ = from.set_up(index, was_up);
         return Err(refused(format!("move it to {new_name:?}"))(errno));
     }
-    let arrived = to.link(new_name).map_err(refused(format!("look for {new_name:?} after the move")))?.header.index;
+    let arrived = to.route.link(new_name).map_err(refused(format!("look for {new_name:?} after the move")))?.header.index;
     let ready = addresses.into_iter().try_for_each(|address| to.add(arrived, address)).and_then(|()| to.set_up(arrived, up));
     if let Err(errno) = ready {
         let _ = to.set_up(arrived, false);
@@ -82,15 +82,6 @@ fn carry(from: &mut Side, name: &str, to: &mut Side, new_name: &str, up: bool) -
 }
 
 impl Side {
-    fn link(&mut self, name: &str) -> Result<LinkMessage, Errno> {
-        let mut request = LinkMessage::default();
-        request.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        match self.route.get(RouteNetlinkMessage::GetLink(request))? {
-            RouteNetlinkMessage::NewLink(link) => Ok(link),
-            _ => Err(Errno::BADMSG),
-        }
-    }
-
     fn set_up(&mut self, index: u32, up: bool) -> Result<(), Errno> {
         let mut request = LinkMessage::default();
         request.header.index = index;

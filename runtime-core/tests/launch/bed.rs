@@ -178,6 +178,7 @@ impl Bundle {
             parents_end: None,
             preserved: Vec::new(),
             no_pivot_root: self.no_pivot_root,
+            networked: false,
             no_new_keyring: false,
             layers_one_by_one: self.layers_one_by_one,
             layers_by_descriptor: self.layers_by_descriptor,

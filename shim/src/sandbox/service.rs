@@ -116,7 +116,7 @@ impl Service {
 
     fn metrics_of(&self, id: &str) -> Result<SandboxMetricsResponse> {
         let pod = self.pod(id)?;
-        let stats = stats::encode(&run::cgroup(&self.tasks.node, &pod)?.stats()?)?;
+        let stats = stats::encode(&run::cgroup(&self.tasks.node, &pod)?.stats()?, None)?;
         let mut response = SandboxMetricsResponse::default();
         let metrics = response.metrics.mut_or_insert_default();
         metrics.id = pod.id.clone();

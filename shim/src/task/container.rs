@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use proto::events::task::{TaskExit, TaskOOM};
+use proto::protobuf::well_known_types::any::Any;
 use runtime_core::cgroup::{Cgroup, OomWatch, Trigger};
 use runtime_core::compile::Joined;
 use runtime_core::container::record::Record;
@@ -18,9 +19,11 @@ use tokio::io::Interest;
 
 use super::hooks::Hooks;
 use super::listener::Listener;
+use super::network::Network;
 use super::node::Node;
 use super::process::{Exit, Process};
 use super::servers::Server;
+use super::stats;
 use crate::clock::timestamp;
 use crate::io::Owner;
 use crate::io::watched::Watched;
@@ -63,6 +66,8 @@ pub struct Container {
     pub init: Arc<Process>,
     /// Those of its root filesystem.
     pub servers: Vec<Server>,
+    /// What it has of a network of the node's.
+    pub network: Option<Arc<Network>>,
     /// One at a time: start, pause, resume, update, delete.
     pub changing: tokio::sync::Mutex<()>,
     /// Read while a process is launched, written (true) when the first one has ended: then no other one is launched any more.
@@ -183,6 +188,10 @@ impl Container {
             let init = &container.init;
             let Some(exit) = end_of(&node, init).await else { return };
             container.note_exit(exit);
+            if let Some(network) = container.network.clone() {
+                // Nobody waits for it, but for Delete.
+                tokio::spawn(async move { network.release().await });
+            }
             *container.ending.write().await = true;
             if !container.namespaces.has_private_pid() {
                 // The kernel ends the others only where the first process was their init.
@@ -215,6 +224,14 @@ impl Container {
             process.output_taken().await;
             container.tell_exit(&node, &process, exit);
         });
+    }
+
+    /// What it has used, as `Stats` answers it.
+    ///
+    /// # Errors
+    /// The file of the cgroup that cannot be read.
+    pub fn stats(&self) -> Result<Any> {
+        stats::encode(&self.cgroup.stats()?, self.network.as_ref().and_then(|network| network.traffic()))
     }
 
     fn tell_exit(&self, node: &Node, process: &Process, exit: Exit) {

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use super::container::{Account, Container};
 use super::hooks::{Hooks, given_up, nobody_wants_it};
 use super::listener::Listener;
+use super::network::{self, Network, Wanted};
 use super::node::{Child, Node, Progress};
 use super::process::Process;
 use super::scope;
@@ -58,6 +59,7 @@ struct Undo {
     making: scope::Making,
     child: Option<(i32, Arc<OwnedFd>)>,
     servers: Vec<Server>,
+    network: Option<Arc<Network>>,
 }
 
 impl Undo {
@@ -70,6 +72,9 @@ impl Undo {
             self.node.kill(pid, &pidfd).await;
         }
         self.making.undo(&self.node, &self.id).await;
+        if let Some(network) = &self.network {
+            network.release().await;
+        }
         if let Err(error) = rdt::remove(&self.groups) {
             log::error!("{}: {error}", self.id);
         }
@@ -123,6 +128,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     let mut spec = Spec::load(&bundle)?;
     let pod = node.pods.of(&spec.annotations, node.context.config.grouping == Grouping::Pod);
     let shared = pod.as_ref().map(|pod| pod.share_with(&mut spec)).transpose()?;
+    let wanted = network::wanted(node, &mut spec, &request.id, &bundle)?;
     let filter = node.filter(spec.linux.seccomp.as_ref())?;
     for sentence in passed_over(&node.host, &spec, filter.as_deref()) {
         log::warn!("{}: {sentence}", request.id);
@@ -150,6 +156,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
         making: scope::Making::default(),
         child: None,
         servers: Vec::new(),
+        network: None,
     };
     let making = Making {
         node,
@@ -164,7 +171,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
         owner,
         given_up: given_up.clone(),
     };
-    match making.make(&mut undo, &path, &init, record).await {
+    match making.make(&mut undo, &path, &init, record, wanted).await {
         Ok((child, record)) => {
             let cgroup = undo.making.take().ok_or_else(lost)?;
             let container = Container {
@@ -183,6 +190,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
                 owner,
                 init,
                 servers: undo.servers,
+                network: undo.network,
                 changing: tokio::sync::Mutex::default(),
                 ending: tokio::sync::RwLock::new(false),
             };
@@ -211,8 +219,19 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    async fn make(&self, undo: &mut Undo, path: &CgroupPath, init: &Process, mut record: Record) -> Result<(Child, Record)> {
+    async fn make(
+        &self,
+        undo: &mut Undo,
+        path: &CgroupPath,
+        init: &Process,
+        mut record: Record,
+        wanted: Option<Wanted>,
+    ) -> Result<(Child, Record)> {
         let node = self.node;
+        let joins = wanted.as_ref().and_then(|wanted| wanted.joins);
+        if let Some(wanted) = wanted {
+            undo.network = wanted.reserve(&mut record).await?;
+        }
         let loggers = Loggers(Arc::clone(node));
         let namespace = &node.context.config.bootstrap.namespace;
         let origin = Origin { id: &self.request.id, namespace, spawner: Some(&loggers), streams: Some(&node.streams) };
@@ -240,6 +259,7 @@ impl Making<'_> {
             parents_end: None,
             preserved: Vec::new(),
             no_pivot_root: self.options.no_pivot_root,
+            networked: undo.network.is_some(),
             no_new_keyring: self.options.no_new_keyring,
             layers_one_by_one: node.kernel.layers_one_by_one,
             layers_by_descriptor: node.kernel.layers_by_descriptor,
@@ -251,7 +271,11 @@ impl Making<'_> {
         record.init = ProcessId::of(child.pid);
         record.write(self.bundle)?;
         failpoint::inside(Rpc::Create).await?;
-        self.accompany(&child, &io, undo.making.cgroup.as_ref()).await?;
+        self.accompany(&child, &io, undo.making.cgroup.as_ref(), undo.network.as_deref()).await?;
+        // If it has ended meanwhile, its number may have been another one's when the namespace was joined by it.
+        if joins.is_some_and(|joined| !joined.is_alive()) {
+            return Err(Error::new(ErrorKind::FailedPrecondition, "the container whose network namespace it is to have has ended"));
+        }
         write_atomically(&self.bundle.join("init.pid"), child.pid.to_string().as_bytes())?;
         self.options.save(self.bundle)?;
         io.start();
@@ -272,7 +296,7 @@ impl Making<'_> {
     }
 
     /// Until the child waits for its start.
-    async fn accompany(&self, child: &Child, io: &Io, cgroup: Option<&Cgroup>) -> Result<()> {
+    async fn accompany(&self, child: &Child, io: &Io, cgroup: Option<&Cgroup>, network: Option<&Network>) -> Result<()> {
         loop {
             let progress = tokio::select! {
                 () = given_up(&self.given_up) => return Err(nobody_wants_it()),
@@ -286,6 +310,9 @@ impl Making<'_> {
                     listener.take(child, descriptor, ContainerState::Creating, child.pid).await?;
                 }
                 Progress::Hooks => {
+                    if let Some(network) = network {
+                        network.connect(child.pid).await?;
+                    }
                     move_devices(self.spec, child.pid).await?;
                     let hooks = Hooks::of(self.spec, &self.request.id, self.bundle).until(self.given_up.clone());
                     let flags = Joined::of(&self.spec.linux)?.flags();

@@ -230,6 +230,9 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Dele
     for server in &container.servers {
         server.end().await;
     }
+    if let Some(network) = &container.network {
+        network.release().await;
+    }
     if let Err(error) = rdt::remove(&container.groups.of_container()) {
         log::warn!("{}: {error}, ignoring", container.id);
     }

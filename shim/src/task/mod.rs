@@ -10,6 +10,7 @@ pub mod exec;
 pub mod hooks;
 pub mod lifecycle;
 pub mod listener;
+pub mod network;
 pub mod node;
 pub mod process;
 pub mod scope;

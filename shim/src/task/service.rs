@@ -27,7 +27,7 @@ use super::container::Container;
 use super::node::Node;
 use super::state::{Action, State};
 use super::table::Table;
-use super::{create, exec, lifecycle, stats};
+use super::{create, exec, lifecycle};
 use crate::bootstrap::check_identifier;
 use crate::clock::timestamp;
 use crate::failpoint::{self, Rpc};
@@ -443,7 +443,7 @@ impl Task for Service {
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let container = answer(self.table.get(&request.id))?;
         inside(Rpc::Stats).await?;
-        let stats = answer(container.cgroup.stats().and_then(|stats| stats::encode(&stats)))?;
+        let stats = answer(container.stats())?;
         Ok(StatsResponse { stats: MessageField::some(stats), ..StatsResponse::default() })
     }
 

@@ -7,17 +7,44 @@ use proto::protobuf::well_known_types::any::Any;
 use proto::protobuf::{MessageField, MessageFull};
 use runtime_core::cgroup::Stats;
 use runtime_core::error::{Error, ErrorKind, Result};
+use runtime_core::net::{self, Traffic};
 
-/// `stats` as containerd and its clients read it; they tell the version of the message by its type URL.
+/// `stats`, and what has been carried by a network of the node's, as containerd and its clients read it; they tell the version of the message by its type URL.
 ///
 /// # Errors
 /// [`ErrorKind::Internal`] for a message that is too large to encode (2 GiB).
-pub fn encode(stats: &Stats) -> Result<Any> {
+pub fn encode(stats: &Stats, traffic: Option<Traffic>) -> Result<Any> {
     match stats {
-        Stats::V1(metrics) => pack(&Convert::<proto::cgroups::metrics::Metrics>::convert(metrics.as_ref())),
-        Stats::V2(metrics) => pack(&Convert::<proto::cgroups_v2::metrics::Metrics>::convert(metrics.as_ref())),
+        Stats::V1(metrics) => {
+            let mut message: proto::cgroups::metrics::Metrics = metrics.as_ref().convert();
+            message.network.extend(traffic.as_ref().map(Traffic::convert));
+            pack(&message)
+        }
+        Stats::V2(metrics) => {
+            let mut message: proto::cgroups_v2::metrics::Metrics = metrics.as_ref().convert();
+            message.network.extend(traffic.as_ref().map(Traffic::convert));
+            pack(&message)
+        }
     }
 }
+
+macro_rules! network_stat {
+    ($($message:path),*) => {
+        $(impl Convert<$message> for Traffic {
+            fn convert(&self) -> $message {
+                let Self { rx_bytes, rx_packets, rx_errors, rx_dropped, tx_bytes, tx_packets, tx_errors, tx_dropped } = *self;
+                let name = net::INSIDE.to_owned();
+                let mut message = <$message>::default();
+                (message.name, message.rx_bytes, message.rx_packets, message.rx_errors, message.rx_dropped) =
+                    (name, rx_bytes, rx_packets, rx_errors, rx_dropped);
+                (message.tx_bytes, message.tx_packets, message.tx_errors, message.tx_dropped) = (tx_bytes, tx_packets, tx_errors, tx_dropped);
+                message
+            }
+        })*
+    };
+}
+
+network_stat!(proto::cgroups::metrics::NetworkStat, proto::cgroups_v2::metrics::NetworkStat);
 
 fn pack<M: MessageFull>(message: &M) -> Result<Any> {
     let type_url = M::descriptor().full_name().to_owned();

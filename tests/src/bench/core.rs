@@ -96,6 +96,7 @@ impl Core {
             parents_end: None,
             preserved: Vec::new(),
             no_pivot_root: false,
+            networked: false,
             no_new_keyring: false,
             layers_one_by_one: true,
             layers_by_descriptor: true,

@@ -146,6 +146,7 @@ impl Making<'_> {
             parents_end: Some(report.try_clone().context(|| "dup")?),
             preserved,
             no_pivot_root: self.options.no_pivot,
+            networked: false,
             no_new_keyring: self.options.no_new_keyring,
             layers_one_by_one: kernel.layers_one_by_one,
             layers_by_descriptor: kernel.layers_by_descriptor,

@@ -110,7 +110,7 @@ fn check<M: MessageFull>(source: &impl Debug, any: &Any) {
 #[test]
 fn every_field_of_version_1_is_carried_over() {
     let metrics = v1::Metrics::fill(&mut 0);
-    let any = encode(&Stats::V1(Box::new(metrics.clone()))).unwrap();
+    let any = encode(&Stats::V1(Box::new(metrics.clone())), None).unwrap();
     assert_eq!(any.type_url, "io.containerd.cgroups.v1.Metrics");
     check::<proto::cgroups::metrics::Metrics>(&metrics, &any);
 }
@@ -118,7 +118,7 @@ fn every_field_of_version_1_is_carried_over() {
 #[test]
 fn every_field_of_version_2_is_carried_over() {
     let metrics = v2::Metrics::fill(&mut 0);
-    let any = encode(&Stats::V2(Box::new(metrics.clone()))).unwrap();
+    let any = encode(&Stats::V2(Box::new(metrics.clone())), None).unwrap();
     assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
     check::<proto::cgroups_v2::metrics::Metrics>(&metrics, &any);
 }
@@ -126,6 +126,6 @@ fn every_field_of_version_2_is_carried_over() {
 #[test]
 fn what_was_not_read_stays_absent() {
     for stats in [Stats::V1(Box::default()), Stats::V2(Box::default())] {
-        assert!(encode(&stats).unwrap().value.is_empty());
+        assert!(encode(&stats, None).unwrap().value.is_empty());
     }
 }

@@ -1,0 +1,195 @@
+//! A container's network, where its annotations ask for one of the node's (`runtime_core::net`).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount};
+use runtime_core::container::record::{Place, ProcessId, Record};
+use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::net::asked::{Asked, Mode, PREFIX};
+use runtime_core::net::{self, Attachment, Traffic, node};
+use runtime_core::spec::Spec;
+use tokio::sync::Mutex;
+
+use super::node::Node;
+
+/// The file in a bundle that becomes the container's `/etc/resolv.conf`.
+const RESOLV_CONF: &str = "resolv.conf";
+
+/// What a container's annotations ask for, and the node allows.
+pub struct Wanted {
+    node: node::Node,
+    asked: Asked,
+    namespace: String,
+    id: String,
+    hostname: String,
+    bundle: PathBuf,
+    /// The first process of the container whose network namespace it is to have.
+    pub joins: Option<ProcessId>,
+}
+
+/// What a container has of a network of the node's.
+pub struct Network {
+    attachment: Attachment,
+    released: Mutex<bool>,
+}
+
+/// What is asked for, if anything. Changes the spec accordingly: its network namespace, and the files that resolve names.
+///
+/// # Errors
+/// The annotation that is malformed, or asks for what is not allowed.
+pub fn wanted(node: &Node, spec: &mut Spec, id: &str, bundle: &Path) -> Result<Option<Wanted>> {
+    if !spec.annotations.keys().any(|key| key.starts_with(PREFIX)) {
+        return Ok(None);
+    }
+    let bootstrap = &node.context.config.bootstrap;
+    let Some(file) = node::Node::load(&bootstrap.network_file)? else { return Ok(None) };
+    let Some(asked) = Asked::of(&spec.annotations, &file, &bootstrap.namespace)? else { return Ok(None) };
+    let given = spec.linux.namespaces.iter().find(|it| it.typ() == LinuxNamespaceType::Network).and_then(|it| it.path().clone());
+    if let Some(path) = given {
+        log::warn!("{id}: the network namespace {path:?} is given, the annotations for another one are passed over");
+        return Ok(None);
+    }
+    let mut wanted = Wanted {
+        node: file,
+        asked,
+        namespace: bootstrap.namespace.clone(),
+        id: id.to_owned(),
+        hostname: spec.hostname.clone(),
+        bundle: bundle.to_owned(),
+        joins: None,
+    };
+    wanted.change(spec)?;
+    Ok(Some(wanted))
+}
+
+impl Wanted {
+    fn change(&mut self, spec: &mut Spec) -> Result<()> {
+        spec.linux.namespaces.retain(|it| it.typ() != LinuxNamespaceType::Network);
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(LinuxNamespaceType::Network);
+        let (hosts, resolv_conf) = match &self.asked.mode {
+            Mode::Host => {
+                add_file(spec, "hosts", Path::new("/etc/hosts"));
+                add_file(spec, RESOLV_CONF, Path::new("/etc/resolv.conf"));
+                return Ok(());
+            }
+            Mode::None => (None, None),
+            Mode::Path(path) => {
+                namespace.set_path(Some(path.clone()));
+                (None, Some(self.bundle.join(RESOLV_CONF)))
+            }
+            Mode::Container(other) => {
+                let bundle = self.bundle.parent().map(|directory| directory.join(other)).unwrap_or_default();
+                let init = first_process(other, &bundle)?;
+                namespace.set_path(Some(PathBuf::from(format!("/proc/{}/ns/net", init.pid))));
+                self.joins = Some(init);
+                let resolv_conf = bundle.join(RESOLV_CONF);
+                (self.hosts_of(other)?, resolv_conf.exists().then_some(resolv_conf))
+            }
+            Mode::Network(name) => (Some(net::hosts(&self.node.state, name)), Some(self.bundle.join(RESOLV_CONF))),
+        };
+        spec.linux.namespaces.push(namespace);
+        for (name, source) in [("hosts", hosts), (RESOLV_CONF, resolv_conf)] {
+            if let Some(source) = source {
+                add_file(spec, name, &source);
+            }
+        }
+        Ok(())
+    }
+
+    /// The names on the network that another container is in.
+    fn hosts_of(&self, other: &str) -> Result<Option<PathBuf>> {
+        let network = net::network_of(&self.node.state, &format!("{}/{other}", self.namespace))?;
+        Ok(network.map(|network| net::hosts(&self.node.state, &network)))
+    }
+
+    /// Whether the container's process has to wait for its network.
+    pub fn is_made(&self) -> bool {
+        matches!(self.asked.mode, Mode::Network(_))
+    }
+
+    /// Reserves what is asked for, and notes it in the container's record.
+    ///
+    /// # Errors
+    /// What is taken, or what the kernel refuses; then nothing is reserved.
+    pub async fn reserve(self, record: &mut Record) -> Result<Option<Arc<Network>>> {
+        if matches!(self.asked.mode, Mode::Network(_) | Mode::Path(_)) {
+            let path = self.bundle.join(RESOLV_CONF);
+            net::write_resolv_conf(&path, &self.asked.resolver)?;
+        }
+        if !self.is_made() {
+            return Ok(None);
+        }
+        let bundle = self.bundle.clone();
+        let attachment = blocking(move || {
+            let container = net::Container { namespace: &self.namespace, id: &self.id, hostname: &self.hostname, bundle: &self.bundle };
+            Attachment::reserve(&self.node, &self.asked, &container)
+        });
+        let attachment = attachment.await?;
+        let (state, key) = attachment.place();
+        record.network = Some(Place { state: state.to_owned(), key: key.to_owned() });
+        let network = Network { attachment, released: Mutex::new(false) };
+        if let Err(error) = record.write(&bundle) {
+            network.release().await;
+            return Err(error);
+        }
+        Ok(Some(Arc::new(network)))
+    }
+}
+
+impl Network {
+    /// Gives it to the namespace of a process.
+    ///
+    /// # Errors
+    /// The step that the kernel refused.
+    pub async fn connect(&self, pid: i32) -> Result<()> {
+        let attachment = self.attachment.clone();
+        blocking(move || attachment.connect(pid)).await
+    }
+
+    /// Gives it back, if that has not been done. What fails is logged: another one will find it.
+    pub async fn release(&self) {
+        let mut released = self.released.lock().await;
+        if *released {
+            return;
+        }
+        let (state, key) = self.attachment.place();
+        let (state, key) = (state.to_owned(), key.to_owned());
+        match blocking(move || net::release(&state, &key)).await {
+            Ok(()) => *released = true,
+            Err(error) => log::error!("{error}"),
+        }
+    }
+
+    /// What it has carried.
+    pub fn traffic(&self) -> Option<Traffic> {
+        self.attachment.traffic()
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Internal, format!("network: {panic}"))))
+}
+
+/// The first process of another container, if it lives.
+fn first_process(other: &str, bundle: &Path) -> Result<ProcessId> {
+    let what = || format!("annotations[\"coracle.network\"]: container {other:?}");
+    let record = Record::read(bundle).context(what)?;
+    let init = record.and_then(|record| record.init).filter(ProcessId::is_alive);
+    init.ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, format!("{}: does not run", what())))
+}
+
+/// Adds a file of `/etc`, unless the spec has a mount for it.
+fn add_file(spec: &mut Spec, name: &str, source: &Path) {
+    let destination = Path::new("/etc").join(name);
+    if spec.mounts.iter().any(|mount| *mount.destination() == destination) {
+        return;
+    }
+    // Read-only: others have the same file.
+    let options = ["rbind", "rprivate", "ro", "nosuid", "nodev", "noexec"].map(str::to_owned).to_vec();
+    let mut mount = Mount::default();
+    mount.set_destination(destination).set_typ(Some("bind".to_owned())).set_source(Some(source.to_owned())).set_options(Some(options));
+    spec.mounts.push(mount);
+}

@@ -1,0 +1,136 @@
+//! Networks of the node's, asked for by annotations: on a host that is a network namespace of the suite's own.
+
+mod life;
+mod reach;
+mod refused;
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use serde_json::Value;
+use tests::netns::Namespace;
+use tests::suite::Suite;
+use tests::{Case, Context, Result, cases, command, paths};
+
+/// Says that we are on a host of our own, and where the networks' state is.
+const BED: &str = "CORACLE_NETWORK_BED";
+
+const FILE: &str = r#"
+    [networks.front]
+    subnets = ["10.31.0.0/24", "fd31::/64"]
+    [networks.back]
+    subnets = ["10.32.0.0/24"]
+    internal = true
+    [networks.tiny]
+    subnets = ["10.33.0.0/30"]
+    [networks.overlapping]
+    subnets = ["192.0.2.128/25"]
+    [networks.lan]
+    subnets = ["198.51.100.0/24"]
+    macvlan = "parent"
+    [namespaces.NAMESPACE]
+    modes = ["bridge", "host", "none", "macvlan"]
+    ports = ["1024-65535"]
+    join = true
+    [namespaces.narrow]
+    ports = ["8000/tcp"]
+    addresses = ["127.0.0.1"]
+"#;
+
+fn main() -> ExitCode {
+    let listed = std::env::args().any(|argument| argument == "--list");
+    if std::env::var_os(BED).is_none() && !listed {
+        let error = match make_bed() {
+            Ok(mut bed) => bed.exec().to_string(),
+            Err(error) => error.to_string(),
+        };
+        println!("a host of its own: {error}");
+        return ExitCode::FAILURE;
+    }
+    let suite = Suite {
+        name: "network",
+        parallel: 2,
+        cases: cases![
+            reach::one_network,
+            reach::two_networks,
+            reach::outside,
+            reach::published_ports,
+            reach::published_on_one_address,
+            reach::names,
+            reach::resolver,
+            reach::macvlan,
+            reach::modes,
+            reach::rates,
+            refused::bad_annotations,
+            refused::what_is_taken,
+            refused::full_subnet,
+            refused::overlapping_route,
+            refused::namespaces_that_do_not_count,
+            life::a_flushed_table_is_made_again,
+            life::rules_of_others_stay,
+            life::killed_daemon,
+        ],
+    };
+    let code = suite.main();
+    if let Some(bed) = std::env::var_os(BED).map(PathBuf::from) {
+        let _ = fs::remove_dir_all(bed);
+    }
+    code
+}
+
+/// This program again, in namespaces where nothing is but a loopback device, and the node's file.
+fn make_bed() -> Result<Command> {
+    let bed = PathBuf::from(format!("/run/coracle-network.{}", std::process::id()));
+    fs::create_dir(&bed)?;
+    let file = bed.join("network.toml");
+    fs::write(&file, format!("state = {:?}\n{}", bed.join("state"), FILE.replace("NAMESPACE", paths::tag())))?;
+    let mut command = Command::new("unshare");
+    let script = "mount -t sysfs sysfs /sys && mount --rbind \"$0/cgroup\" /sys/fs/cgroup && umount -l \"$0/cgroup\" && ip link set lo up && exec \"$@\"";
+    let keep = "mkdir \"$0/cgroup\" && mount --rbind /sys/fs/cgroup \"$0/cgroup\" && ";
+    command.args(["--net", "--mount", "--propagation", "private", "sh", "-c", &format!("{keep}{script}")]).arg(&bed);
+    command.arg(std::env::current_exe()?).args(std::env::args().skip(1)).env(BED, &bed).env("CORACLE_NETWORK_FILE", file);
+    Ok(command)
+}
+
+/// Where the state is.
+fn state() -> PathBuf {
+    PathBuf::from(std::env::var_os(BED).unwrap_or_default()).join("state")
+}
+
+/// A container that only waits.
+fn waiting(case: &Case<'_>, annotations: &[(&str, &str)]) -> Result<Member> {
+    let flags: Vec<String> =
+        annotations.iter().flat_map(|(key, value)| ["--annotation".to_owned(), format!("coracle.{key}={value}")]).collect();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let id = case.detached(&flags, &["sleep", "1000"])?;
+    let pid = case.ctr().pid(&id)?;
+    Ok(Member { namespace: Namespace::of(pid)?, id, pid })
+}
+
+/// A container in a network.
+struct Member {
+    id: String,
+    pid: u32,
+    namespace: Namespace,
+}
+
+impl Member {
+    /// Its addresses, IPv4 first.
+    fn addresses(&self) -> Result<Vec<String>> {
+        let text = self.namespace.command("ip", &["-json", "addr", "show", "dev", "eth0", "scope", "global"])?;
+        let all: Value = serde_json::from_str(&text)?;
+        let list = all[0]["addr_info"].as_array().context(|| format!("no addresses in {text}"))?;
+        Ok(list.iter().filter_map(|address| address["local"].as_str().map(str::to_owned)).collect())
+    }
+
+    fn address(&self) -> Result<String> {
+        self.addresses()?.into_iter().next().context(|| "no address".to_owned())
+    }
+}
+
+/// The elements and rules of the node's table.
+fn table() -> Result<String> {
+    command::output(Command::new("nft").args(["list", "table", "inet", "coracle"]))
+}
