@@ -5,8 +5,8 @@ set -eu
 cd "$(dirname "$0")/../.."
 . deploy/setup/lib.sh
 
-core="vm launch spec limits hooks security"
-all="$core shim_rpc bad_input exit_codes contract sandbox"
+core="vm launch spec systemd shim_rpc cli podman"
+all="$core limits hooks security bad_input exit_codes contract sandbox"
 case ${1:-core} in
 core) set -- $core ;;
 all) set -- $all ;;

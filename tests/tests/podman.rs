@@ -1,6 +1,7 @@
 //! Debian's Podman with `coracle` as its OCI runtime: pulled from nowhere, with state of its own, nothing of it left.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -15,33 +16,66 @@ const IMAGE: &str = "localhost/busybox";
 const SOON: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
-    const CASES: &[Entry] = &[("containers", containers), ("confinement", confinement)];
-    suite::main_of(oci::named("podman", CASES))
+    const CGROUPFS: &[Entry] = &[
+        ("containers", |oci| containers(&Podman::new(oci, Manager::Cgroupfs)?)),
+        ("confinement", |oci| confinement(&Podman::new(oci, Manager::Cgroupfs)?)),
+    ];
+    const SYSTEMD: &[Entry] = &[
+        ("systemd::containers", |oci| containers(&Podman::new(oci, Manager::Systemd)?)),
+        ("systemd::confinement", |oci| confinement(&Podman::new(oci, Manager::Systemd)?)),
+    ];
+    let systemd = if Path::new("/run/systemd/system").exists() { SYSTEMD } else { &[] };
+    suite::main_of([oci::named("podman", CGROUPFS), oci::named("podman", systemd)].into_iter().flatten().collect())
+}
+
+/// Who makes cgroups.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manager {
+    Cgroupfs,
+    Systemd,
 }
 
 /// A Podman whose every file is below the case's directories.
 struct Podman<'a> {
     oci: &'a Oci,
+    manager: Manager,
     tree: PathBuf,
     conf: PathBuf,
+    /// `coracle` with the directory of its state: what Podman starts again knows no flags of the runtime's.
+    runtime: PathBuf,
+}
+
+impl Manager {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cgroupfs => "cgroupfs",
+            Self::Systemd => "systemd",
+        }
+    }
 }
 
 impl<'a> Podman<'a> {
     /// With the image imported.
-    fn new(oci: &'a Oci) -> Result<Self> {
+    fn new(oci: &'a Oci, manager: Manager) -> Result<Self> {
         let tree = paths::cache("bookworm")?;
         let conf = oci.data().join("containers.conf");
         // Limits cannot be raised on every machine, and Podman's own are high.
+        // conmon starts Podman again when a container has ended, and has no environment but this one.
+        let environment = format!("[\"PATH=/usr/sbin:/usr/bin:/sbin:/bin\", {:?}]", format!("LD_LIBRARY_PATH={}", libraries(&tree)));
         let text = format!(
             "[containers]\ndefault_ulimits = [\"nofile=512:512\", \"nproc=512:512\"]\nlog_driver = \"k8s-file\"\n\
-             [engine]\nevents_logger = \"file\"\nconmon_path = [{:?}]\n",
+             [engine]\nevents_logger = \"file\"\nconmon_path = [{:?}]\nconmon_env_vars = {environment}\n",
             tree.join("usr/bin/conmon")
         );
         fs::write(&conf, text)?;
+        let runtime = oci.data().join("coracle");
+        let state = oci.dir().join("state");
+        fs::write(&runtime, format!("#!/bin/sh\nexec {:?} --root {state:?} \"$@\"\n", paths::shim_dir()?.join("coracle")))?;
+        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755))?;
         let policy = oci.data().join(".config/containers");
         fs::create_dir_all(&policy)?;
         fs::write(policy.join("policy.json"), json!({"default": [{"type": "insecureAcceptAnything"}]}).to_string())?;
-        let podman = Podman { oci, tree, conf };
+        let podman = Podman { oci, manager, tree, conf, runtime };
         let (root, archive) = (oci.data().join("image"), oci.data().join("image.tar"));
         image::unpack(&root)?;
         command::output(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg("."))?;
@@ -50,17 +84,12 @@ impl<'a> Podman<'a> {
     }
 
     fn command(&self, args: &[&str]) -> Result<Command> {
-        let triple =
-            Command::new("gcc").arg("-print-multiarch").output().map(|done| String::from_utf8_lossy(&done.stdout).trim().to_owned());
-        let triple = triple.ok().filter(|text| !text.is_empty()).unwrap_or_else(|| format!("{}-linux-gnu", std::env::consts::ARCH));
-        let libraries = format!("{0}/usr/lib/{triple}:{0}/lib/{triple}", self.tree.display());
         let mut command = Command::new(self.tree.join("usr/bin/podman"));
-        command.env("HOME", self.oci.data()).env("CONTAINERS_CONF", &self.conf).env("LD_LIBRARY_PATH", libraries);
+        command.env("HOME", self.oci.data()).env("CONTAINERS_CONF", &self.conf).env("LD_LIBRARY_PATH", libraries(&self.tree));
         for (flag, directory) in [("--root", self.oci.data()), ("--runroot", self.oci.dir()), ("--tmpdir", self.oci.dir())] {
             command.arg(flag).arg(directory.join(flag.trim_start_matches('-')));
         }
-        command.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--runtime"]).arg(paths::shim_dir()?.join("coracle"));
-        command.arg("--runtime-flag").arg(format!("root={}", self.oci.dir().join("state").display()));
+        command.args(["--storage-driver", "vfs", "--cgroup-manager", self.manager.name(), "--runtime"]).arg(&self.runtime);
         command.args(args).stdin(Stdio::null());
         Ok(command)
     }
@@ -79,7 +108,11 @@ impl<'a> Podman<'a> {
 
     /// `podman run` without a network.
     fn container(&self, flags: &[&str], program: &[&str]) -> Result<Output> {
-        self.run(&[&["run", "--network", "none", "--cgroup-parent", &format!("/{}", paths::tag())], flags, &[IMAGE], program].concat())
+        let parent = match self.manager {
+            Manager::Cgroupfs => format!("/{}", paths::tag()),
+            Manager::Systemd => format!("{}.slice", paths::tag()),
+        };
+        self.run(&[&["run", "--network", "none", "--cgroup-parent", &parent], flags, &[IMAGE], program].concat())
     }
 
     fn inspect(&self, name: &str) -> Result<Value> {
@@ -88,7 +121,7 @@ impl<'a> Podman<'a> {
     }
 
     /// Nothing of it may be mounted or run when the case ends.
-    fn close(self) -> Result<()> {
+    fn close(&self) -> Result<()> {
         self.ok(&["rm", "--all", "--force", "--time", "0"])?;
         ensure_eq!(self.ok(&["ps", "--all", "--quiet"])?, "", "containers left");
         let state = self.oci.dir().join("state");
@@ -106,9 +139,15 @@ impl<'a> Podman<'a> {
     }
 }
 
-fn containers(oci: &Oci) -> Result<()> {
-    let podman = Podman::new(oci)?;
-    let name = oci.id("c");
+/// Where the unpacked packages have their libraries.
+fn libraries(tree: &Path) -> String {
+    let triple = Command::new("gcc").arg("-print-multiarch").output().map(|done| String::from_utf8_lossy(&done.stdout).trim().to_owned());
+    let triple = triple.ok().filter(|text| !text.is_empty()).unwrap_or_else(|| format!("{}-linux-gnu", std::env::consts::ARCH));
+    format!("{0}/usr/lib/{triple}:{0}/lib/{triple}", tree.display())
+}
+
+fn containers(podman: &Podman<'_>) -> Result<()> {
+    let name = podman.oci.id("c");
     let done = podman.container(&["--rm"], &["sh", "-c", "echo out; echo err >&2; exit 5"])?;
     ensure_eq!((done.code, done.stdout.as_str(), done.stderr.as_str()), (5, "out\n", "err\n"), "podman run");
     let missing = podman.container(&["--rm"], &["nope"])?;
@@ -138,8 +177,8 @@ fn containers(oci: &Oci) -> Result<()> {
     podman.close()
 }
 
-fn confinement(oci: &Oci) -> Result<()> {
-    let podman = Podman::new(oci)?;
+fn confinement(podman: &Podman<'_>) -> Result<()> {
+    let oci = podman.oci;
     let inside = |flags: &[&str], script: &str| -> Result<String> {
         let done = podman.container(&[&["--rm"], flags].concat(), &["sh", "-c", script])?;
         ensure_eq!(done.code, 0, "{flags:?} {script:?}: {}", done.stderr);
