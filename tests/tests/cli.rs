@@ -15,7 +15,7 @@ use tests::command::{self, output, signal};
 use tests::containerd::eventually;
 use tests::oci::{self, Entry, Oci};
 use tests::pty::Pty;
-use tests::{Context, Result, ensure, ensure_eq, paths, suite};
+use tests::{Context, Result, ensure, ensure_eq, paths, proc, suite};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -33,7 +33,12 @@ fn main() -> ExitCode {
         ("pause_update_and_figures", pause_update_and_figures),
         ("what_is_refused", what_is_refused),
         ("a_killed_create_is_removed", a_killed_create_is_removed),
+        ("creates_killed_at_any_time", creates_killed_at_any_time),
         ("one_of_two_starts", one_of_two_starts),
+        ("a_start_that_was_killed", a_start_that_was_killed),
+        ("a_spoilt_state", a_spoilt_state),
+        ("sockets_of_systemd", sockets_of_systemd),
+        ("words_of_older_callers", words_of_older_callers),
         ("strict_filter", strict_filter),
     ];
     suite::main_of(oci::named("cli", CASES))
@@ -355,6 +360,33 @@ fn a_killed_create_is_removed(oci: &Oci) -> Result<()> {
     Ok(fs::remove_file(mark)?)
 }
 
+/// Either the container is created, or nothing of it runs.
+fn creates_killed_at_any_time(oci: &Oci) -> Result<()> {
+    let bundle = oci.bundle("a", &["sleep", "1000"])?;
+    let (id, dir) = (bundle.id.as_str(), bundle.dir.display().to_string());
+    let processes = || -> Vec<String> {
+        let dirs = proc::cgroup_roots().into_iter().flat_map(|root| proc::cgroups_below(&root));
+        let ours = dirs.filter(|dir| dir.to_string_lossy().contains(id));
+        ours.filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok()).filter(|text| !text.is_empty()).collect()
+    };
+    let mut unfinished = 0;
+    for delay in (0..24).map(|step| Duration::from_micros(step * 700)) {
+        let mut create = oci.command(&["create", "-b", &dir, id])?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        command::wait_for(&mut create, delay)?;
+        create.kill()?;
+        create.wait()?;
+        if oci.state(id).is_ok_and(|state| state["status"] == "created") {
+            oci.ok(&["start", id])?;
+        } else {
+            unfinished += 1;
+            eventually("nothing of it runs", SOON, || processes().is_empty())?;
+        }
+        oci.ok(&["delete", "--force", id])?;
+    }
+    ensure!(unfinished > 3, "only {unfinished} were killed at work");
+    Ok(())
+}
+
 fn one_of_two_starts(oci: &Oci) -> Result<()> {
     let bundle = oci.bundle("a", &["sleep", "1000"])?;
     let id = bundle.id.as_str();
@@ -380,4 +412,75 @@ fn strict_filter(oci: &Oci) -> Result<()> {
     eventually("the program runs", SOON, || fs::read_to_string(&out).is_ok_and(|text| text == "ran\n"))?;
     oci.expect_status(&bundle.id, "stopped")?;
     oci.ok(&["delete", &bundle.id]).map(drop)
+}
+
+/// It has said go and not lived to write that down: the container runs all the same.
+fn a_start_that_was_killed(oci: &Oci) -> Result<()> {
+    let bundle = oci.bundle("a", &["sleep", "1000"])?;
+    let id = bundle.id.as_str();
+    oci.create(&bundle, &[])?;
+    let file = oci.dir().join("state").join(id).join("state.json");
+    let before = fs::read_to_string(&file)?;
+    oci.ok(&["start", id])?;
+    fs::write(&file, before)?;
+    oci.expect_status(id, "running")?;
+    oci.fails(&["start", id], 1, "cannot start an already running container")?;
+    oci.fails(&["delete", id], 1, "that is not stopped: running")?;
+    oci.ok(&["delete", "--force", id]).map(drop)
+}
+
+fn a_spoilt_state(oci: &Oci) -> Result<()> {
+    let bundle = oci.bundle("a", &["sleep", "1000"])?;
+    let (id, dir) = (bundle.id.as_str(), oci.dir().join("state").join(&bundle.id));
+    fs::create_dir_all(&dir)?;
+    for spoilt in ["", "{", "[]"] {
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join("state.json"), spoilt)?;
+        oci.fails(&["delete", id], 1, "state.json")?;
+        let listed = oci.coracle(&["list"])?;
+        ensure!(listed.code == 0 && listed.stderr.contains("ignoring"), "list: {}", listed.stderr);
+        oci.ok(&["delete", "--force", id])?;
+        ensure!(!dir.exists(), "{spoilt:?} is still there");
+    }
+    oci.create(&bundle, &[])?;
+    oci.ok(&["delete", id]).map(drop)
+}
+
+/// sd_listen_fds(3): the container's program gets them as if systemd had started it.
+fn sockets_of_systemd(oci: &Oci) -> Result<()> {
+    let bundle = oci.bundle("a", &["sh", "-c", "echo $LISTEN_FDS $LISTEN_PID; ls -l /proc/self/fd/3 | grep -o 'socket'; echo x >&4"])?;
+    let data = oci.data().display().to_string();
+    let coracle = paths::shim_dir()?.join("coracle").display().to_string();
+    let root = oci.dir().join("state").display().to_string();
+    let run = format!("exec {coracle} --root {root} run --preserve-fds 1 -b {} {}", bundle.dir.display(), bundle.id);
+    let given = format!("export LISTEN_FDS=1 LISTEN_PID=$$; {run} 4>{data}/four");
+    let (ours, _theirs) = std::os::unix::net::UnixStream::pair()?;
+    let done = Command::new("sh").args(["-c", &format!("exec 3<&0 </dev/null; {given}")]).stdin(OwnedFd::from(ours)).output()?;
+    ensure_eq!(String::from_utf8_lossy(&done.stdout), "1 1\nsocket\n", "{}", String::from_utf8_lossy(&done.stderr));
+    ensure_eq!(fs::read_to_string(oci.data().join("four"))?, "x\n", "what is preserved comes after them");
+    Ok(())
+}
+
+fn words_of_older_callers(oci: &Oci) -> Result<()> {
+    let bundle = oci.bundle("a", &["sleep", "1000"])?;
+    let (id, dir) = (bundle.id.as_str(), bundle.dir.display().to_string());
+    let socket = oci.dir().join("s");
+    let listener = UnixListener::bind(&socket)?;
+    let socket = socket.display().to_string();
+    oci.fails(
+        &["run", "-b", &dir, "--console-socket", &socket, id],
+        1,
+        "cannot use console socket if runc will not detach or allocate tty",
+    )?;
+    let flags = ["--criu", "/none", "create", "-bundle", &dir, "-pidfd-socket", &socket, id];
+    ensure!(oci.command(&flags)?.stdout(Stdio::null()).stderr(Stdio::null()).status()?.success(), "create -bundle -pidfd-socket");
+    let pidfd = receive(&listener)?;
+    let link = fs::read_to_string(format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&pidfd)))?;
+    ensure!(link.contains(&format!("Pid:\t{}\n", oci.state(id)?["pid"])), "the descriptor is of another process: {link}");
+    oci.ok(&["delete", "-force", id])?;
+    let log = oci.data().join("usage");
+    let done = command::run(&mut oci.command(&["--log", &log.display().to_string(), "--log-format=json", "create", "--nonsense"])?)?;
+    let line: Value = serde_json::from_str(&fs::read_to_string(&log)?)?;
+    ensure!(done.code == 2 && line["msg"].as_str().is_some_and(|text| text.contains("--nonsense")), "usage in the log: {line}");
+    Ok(())
 }

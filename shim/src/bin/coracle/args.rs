@@ -1,8 +1,9 @@
 //! The command line: runc's commands and flags.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 /// Runs OCI bundles, and says what this host has of what containers need.
 #[derive(Debug, Parser)]
@@ -12,6 +13,44 @@ pub struct CommandLine {
     pub globals: Globals,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl CommandLine {
+    /// Reads it. As with runc, a long flag may have a single dash.
+    ///
+    /// # Errors
+    /// Wrong usage, or help.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(with_double_dashes(arguments.into_iter().collect()))
+    }
+}
+
+/// The arguments with two dashes before each long flag, as far as they are this command's and not those of a program to run.
+fn with_double_dashes(arguments: Vec<OsString>) -> Vec<OsString> {
+    let root = CommandLine::command();
+    let (mut command, mut words) = (&root, arguments.into_iter());
+    let mut result: Vec<OsString> = words.next().into_iter().collect();
+    while let Some(word) = words.next() {
+        let text = word.to_string_lossy().into_owned();
+        let Some(flag) = text.strip_prefix('-').filter(|flag| !flag.is_empty() && *flag != "-") else {
+            result.push(word);
+            match command.find_subcommand(&text) {
+                Some(inner) => command = inner,
+                None => break,
+            }
+            continue;
+        };
+        let name = flag.trim_start_matches('-').split('=').next().unwrap_or_default();
+        let long = command.get_arguments().find(|argument| argument.get_long() == Some(name) && (flag.starts_with('-') || name.len() > 1));
+        let short = || command.get_arguments().find(|argument| argument.get_short().is_some_and(|short| flag == short.to_string()));
+        let known = long.or_else(short);
+        result.push(if long.is_some() && !flag.starts_with('-') { OsString::from(format!("-{text}")) } else { word });
+        if known.is_some_and(|argument| argument.get_action().takes_values() && !flag.contains('=')) {
+            result.extend(words.next());
+        }
+    }
+    result.extend(words);
+    result
 }
 
 #[derive(Debug, Args)]
@@ -34,6 +73,9 @@ pub struct Globals {
     /// Accepted as false or auto: permission errors of cgroups are never ignored
     #[arg(long, value_enum, default_value_t = Rootless::Auto)]
     pub rootless: Rootless,
+    /// Accepted for the sake of callers of runc: there is no checkpoint
+    #[arg(long)]
+    pub criu: Option<PathBuf>,
     /// Print the version
     #[arg(long, short = 'v', action = clap::ArgAction::Version)]
     pub version: Option<bool>,
@@ -132,7 +174,7 @@ pub enum Command {
         /// Once
         #[arg(long)]
         stats: bool,
-        /// How often: a number with s, m or h
+        /// How often: 5s, 1m30s, 500ms
         #[arg(long, default_value = "5s")]
         interval: String,
         id: String,
@@ -171,6 +213,9 @@ pub struct CreateFlags {
     /// File for the process id of the first process
     #[arg(long)]
     pub pid_file: Option<PathBuf>,
+    /// Unix socket that receives a descriptor of the first process
+    #[arg(long)]
+    pub pidfd_socket: Option<PathBuf>,
     /// Move the root instead of pivoting to it: for a root on the initramfs
     #[arg(long)]
     pub no_pivot: bool,
@@ -211,6 +256,9 @@ pub struct Exec {
     /// File for its process id
     #[arg(long)]
     pub pid_file: Option<PathBuf>,
+    /// Unix socket that receives a descriptor of it
+    #[arg(long)]
+    pub pidfd_socket: Option<PathBuf>,
     /// SELinux label
     #[arg(long)]
     pub process_label: Option<String>,
@@ -290,13 +338,25 @@ pub enum Format {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_sound() {
         CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn long_flags_may_have_one_dash() {
+        let read = |words: &str| {
+            let words = words.split(' ').map(OsString::from).collect();
+            with_double_dashes(words).iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(
+            read("coracle -root /r -debug run -bundle /b -d -pid-file=/p id"),
+            "coracle --root /r --debug run --bundle /b -d --pid-file=/p id"
+        );
+        assert_eq!(read("coracle exec -e -tty -t c -tty ls -cwd"), "coracle exec -e -tty -t c -tty ls -cwd");
+        assert_eq!(read("coracle --root -x create --bundle -b id -bundle"), "coracle --root -x create --bundle -b id -bundle");
     }
 
     #[test]

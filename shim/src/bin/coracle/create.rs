@@ -61,13 +61,18 @@ pub struct Created {
 /// The step that failed.
 pub fn create(runtime: &Runtime, options: &CreateFlags, id: &str, foreground: Foreground) -> Result<Created> {
     // First, before other descriptors get numbers of theirs.
-    let preserved = preserved(options.preserve_fds)?;
+    let listening = listening();
+    let preserved = preserved(listening.saturating_add(options.preserve_fds))?;
     let bundle = options.bundle.clone().unwrap_or_else(|| PathBuf::from("."));
     let bundle = std::fs::canonicalize(&bundle).context(|| format!("bundle {bundle:?}"))?;
     let path = bundle.join("config.json");
     let config = std::fs::read(&path).context(|| format!("read {path:?}"))?;
-    let spec = Spec::parse(&config).context(|| format!("{path:?}"))?;
+    let mut spec = Spec::parse(&config).context(|| format!("{path:?}"))?;
     check(&spec)?;
+    if let Some(process) = spec.process.as_mut().filter(|_| listening > 0) {
+        // sd_listen_fds(3), for a first process that is process 1 of its namespace.
+        process.env.extend([format!("LISTEN_FDS={listening}"), "LISTEN_PID=1".to_owned()]);
+    }
     let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
     check_console(terminal, options.console_socket.as_deref(), foreground)?;
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
@@ -89,6 +94,7 @@ pub fn create(runtime: &Runtime, options: &CreateFlags, id: &str, foreground: Fo
         annotations: spec.annotations.clone(),
         stage: Stage::Creating,
         parents_end: parents_end(preserved.len()),
+        report: 0,
         no_new_keyring: options.no_new_keyring,
         bundle,
     };
@@ -130,6 +136,8 @@ impl Making<'_> {
         let path = state.record.cgroup.clone().ok_or_else(unexpected)?;
         let (cgroup, guest) = cgroups::make(runtime, &path, &state.record.id, resources)?;
         let (report, child_report) = report::pair().context(|| "socketpair")?;
+        state.report = rustix::fs::fstat(&report).context(|| "fstat of a socket")?.st_ino;
+        runtime.launching.watch(&state.record.id, &path)?;
         let kernel = Features::get();
         let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
         let compiled = compile::container(compile::Container {
@@ -173,8 +181,12 @@ impl Making<'_> {
         if let Some(file) = &self.options.pid_file {
             write_atomically(file, child.pid.to_string().as_bytes())?;
         }
+        if let Some(socket) = &self.options.pidfd_socket {
+            send(socket, b"pidfd", child.pidfd.as_fd()).context(|| format!("--pidfd-socket {socket:?}"))?;
+        }
         state.stage = Stage::Created;
         self.entry.write(state)?;
+        self.runtime.launching.leave(&state.record.id)?;
         Ok(master)
     }
 
@@ -198,6 +210,13 @@ impl Making<'_> {
             }
         }
     }
+}
+
+/// How many of the caller's descriptors are sockets that systemd has given to this command for the container (sd_listen_fds(3)).
+fn listening() -> u16 {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    let ours = number("LISTEN_PID") == Some(std::process::id());
+    number("LISTEN_FDS").filter(|_| ours).and_then(|count| u16::try_from(count).ok()).unwrap_or(0)
 }
 
 /// The caller's descriptors from 3 on.
@@ -245,7 +264,7 @@ pub fn hand_out(socket: Option<&Path>, foreground: Foreground, master: OwnedFd) 
         resize(&master);
         return Ok(Some(master));
     };
-    send(socket, b"/dev/ptmx", &master).context(|| format!("--console-socket {socket:?}"))?;
+    send(socket, b"/dev/ptmx", master.as_fd()).context(|| format!("--console-socket {socket:?}"))?;
     Ok(None)
 }
 
@@ -262,7 +281,9 @@ pub fn start(runtime: &Runtime, entry: &Entry, state: &mut State) -> Result<()> 
         Status::Running => return Err(refused("cannot start an already running container")),
     }
     let spec = entry.spec()?;
-    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    // Only who has a listener or hooks inside asks for it.
+    let filtered = spec.linux.seccomp.as_ref().filter(|profile| profile.listener_path().is_some() || spec.hooks.is_some());
+    let filter = filtered.map(seccomp::compile).transpose()?;
     let child = Child::waiting(state.record.init, state.parents_end, entry.launch()?)?;
     let hooks = Hooks { runtime, spec: &spec, state, filter: filter.as_ref() };
     let started = hooks.run_in_container(&child).and_then(|()| {

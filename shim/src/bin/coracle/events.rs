@@ -1,11 +1,13 @@
 //! Events: what a container uses, in runc's format, one JSON text a line.
 
-use std::time::Duration;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use runtime_core::cgroup::Stats;
 use runtime_core::cgroup::stats::{v1, v2};
-use runtime_core::error::{Error, ErrorKind, Result};
+use runtime_core::cgroup::{OomWatch, Stats, Trigger};
+use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 
@@ -25,6 +27,7 @@ pub fn events(runtime: &Runtime, id: &str, once: bool, interval: &str) -> Result
     }
     let cgroup = state.cgroup(&runtime.host)?;
     let init = Pid::from_raw(state.pid()).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let mut oom = if once { None } else { cgroup.oom_watch()? };
     loop {
         let stats = match cgroup.stats() {
             // It has ended, and was deleted.
@@ -33,24 +36,60 @@ pub fn events(runtime: &Runtime, id: &str, once: bool, interval: &str) -> Result
         };
         print(&format!("{}\n", json!({ "type": "stats", "id": id, "data": data(&stats) })));
         let Some(init) = init.as_ref().filter(|_| !once) else { return Ok(()) };
-        let timeout = Timespec { tv_sec: interval.as_secs().cast_signed(), tv_nsec: interval.subsec_nanos().into() };
-        if poll(&mut [PollFd::new(init, PollFlags::IN)], Some(&timeout)) != Ok(0) {
+        if wait(id, init, oom.as_mut(), interval)? {
             return Ok(());
         }
     }
 }
 
-/// A number of seconds, minutes or hours, at least a second, as `5s`.
+/// Waits until the next figures are due, and tells of kills for lack of memory meanwhile; whether the first process has ended.
+fn wait(id: &str, init: &OwnedFd, mut oom: Option<&mut OomWatch>, interval: Duration) -> Result<bool> {
+    let due = Instant::now() + interval;
+    loop {
+        let left = due.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        let mut polled = vec![PollFd::new(init, PollFlags::IN)];
+        if let Some(oom) = &oom {
+            let flags = if oom.watch().trigger() == Trigger::Priority { PollFlags::PRI } else { PollFlags::IN };
+            polled.push(PollFd::from_borrowed_fd(oom.watch().as_fd(), flags));
+        }
+        retry_on_intr(|| poll(&mut polled, Some(&timeout))).context(|| "poll")?;
+        let ended = polled.first().is_some_and(|init| !init.revents().is_empty());
+        if let Some(oom) = &mut oom
+            && oom.take()? > 0
+        {
+            print(&format!("{}\n", json!({ "type": "oom", "id": id })));
+        }
+        if ended {
+            return Ok(true);
+        }
+    }
+}
+
+/// As Go writes durations: numbers with ms, s, m or h, one after the other.
 fn duration(text: &str) -> Result<Duration> {
-    let wrong = || Error::invalid(format!("--interval {text:?}: want a number above zero with s, m or h"));
-    let unit = match text.chars().last() {
-        Some('s') => 1,
-        Some('m') => 60,
-        Some('h') => 3600,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = text.get(..text.len() - 1).and_then(|number| number.parse().ok()).filter(|number| *number > 0).ok_or_else(wrong)?;
-    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(wrong)
+    let wrong = || Error::invalid(format!("--interval {text:?}: want a time above zero, such as 5s, 1m30s or 500ms"));
+    let (mut rest, mut total) = (text, Duration::ZERO);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let (number, unit) = rest.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let length = unit.find(|c: char| c.is_ascii_digit()).unwrap_or(unit.len());
+        let (unit, next) = unit.split_at(length);
+        let milliseconds = match unit {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(wrong()),
+        };
+        total += number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(wrong)?;
+        rest = next;
+    }
+    if total.is_zero() { Err(wrong()) } else { Ok(total) }
 }
 
 fn data(stats: &Stats) -> Value {
@@ -130,8 +169,10 @@ mod tests {
 
     #[test]
     fn an_interval_has_a_unit() {
-        assert_eq!([duration("5s").unwrap(), duration("2m").unwrap()], [Duration::from_secs(5), Duration::from_secs(120)]);
-        for wrong in ["", "5", "0s", "s", "-1s", "1é", "99999999999999999999h"] {
+        for (text, milliseconds) in [("5s", 5000), ("1m30s", 90_000), ("500ms", 500), ("1h", 3_600_000)] {
+            assert_eq!(duration(text).unwrap(), Duration::from_millis(milliseconds), "{text}");
+        }
+        for wrong in ["", "5", "0s", "s", "-1s", "1é", "5s1", "99999999999999999999h"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }

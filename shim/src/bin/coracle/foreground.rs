@@ -31,14 +31,22 @@ const KEPT: [Signal; 10] = [
     Signal::SIGURG,
 ];
 
+/// Keeps signals for [`attend`], from the moment on when there is a process to pass them on to.
+///
+/// # Errors
+/// None on Linux.
+pub fn hold_signals() -> Result<SigSet> {
+    let mut signals = SigSet::all();
+    KEPT.into_iter().for_each(|signal| signals.remove(signal));
+    signals.thread_block().context_nix("block signals")?;
+    Ok(signals)
+}
+
 /// Waits for the end of a process, whose terminal's master this may be, and answers its status as a shell would.
 ///
 /// # Errors
 /// The terminal cannot be set up; the process is not our child.
-pub fn attend(child: &Child, master: Option<OwnedFd>) -> Result<u8> {
-    let mut signals = SigSet::all();
-    KEPT.into_iter().for_each(|signal| signals.remove(signal));
-    signals.thread_block().context_nix("block signals")?;
+pub fn attend(signals: SigSet, child: &Child, master: Option<OwnedFd>) -> Result<u8> {
     let terminal = master.as_ref().map(|_| Terminal::raw()).transpose()?;
     let copying = master.as_ref().map(copy).transpose()?;
     pass_on(signals, child, master)?;

@@ -1,7 +1,7 @@
 //! Hooks, one after the other, and the listener of a seccomp filter: what else happens between the steps of a container's first process.
 
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -146,7 +146,7 @@ impl Hooks<'_> {
         let State { record, bundle, oci_version, annotations, .. } = self.state;
         let state = described(status, &record.id, Some(init), bundle, oci_version, annotations)?;
         let message = process_state(child.pid, &listener.metadata, state)?;
-        send(Path::new(&listener.path), &message, &descriptor)
+        send(Path::new(&listener.path), &message, descriptor.as_fd())
             .context(|| format!("linux.seccomp.listenerPath: give the listener to {:?}", listener.path))?;
         child.go()
     }
@@ -156,10 +156,10 @@ impl Hooks<'_> {
 ///
 /// # Errors
 /// The socket cannot be reached or does not take it in time.
-pub fn send(path: &Path, message: &[u8], descriptor: &OwnedFd) -> std::io::Result<()> {
+pub fn send(path: &Path, message: &[u8], descriptor: BorrowedFd<'_>) -> std::io::Result<()> {
     let mut socket = UnixStream::connect(path)?;
     socket.set_write_timeout(Some(PATIENCE))?;
-    let sent = send_with(socket.as_fd(), message, descriptor.as_fd(), SendFlags::NOSIGNAL)?;
+    let sent = send_with(socket.as_fd(), message, descriptor, SendFlags::NOSIGNAL)?;
     socket.write_all(message.get(sent..).unwrap_or_default())
 }
 

@@ -4,6 +4,7 @@
 use std::cell::OnceCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use runtime_core::cgroup::CgroupPath;
 use runtime_core::compile::Compiled;
 use runtime_core::container::progress;
 pub use runtime_core::container::progress::Progress;
@@ -40,6 +41,22 @@ impl Launching {
         Ok(self.0.get_or_init(|| launcher))
     }
 
+    /// What is in this cgroup dies if this command does: until it is [left alone](Self::leave).
+    ///
+    /// # Errors
+    /// The launcher is gone.
+    pub fn watch(&self, id: &str, cgroup: &CgroupPath) -> Result<()> {
+        send(self.launcher()?, &Request::Watch(id.to_owned(), cgroup.clone()), &[])
+    }
+
+    /// The container outlives this command.
+    ///
+    /// # Errors
+    /// The launcher is gone.
+    pub fn leave(&self, id: &str) -> Result<()> {
+        send(self.launcher()?, &Request::Forget(id.to_owned()), &[])
+    }
+
     /// Starts a process.
     ///
     /// # Errors
@@ -47,18 +64,8 @@ impl Launching {
     pub fn launch(&self, compiled: Compiled, report: OwnedFd) -> Result<Child> {
         let Compiled { launch, descriptors } = compiled;
         let launcher = self.launcher()?;
-        let message = Request::Launch(Box::new(launch.clone())).encode()?;
         let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-        let mut sent = 0;
-        while sent < message.len() {
-            // The descriptors go with the first byte.
-            match launcher.send(&message[sent..], if sent == 0 { &borrowed } else { &[] }) {
-                Ok(more) => sent += more,
-                Err(Errno::AGAIN) => wait(launcher.socket(), PollFlags::OUT)?,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(Error::kernel("launcher", errno)),
-            }
-        }
+        send(launcher, &Request::Launch(Box::new(launch.clone())), &borrowed)?;
         let answer = loop {
             match launcher.receive() {
                 Err(Errno::AGAIN) => wait(launcher.socket(), PollFlags::IN)?,
@@ -136,6 +143,21 @@ impl Child {
         let exited = retry_on_intr(|| process::wait(self.pidfd.as_fd())).context(|| format!("wait for process {}", self.pid))?;
         exited.map(|exited| exited.status).ok_or_else(unexpected)
     }
+}
+
+fn send(launcher: &Launcher, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+    let message = request.encode()?;
+    let mut sent = 0;
+    while sent < message.len() {
+        // The descriptors go with the first byte.
+        match launcher.send(&message[sent..], if sent == 0 { descriptors } else { &[] }) {
+            Ok(more) => sent += more,
+            Err(Errno::AGAIN) => wait(launcher.socket(), PollFlags::OUT)?,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::kernel("launcher", errno)),
+        }
+    }
+    Ok(())
 }
 
 /// A child said what it has no reason to say.

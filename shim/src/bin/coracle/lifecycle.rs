@@ -74,6 +74,10 @@ pub fn delete(runtime: &Runtime, id: &str, force: bool) -> Result<()> {
     let state = match runtime.store.look(id) {
         // Its `create` was killed before there was anything else.
         Err(error) if force && error.kind() == ErrorKind::NotFound => return entry.remove(),
+        Err(error) if force && error.kind() == ErrorKind::InvalidArgument => {
+            runtime.log.warn(&format!("{error}; what it was of is not known, only the state is removed"));
+            return entry.remove();
+        }
         result => result?.1,
     };
     let status = state.status(&runtime.host)?;

@@ -20,6 +20,26 @@ pub struct Log {
 }
 
 impl Log {
+    /// What a command line that is wrong elsewhere says of it.
+    pub fn of_arguments(arguments: impl Iterator<Item = String>) -> Self {
+        let arguments: Vec<String> = arguments.collect();
+        let value = |flag: &str| {
+            arguments.iter().enumerate().find_map(|(place, word)| {
+                let rest = word.trim_start_matches('-').strip_prefix(flag).filter(|_| word.starts_with('-'))?;
+                if rest.is_empty() { arguments.get(place + 1).cloned() } else { rest.strip_prefix('=').map(str::to_owned) }
+            })
+        };
+        let format = if value("log-format").as_deref() == Some("json") { LogFormat::Json } else { LogFormat::Text };
+        Self { file: value("log").map(PathBuf::from), format }
+    }
+
+    /// What standard error has been told already, for the file.
+    pub fn note(&self, message: &str) {
+        if self.file.is_some() {
+            self.write("error", message.lines().next().unwrap_or_default());
+        }
+    }
+
     /// Why the command has failed: in the file, and in plain words on standard error.
     pub fn error(&self, message: &str) {
         if self.file.is_some() {

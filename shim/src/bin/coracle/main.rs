@@ -19,7 +19,6 @@ mod update;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use runtime_core::cgroup::Host;
 use runtime_core::error::{Error, ErrorKind, Result};
 
@@ -51,12 +50,16 @@ const EXEC_FAILED: u8 = 255;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let line = match CommandLine::try_parse() {
+    let line = match CommandLine::read(std::env::args_os()) {
         Ok(line) => line,
         Err(error) => {
             // A reader that goes away early is no failure.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+            if !error.use_stderr() {
+                return ExitCode::SUCCESS;
+            }
+            Log::of_arguments(std::env::args()).note(&error.to_string());
+            return ExitCode::from(USAGE);
         }
     };
     if let Command::Check { json } = line.command {

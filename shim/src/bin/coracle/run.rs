@@ -17,8 +17,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::Runtime;
 use crate::args::{CreateFlags, Exec};
 use crate::create::{Created, Foreground, check_console, create, hand_out, own_streams, preserved, start};
-use crate::foreground::attend;
-use crate::hooks::Hooks;
+use crate::foreground::{attend, hold_signals};
+use crate::hooks::{Hooks, send};
 use crate::launch::{Child, Progress, unexpected};
 use crate::lifecycle::destroy;
 use crate::store::{Status, refused};
@@ -28,20 +28,19 @@ use crate::store::{Status, refused};
 /// # Errors
 /// The step that failed; the container is no more then.
 pub fn run(runtime: &Runtime, options: &CreateFlags, id: &str, detach: bool, keep: bool) -> Result<ExitCode> {
-    let foreground = if detach || options.console_socket.is_some() { Foreground::No } else { Foreground::Yes };
+    let foreground = if detach { Foreground::No } else { Foreground::Yes };
     let Created { entry, mut state, child, master } = create(runtime, options, id, foreground)?;
+    let signals = (!detach).then(hold_signals).transpose()?;
     if let Err(error) = start(runtime, &entry, &mut state) {
         if let Err(left) = destroy(runtime, &entry, &state) {
             runtime.log.warn(&left.to_string());
         }
         return Err(error);
     }
-    if foreground == Foreground::No && detach {
-        return Ok(ExitCode::SUCCESS);
-    }
+    let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
     // Others may change the container while it runs.
     drop(entry);
-    let status = attend(&child, master)?;
+    let status = attend(signals, &child, master)?;
     if !keep {
         let ours = state.record.init;
         // Somebody may have deleted it already, and made another of that name.
@@ -71,13 +70,17 @@ pub fn exec(runtime: &Runtime, options: &Exec) -> Result<ExitCode> {
     }
     let spec = entry.spec()?;
     let process = process(options, &spec)?;
-    let foreground = if options.detach || options.console_socket.is_some() { Foreground::No } else { Foreground::Yes };
+    let foreground = if options.detach { Foreground::No } else { Foreground::Yes };
     check_console(process.terminal, options.console_socket.as_deref(), foreground)?;
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let hooks = Hooks { runtime, spec: &spec, state: &state, filter: filter.as_ref() };
     let child = join(&hooks, &process, preserved)?;
+    let signals = (!options.detach).then(hold_signals).transpose()?;
     let master = accompany(&hooks, &child, options, foreground).inspect_err(|_| child.kill())?;
-    if options.detach { Ok(ExitCode::SUCCESS) } else { attend(&child, master).map(ExitCode::from) }
+    match signals {
+        Some(signals) => attend(signals, &child, master).map(ExitCode::from),
+        None => Ok(ExitCode::SUCCESS),
+    }
 }
 
 fn join(hooks: &Hooks<'_>, process: &Process, preserved: Vec<OwnedFd>) -> Result<Child> {
@@ -114,6 +117,9 @@ fn accompany(hooks: &Hooks<'_>, child: &Child, options: &Exec, foreground: Foreg
             Progress::Listener(descriptor) => hooks.give_listener(child, descriptor, ContainerState::Running, hooks.state.pid())?,
             Progress::Hooks | Progress::Handed(_) | Progress::Ready => return Err(unexpected()),
         }
+    }
+    if let Some(socket) = &options.pidfd_socket {
+        send(socket, b"pidfd", child.pidfd.as_fd()).context(|| format!("--pidfd-socket {socket:?}"))?;
     }
     if let Some(file) = &options.pid_file
         && let Err(error) = write_atomically(file, child.pid.to_string().as_bytes())

@@ -62,6 +62,9 @@ pub struct State {
     pub stage: Stage,
     /// The number, in the waiting first process, of the other end of its report.
     pub parents_end: i32,
+    /// What that is: the inode of the socket.
+    #[serde(default)]
+    pub report: u64,
     /// For those that join.
     pub no_new_keyring: bool,
 }
@@ -295,6 +298,15 @@ impl State {
         Cgroup::open(host, path)
     }
 
+    /// Whether the first process still holds its report: the program that it executes does not get it.
+    fn waits(&self) -> bool {
+        let held = fs::read_link(format!("/proc/{}/fd/{}", self.pid(), self.parents_end));
+        match held {
+            Ok(link) => link == Path::new(&format!("socket:[{}]", self.report)),
+            Err(error) => error.kind() != IoKind::NotFound,
+        }
+    }
+
     /// What it does now.
     ///
     /// # Errors
@@ -304,7 +316,9 @@ impl State {
         Ok(match self.stage {
             Stage::Creating if self.record.daemon.is_some_and(|creator| creator.is_alive()) => Status::Creating,
             Stage::Created | Stage::Started if alive && self.cgroup(host)?.is_frozen()? => Status::Paused,
-            Stage::Created if alive => Status::Created,
+            Stage::Created if alive && self.waits() => Status::Created,
+            // Its `start` was killed before it could write that down.
+            Stage::Created if alive => Status::Running,
             Stage::Started if alive => Status::Running,
             _ => Status::Stopped,
         })
