@@ -64,6 +64,7 @@ test-vm: build peers
 test-long: build failpoints peers
 	CORACLE_LONG=1 $(CARGO) test -p tests --no-fail-fast
 
+# BENCH_BASE=<directory of an earlier build> measures that beside ours; BENCH_ONLY=core,shim,ctr only some of the comparisons.
 bench: build peers
 	$(CARGO) run --release -p tests --bin bench
 

@@ -72,6 +72,15 @@ impl Environment {
     }
 }
 
+/// Where the node's networks are said, for this process's environment.
+pub fn network_file() -> PathBuf {
+    named_or_default(&std::env::var(NETWORK_FILE).unwrap_or_default())
+}
+
+fn named_or_default(file: &str) -> PathBuf {
+    PathBuf::from(non_empty(file).unwrap_or(node::PATH))
+}
+
 /// What standard input held.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
@@ -227,7 +236,7 @@ impl Bootstrap {
             task_api: task_api(&environment.task_api)?,
             grouping: Grouping::parse(GROUPING, &environment.grouping)?,
             systemd_cgroup: by_systemd(&environment.cgroup_driver)?,
-            network_file: PathBuf::from(non_empty(&environment.network_file).unwrap_or(node::PATH)),
+            network_file: named_or_default(&environment.network_file),
             protocol: Protocol::Legacy,
             sched_core: environment.sched_core,
         })

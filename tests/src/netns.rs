@@ -5,6 +5,9 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -13,6 +16,8 @@ use crate::{Context, Failure, Result, command, fail};
 
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How often a server looks whether it is to end.
+const GLANCE: Duration = Duration::from_millis(50);
 /// How long is waited for one that must not come.
 const SILENCE: Duration = Duration::from_millis(700);
 
@@ -27,9 +32,19 @@ pub enum Protocol {
     Udp,
 }
 
-/// Something that answers each request with a word and the address that the request came from; until it is dropped, and the next request.
+/// Something that answers each request with a word and the address that the request came from, until it is dropped.
 pub struct Server {
-    _stop: std::sync::mpsc::Sender<()>,
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Namespace {
@@ -83,40 +98,44 @@ impl Namespace {
 
     /// Answers at a port of all its addresses.
     pub fn serve(&self, protocol: Protocol, port: u16, word: &str) -> Result<Server> {
-        let (stop, stopped) = std::sync::mpsc::channel::<()>();
-        let word = word.to_owned();
+        let over = Arc::new(AtomicBool::new(false));
         let any = SocketAddr::new(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), port);
-        let ended = move || matches!(stopped.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected));
-        match protocol {
+        let answer = {
+            let word = word.to_owned();
+            move |from: SocketAddr| format!("{word} {}", from.ip().to_canonical()).into_bytes()
+        };
+        let one: Box<dyn Fn() -> Result<()> + Send> = match protocol {
             Protocol::Tcp => {
                 let listener = self.run(|| Ok(TcpListener::bind(any)?))?;
-                std::thread::spawn(move || {
-                    for stream in listener.incoming() {
-                        if ended() {
-                            return;
-                        }
-                        if let Ok(mut stream) = stream
-                            && let Ok(from) = stream.peer_addr()
-                        {
-                            let _ = stream.write_all(format!("{word} {}", from.ip().to_canonical()).as_bytes());
-                        }
+                Box::new(move || {
+                    if command::readable(&listener, GLANCE)? {
+                        let (mut stream, from) = listener.accept()?;
+                        stream.write_all(&answer(from))?;
                     }
-                });
+                    Ok(())
+                })
             }
             Protocol::Udp => {
                 let socket = self.run(|| Ok(UdpSocket::bind(any)?))?;
-                std::thread::spawn(move || {
-                    let mut buffer = [0; 64];
-                    while let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                        if ended() {
-                            return;
-                        }
-                        let _ = socket.send_to(format!("{word} {}", from.ip().to_canonical()).as_bytes(), from);
+                Box::new(move || {
+                    if command::readable(&socket, GLANCE)? {
+                        let (_, from) = socket.recv_from(&mut [0; 64])?;
+                        socket.send_to(&answer(from), from)?;
                     }
-                });
+                    Ok(())
+                })
             }
-        }
-        Ok(Server { _stop: stop })
+        };
+        let thread = {
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    // A client that goes away is no matter.
+                    let _ = one();
+                }
+            })
+        };
+        Ok(Server { over, thread: Some(thread) })
     }
 
     /// As [`Namespace::serve`], over TCP and UDP.

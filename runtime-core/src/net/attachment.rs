@@ -303,6 +303,17 @@ pub fn release(state: &Path, key: &str) -> Result<()> {
     }
 }
 
+/// What all containers have.
+///
+/// # Errors
+/// The state cannot be read.
+pub fn leases(state: &Path) -> Result<Vec<Lease>> {
+    if !state.exists() {
+        return Ok(Vec::new());
+    }
+    Ok(Ledger::open(state)?.leases().to_vec())
+}
+
 /// The network that a container is in.
 ///
 /// # Errors
@@ -342,29 +353,32 @@ pub(super) fn remove_orphans(leases: &[Lease]) -> Result<()> {
     Ok(())
 }
 
-/// As [`reconcile`], and removes the networks that no container is in; the table with the last of them.
+/// As [`reconcile`], and removes the networks that no container is in, those as well that a lost state has left; the table with the last of them.
 ///
 /// # Errors
 /// The step and the errno.
-pub fn prune(state: &Path) -> Result<Vec<String>> {
-    if !state.exists() {
-        firewall::remove().map_err(refused("remove the table of nf_tables".to_owned()))?;
-        remove_orphans(&[])?;
-        return Ok(Vec::new());
-    }
+pub fn prune(node: &Node) -> Result<Vec<String>> {
+    let state = &node.state;
     let mut ledger = Ledger::open(state)?;
     sweep(state, &mut ledger)?;
     remove_orphans(ledger.leases())?;
     let mut host = Route::open().map_err(refused("open netlink".to_owned()))?;
-    let (used, unused): (Vec<Made>, Vec<Made>) =
-        made::all(state)?.into_iter().partition(|made| ledger.leases().iter().any(|lease| lease.network == made.name));
+    let used = |name: &str| ledger.leases().iter().any(|lease| lease.network == name);
+    let mut known = made::all(state)?;
+    for (name, network) in node.networks.iter().filter(|(_, network)| network.macvlan.is_none()) {
+        let ours = host.link(network.device(name)).is_ok_and(|link| made::is_bridge(&link) && links::is_ours(&link));
+        if ours && !known.iter().any(|made| made.name == *name) {
+            known.push(Made::of(name, network));
+        }
+    }
+    let (kept, unused): (Vec<Made>, Vec<Made>) = known.into_iter().partition(|made| used(&made.name));
     for made in &unused {
         if let Some(bridge) = &made.bridge {
             host.remove(&bridge.name).map_err(refused(format!("remove {:?}", bridge.name)))?;
         }
         made.forget(state)?;
     }
-    if used.is_empty() {
+    if kept.is_empty() {
         firewall::remove().map_err(refused("remove the table of nf_tables".to_owned()))?;
         fs::remove_dir_all(state).context(|| format!("remove {state:?}"))?;
     } else {

@@ -24,6 +24,9 @@ const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
 /// The name that a container's own device has.
 pub const INSIDE: &str = "eth0";
 
+/// How hardware addresses begin: locally administered (IEEE 802, section 8.4).
+const HARDWARE: [u8; 2] = [0x02, 0xc0];
+
 type Request = (RouteNetlinkMessage, u16);
 
 /// Whether the caller's network namespace has such a device.
@@ -39,9 +42,8 @@ pub fn hardware_address(addresses: &[IpNet]) -> [u8; 6] {
         Some(IpAddr::V6(address)) => address.octets().last_chunk().copied().unwrap_or_default(),
         None => [0; 4],
     };
-    // Locally administered (IEEE 802, section 8.4).
-    let [a, b, c, d] = last;
-    [0x02, 0xc0, a, b, c, d]
+    let ([first, second], [a, b, c, d]) = (HARDWARE, last);
+    [first, second, a, b, c, d]
 }
 
 impl Route {
@@ -208,6 +210,11 @@ pub struct Pair<'a> {
     pub hardware_address: [u8; 6],
     /// In bytes.
     pub mtu: Option<u32>,
+}
+
+/// Whether a device's hardware address is one that is given here.
+pub fn is_ours(link: &LinkMessage) -> bool {
+    link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Address(bytes) if bytes.starts_with(&HARDWARE)))
 }
 
 /// What a device has carried.

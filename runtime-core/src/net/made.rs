@@ -30,13 +30,22 @@ pub struct Made {
 }
 
 impl Made {
+    /// What a network is when it has been made.
+    pub fn of(name: &str, network: &Network) -> Self {
+        let bridge = || Bridge { name: network.device(name).to_owned(), internal: network.internal, subnets: network.subnets.clone() };
+        Self { name: name.to_owned(), bridge: network.macvlan.is_none().then(bridge) }
+    }
+
     /// Forgets it, and the names of its containers.
     ///
     /// # Errors
     /// The errno and the directory.
     pub fn forget(&self, state: &Path) -> Result<()> {
         let directory = state.join("networks").join(&self.name);
-        fs::remove_dir_all(&directory).context(|| format!("remove {directory:?}"))
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() == IoErrorKind::NotFound => Ok(()),
+            result => result.context(|| format!("remove {directory:?}")),
+        }
     }
 }
 
@@ -81,8 +90,7 @@ pub fn rebuild(state: &Path, leases: &[Lease]) -> Result<()> {
 /// # Errors
 /// The subnet overlaps a route of the host's; the device's name is another one's; what the kernel refuses.
 pub fn ensure(state: &Path, name: &str, network: &Network, ledger: &Ledger) -> Result<()> {
-    let bridge = || Bridge { name: network.device(name).to_owned(), internal: network.internal, subnets: network.subnets.clone() };
-    let made = Made { name: name.to_owned(), bridge: network.macvlan.is_none().then(bridge) };
+    let made = Made::of(name, network);
     let path = state.join("networks").join(name).join(NAME);
     let known = read(&path)?.as_ref() == Some(&made);
     let mut host = Route::open().map_err(refused("open netlink".to_owned()))?;
@@ -177,7 +185,8 @@ fn set(key: &str, value: &str) -> Result<()> {
     fs::write(format!("/proc/sys/net/{key}"), value).context(|| format!("set /proc/sys/net/{key} to {value}"))
 }
 
-fn is_bridge(link: &LinkMessage) -> bool {
+/// Whether a device is a bridge.
+pub fn is_bridge(link: &LinkMessage) -> bool {
     let kinds =
         link.attributes.iter().filter_map(|attribute| if let LinkAttribute::LinkInfo(infos) = attribute { Some(infos) } else { None });
     kinds.flatten().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge)))

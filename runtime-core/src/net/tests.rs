@@ -104,7 +104,7 @@ fn a_container_has_what_it_asked_for_and_gives_it_back() {
         drop(container);
         let rules = output("nft", &["list", "table", "inet", "coracle"]);
         assert!(!rules.contains("10.209.0.2"), "{rules}");
-        assert_eq!(prune(host.state()).unwrap(), ["coracle0"]);
+        assert_eq!(prune(&host.node).unwrap(), ["coracle0"]);
         reconcile(host.state()).unwrap();
         assert_eq!(output("nft", &["list", "ruleset"]), "");
         assert!(!output("ip", &["-br", "link"]).contains("coracle0"));

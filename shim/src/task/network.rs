@@ -1,7 +1,8 @@
 //! A container's network, where its annotations ask for one of the node's (`runtime_core::net`).
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
+use std::time::Duration;
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount};
 use runtime_core::container::record::{Place, ProcessId, Record};
@@ -15,6 +16,9 @@ use super::node::Node;
 
 /// The file in a bundle that becomes the container's `/etc/resolv.conf`.
 const RESOLV_CONF: &str = "resolv.conf";
+
+/// How long a daemon's first container with a network is given before it clears up.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// What a container's annotations ask for, and the node allows.
 pub struct Wanted {
@@ -127,6 +131,7 @@ impl Wanted {
             Attachment::reserve(&self.node, &self.asked, &container)
         });
         let attachment = attachment.await?;
+        clear_up(attachment.place().0);
         let (state, key) = attachment.place();
         record.network = Some(Place { state: state.to_owned(), key: key.to_owned() });
         let network = Network { attachment, released: Mutex::new(false) };
@@ -166,6 +171,20 @@ impl Network {
     pub fn traffic(&self) -> Option<Traffic> {
         self.attachment.traffic()
     }
+}
+
+/// Removes, once for each daemon and while nobody waits, what others have left that were killed.
+fn clear_up(state: &Path) {
+    static DONE: Once = Once::new();
+    DONE.call_once(|| {
+        let state = state.to_owned();
+        tokio::spawn(async move {
+            tokio::time::sleep(QUIET).await;
+            if let Err(error) = blocking(move || net::reconcile(&state)).await {
+                log::warn!("clear up after networks: {error}");
+            }
+        });
+    });
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

@@ -10,6 +10,8 @@ use super::{Sample, plot, report, target};
 
 /// Our name in tables.
 pub const OURS: &str = "coracle";
+/// An earlier version of ours, where `BENCH_BASE` names the directory of one.
+pub const BEFORE: &str = "before";
 /// The yardstick's.
 pub const FLOOR: &str = "yardstick";
 /// Turns whose samples are thrown away: files are read and caches filled.
@@ -168,7 +170,7 @@ pub fn run() -> Result<()> {
     let begin = Instant::now();
     let about = report::about(quick)?;
     let mut results = Results::default();
-    for comparison in COMPARISONS {
+    for comparison in COMPARISONS.iter().filter(|comparison| is_wanted(comparison)) {
         let rounds = if quick { (comparison.rounds / 8).max(3) } else { comparison.rounds };
         eprintln!("{}: {rounds} rounds", comparison.title);
         compare(comparison, rounds, &mut results)?;
@@ -188,13 +190,28 @@ pub fn run() -> Result<()> {
 }
 
 fn spawn(name: &str, args: &[&str]) -> Result<Worker> {
-    let runtime = if name == OURS { paths::OURS } else { "io.containerd.runc.v2" };
-    Worker::spawn(name, args, &[("TEST_RUNTIME", runtime)])
+    let runtime = if matches!(name, OURS | BEFORE) { paths::OURS } else { "io.containerd.runc.v2" };
+    let base = base().filter(|_| name == BEFORE);
+    let mut environment = vec![("TEST_RUNTIME", runtime)];
+    environment.extend(base.as_deref().map(|base| ("CORACLE_BIN", base)));
+    Worker::spawn(name, args, &environment)
+}
+
+fn base() -> Option<String> {
+    std::env::var("BENCH_BASE").ok().filter(|base| !base.is_empty())
+}
+
+/// Whether a comparison was asked for: all are, unless `BENCH_ONLY` has the words that its title begins with.
+fn is_wanted(comparison: &Comparison) -> bool {
+    std::env::var("BENCH_ONLY").map_or(true, |only| only.split(',').any(|word| comparison.title.starts_with(word)))
 }
 
 fn compare(comparison: &Comparison, rounds: usize, results: &mut Results) -> Result<()> {
     let mut workers = Vec::new();
-    for &(name, args) in comparison.contenders {
+    let ours =
+        comparison.contenders.iter().find(|(name, args)| *name == OURS && args.first().is_some_and(|kind| matches!(*kind, "shim" | "ctr")));
+    let before = ours.filter(|_| base().is_some()).map(|(_, args)| (BEFORE, *args));
+    for (name, args) in comparison.contenders.iter().copied().chain(before) {
         match spawn(name, args) {
             Ok(worker) => workers.push((name, worker, Vec::<Sample>::new())),
             Err(e) => results.miss(comparison.title, name, e.0),
@@ -202,7 +219,10 @@ fn compare(comparison: &Comparison, rounds: usize, results: &mut Results) -> Res
     }
     for round in 0..rounds + WARM_UP {
         let mut failed = None;
-        for (place, (name, worker, samples)) in workers.iter_mut().enumerate() {
+        // To and fro: each comes after each of its neighbours as often.
+        let turn: &mut dyn Iterator<Item = _> =
+            if round % 2 == 0 { &mut workers.iter_mut().enumerate() } else { &mut workers.iter_mut().enumerate().rev() };
+        for (place, (name, worker, samples)) in turn {
             match worker.sample() {
                 Ok(sample) if round >= WARM_UP => samples.push(sample),
                 Ok(_) => {}

@@ -1,10 +1,12 @@
 //! What cannot be had is refused before anything is made, by the name of its annotation.
 
+use std::process::Command;
+
 use tests::case::words;
 use tests::netns::{Namespace, Protocol};
-use tests::{Case, Result, ensure, ensure_eq, image, paths};
+use tests::{Case, Result, command, ensure, ensure_eq, image, paths};
 
-use crate::{state, table, waiting};
+use crate::{leases, table, waiting};
 
 /// The sentence of a `ctr run` that must fail; nothing of it may be left.
 fn refusal(case: &Case<'_>, annotations: &[(&str, &str)]) -> Result<String> {
@@ -17,10 +19,6 @@ fn refusal(case: &Case<'_>, annotations: &[(&str, &str)]) -> Result<String> {
     ensure!(done.code != 0, "{annotations:?} is not refused");
     ensure!(!leases().contains(&id), "a lease is left: {before}");
     Ok(done.stderr)
-}
-
-fn leases() -> String {
-    std::fs::read_to_string(state().join("leases")).unwrap_or_default()
 }
 
 pub fn bad_annotations(case: &Case<'_>) -> Result<()> {
@@ -80,6 +78,7 @@ pub fn full_subnet(case: &Case<'_>) -> Result<()> {
 
 pub fn overlapping_route(case: &Case<'_>) -> Result<()> {
     let host = Namespace::own()?;
+    command::output(Command::new(paths::shim_dir()?.join("coracle")).args(["network", "prune"]))?;
     host.command("ip", &["link", "add", "dummy0", "type", "bridge"])?;
     host.command("ip", &["addr", "add", "192.0.2.1/24", "dev", "dummy0"])?;
     host.command("ip", &["link", "set", "dummy0", "up"])?;

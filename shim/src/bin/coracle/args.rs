@@ -190,6 +190,14 @@ pub enum Command {
     },
     /// Print what this build does, as the runtime spec's Features
     Features,
+    /// Look at the node's networks, and clear up what nobody uses
+    Network {
+        /// The node's file [default: /etc/coracle/network.toml]
+        #[arg(long)]
+        file: Option<PathBuf>,
+        #[command(subcommand)]
+        command: NetworkCommand,
+    },
     /// Not supported
     Checkpoint {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -200,6 +208,19 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// List the networks and how many containers are in each
+    Ls {
+        #[arg(long, short, value_enum, default_value_t = Format::Table)]
+        format: Format,
+    },
+    /// Print a network and its containers, as JSON
+    Inspect { name: String },
+    /// Remove what containers that have gone have left, and the networks that no container is in
+    Prune,
 }
 
 #[derive(Debug, Args)]

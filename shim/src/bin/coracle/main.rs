@@ -11,6 +11,7 @@ mod hooks;
 mod launch;
 mod lifecycle;
 mod log;
+mod network;
 mod run;
 mod show;
 mod spec;
@@ -66,6 +67,15 @@ fn main() -> ExitCode {
         return check::report(json);
     }
     let log = Log { file: line.globals.log.clone(), format: line.globals.log_format };
+    if let Command::Network { file, command } = &line.command {
+        return network::run(file.as_deref(), command).map_or_else(
+            |error| {
+                log.error(&error.to_string());
+                ExitCode::from(FAILED)
+            },
+            |()| ExitCode::SUCCESS,
+        );
+    }
     match runtime(&line, log) {
         Ok(runtime) => run(&runtime, line.command).unwrap_or_else(|error| {
             runtime.log.error(&error.to_string());
@@ -106,7 +116,7 @@ fn unsupported(what: &str) -> Error {
 
 fn run(runtime: &Runtime, command: Command) -> Result<ExitCode> {
     match command {
-        Command::Check { json } => return Ok(check::report(json)),
+        Command::Check { .. } | Command::Network { .. } => return Err(launch::unexpected()),
         Command::Create { options, id } => drop(create::create(runtime, &options, &id, Foreground::No)?),
         Command::Start { id } => {
             let (entry, mut state) = runtime.store.change(&id)?;
