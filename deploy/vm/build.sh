@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 
 cache=$PWD/target/cache/vm
 release=bookworm
-packages="linux-image-amd64 systemd systemd-sysv dbus udev kmod apparmor procps util-linux mount e2fsprogs iproute2 nftables busybox-static strace
+packages="linux-image-amd64 systemd systemd-sysv dbus udev kmod apparmor procps util-linux mount e2fsprogs iproute2 nftables iptables busybox-static strace
 	libseccomp2 ca-certificates"
 key=$({ cat "$0"; printf '%s' "$packages"; } | sha256sum | cut -c1-16)
 

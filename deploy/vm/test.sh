@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 . deploy/setup/lib.sh
 
 core="vm launch spec systemd shim_rpc cli podman"
-all="$core limits hooks security bad_input exit_codes contract sandbox"
+all="$core network limits hooks security bad_input exit_codes contract sandbox"
 case ${1:-core} in
 core) set -- $core ;;
 all) set -- $all ;;

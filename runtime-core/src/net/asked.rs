@@ -306,6 +306,9 @@ fn ports(word: &str) -> Result<Vec<Port>> {
         Some((address, ports)) => {
             let address = address.strip_prefix('[').and_then(|address| address.strip_suffix(']')).unwrap_or(address);
             let address: IpAddr = address.parse().map_err(|_| malformed())?;
+            if address.is_loopback() && address.is_ipv6() {
+                return Err(Error::invalid(format!("{word:?}: the kernel lets no packet from {address} leave")));
+            }
             // All of them is what no address means.
             ((!address.is_unspecified()).then_some(address), ports)
         }

@@ -87,7 +87,7 @@ struct PortRange {
 }
 
 fn state() -> PathBuf {
-    PathBuf::from("/run/coracle/network")
+    PathBuf::from("/run/coracle-network")
 }
 
 fn modes() -> BTreeSet<String> {

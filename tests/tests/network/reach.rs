@@ -102,6 +102,10 @@ pub fn published_ports(case: &Case<'_>) -> Result<()> {
             member.namespace.ask(protocol, &here4, 2080).context(|| who.to_owned())?;
         }
     }
+    // By ::1 it is refused at once, so that who tries all addresses of localhost goes on to the next.
+    let began = std::time::Instant::now();
+    host.is_unanswered(Protocol::Tcp, "::1", 2080)?;
+    ensure!(began.elapsed().as_millis() < 500, "::1 is not refused at once");
     ensure_eq!(world.ask(Protocol::Tcp, &here4, 2102)?, format!("third {there4}"), "the last of a range");
     // What listens on the host's loopback device is not for containers.
     let _private = host.serve(Protocol::Tcp, 2999, "private")?;

@@ -57,7 +57,7 @@ fn ports_of_all_forms() {
     let of = |text: &str| asked(&[("network", "bridge"), ("ports", text)]).ports;
     let shown = |text: &str| of(text).iter().map(|port| format!("{port}>{}", port.port)).collect::<Vec<_>>();
     assert_eq!(shown("8080:80/tcp, 5353:53/udp"), ["8080/tcp>80", "5353/udp>53"]);
-    assert_eq!(shown("127.0.0.1:8080:80,[::1]:8080:80"), ["127.0.0.1:8080/tcp>80", "[::1]:8080/tcp>80"]);
+    assert_eq!(shown("127.0.0.1:8080:80,[fd00::9]:8080:80"), ["127.0.0.1:8080/tcp>80", "[fd00::9]:8080/tcp>80"]);
     assert_eq!(shown("0.0.0.0:80:80"), ["80/tcp>80"]);
     assert_eq!(shown("8000-8002:9000-9002"), ["8000/tcp>9000", "8001/tcp>9001", "8002/tcp>9002"]);
 }
@@ -91,6 +91,7 @@ fn each_refusal_names_its_annotation() {
         ("default", vec![bridge, ("ports", "0:80")], "\"0:80\" is not"),
         ("default", vec![bridge, ("ports", "70000:80")], "\"70000:80\" is not"),
         ("default", vec![bridge, ("ports", "1:1/sctp")], "is not [<address>:]"),
+        ("default", vec![bridge, ("ports", "[::1]:1:1")], "the kernel lets no packet from ::1 leave"),
         ("default", vec![bridge, ("ports", "1-2:1-3")], "2 ports lead to 3"),
         ("default", vec![bridge, ("ports", "1:1,127.0.0.1:1:2")], "host port 127.0.0.1:1/tcp is given twice"),
         ("default", vec![bridge, ("ports", "1-2000:1-2000")], "2000 ports, at most 1024"),

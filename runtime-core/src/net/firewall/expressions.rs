@@ -93,11 +93,14 @@ pub fn rules<'a>(subnets: impl Iterator<Item = &'a IpNet>) -> Vec<Rule> {
     let [four, six] = &FAMILIES;
     let mut rules = Vec::new();
     // `route_localnet` of the bridges is for replies. Nobody in a network may use it to talk to what listens on the host's loopback device.
-    rules.push(rule("local", [meta(IIFNAME), vec![member(BRIDGES)], of(four), starts(four, four.destination), vec![verdict(DROP)]]));
+    rules.push(rule("local", [meta(IIFNAME), vec![member(BRIDGES)], of(four), begins(four, four.destination, EQUAL), vec![verdict(DROP)]]));
     for chain in ["prerouting", "output"] {
         for family in &FAMILIES {
             rules.push(rule(chain, [of(family), bound_key(family), vec![found(family.bound, FIRST)], to_container(family)]));
-            rules.push(rule(chain, [of(family), is_local(), port_key(), vec![found(family.ports, FIRST)], to_container(family)]));
+            // The kernel lets no packet from ::1 leave, so it had better be refused at once.
+            let elsewhere = if family.number == six.number { begins(family, family.destination, NOT_EQUAL) } else { Vec::new() };
+            rules
+                .push(rule(chain, [of(family), is_local(), elsewhere, port_key(), vec![found(family.ports, FIRST)], to_container(family)]));
         }
     }
     let out = || [meta(OIFNAME), vec![member(BRIDGES)]].concat();
@@ -108,9 +111,7 @@ pub fn rules<'a>(subnets: impl Iterator<Item = &'a IpNet>) -> Vec<Rule> {
         let family = if subnet.addr().is_ipv4() { four } else { six };
         rules.push(rule("postrouting", [out(), published(), of(family), is_from(family, subnet), vec![masquerade()]]));
     }
-    for family in [four, six] {
-        rules.push(rule("postrouting", [out(), of(family), starts(family, family.source), vec![masquerade()]]));
-    }
+    rules.push(rule("postrouting", [out(), of(four), begins(four, four.source, EQUAL), vec![masquerade()]]));
     let known = [ct(CT_STATE, ESTABLISHED_OR_RELATED), vec![verdict(ACCEPT)]].concat();
     rules.push(rule("forward", [known]));
     rules.push(rule("forward", [out(), published(), vec![verdict(ACCEPT)]]));
@@ -195,9 +196,9 @@ fn payload(base: u32, offset: u32, length: u32, register: u32) -> Expressions {
     expression("payload", &[(1, register), (2, base), (3, offset), (4, length)])
 }
 
-/// An address of the packet's is of the loopback network.
-fn starts(family: &Family, offset: u32) -> Vec<Expressions> {
-    vec![payload(NETWORK_HEADER, offset, family.loopback.len() as u32, FIRST), compare(EQUAL, family.loopback)]
+/// An address of the packet's is of the loopback network, or is not.
+fn begins(family: &Family, offset: u32, operator: u32) -> Vec<Expressions> {
+    vec![payload(NETWORK_HEADER, offset, family.loopback.len() as u32, FIRST), compare(operator, family.loopback)]
 }
 
 /// The source is of a subnet.
