@@ -67,7 +67,7 @@ fn clean(host: &Host, record: &Record) -> Result<()> {
     cgroup.remove(REMOVAL).context(what)?;
     systemd::stop(path.scope(), REMOVAL);
     if let Some(place) = &record.network {
-        net::release(&place.state, &place.key).context(what)?;
+        net::release(place).context(what)?;
     }
     rdt::remove(&record.resctrl).context(what)
 }

@@ -83,6 +83,8 @@ pub struct Place {
     pub state: PathBuf,
     /// The container's key in it.
     pub key: String,
+    /// The network's name.
+    pub network: String,
 }
 
 /// What is known of a container before and after its daemon's death.

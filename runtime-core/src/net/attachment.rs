@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::io::Errno;
-use sha2::{Digest, Sha256};
 
 use super::asked::{Asked, Mode, Port, Protocol, Rate};
 use super::firewall::{self, Opened};
@@ -20,7 +19,7 @@ use super::made::{self, Made};
 use super::netlink::{Route, refused};
 use super::node::{Network, Node};
 use super::{conntrack, names, shaping};
-use crate::container::record::ProcessId;
+use crate::container::record::{Place, ProcessId};
 use crate::error::{Context, Error, ErrorKind, Result};
 
 /// What the host's devices for containers are called, before twelve digits.
@@ -62,6 +61,13 @@ pub struct Traffic {
     pub tx_dropped: u64,
 }
 
+/// Twelve digits that no device has: that of a container with the same id may live a little longer than it.
+fn digits() -> Result<String> {
+    let mut bytes = [0_u8; 6];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context(|| "getrandom")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 fn label(key: &str) -> String {
     format!("annotations[\"coracle.{key}\"]")
 }
@@ -91,14 +97,12 @@ impl Attachment {
         check_ports(&ledger, &asked.ports)?;
         let addresses = choose_addresses(&node.state, &mut ledger, network, asked)?;
         made::ensure(&node.state, name, network, &ledger).context(|| format!("network {name:?}"))?;
-        let digest = Sha256::digest(key.as_bytes());
-        let digits: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         let lease = Lease {
             key,
             bundle: container.bundle.to_owned(),
             network: name.clone(),
             bridge: network.macvlan.is_none().then(|| network.device(name).to_owned()),
-            device: format!("{DEVICE}{digits}"),
+            device: format!("{DEVICE}{}", digits()?),
             names,
             addresses,
             ports: asked.ports.clone(),
@@ -155,14 +159,9 @@ impl Attachment {
         self.network.subnets.iter().filter_map(|subnet| self.network.gateway(subnet)).collect()
     }
 
-    /// What [`release`] needs: the directory of the state, and the container's key in it.
-    pub fn place(&self) -> (&Path, &str) {
-        (&self.state, &self.lease.key)
-    }
-
-    /// The network's hosts(5).
-    pub fn hosts(&self) -> PathBuf {
-        names::hosts(&self.state, &self.lease.network)
+    /// Where it is written down, for [`release`].
+    pub fn place(&self) -> Place {
+        Place { state: self.state.clone(), key: self.lease.key.clone(), network: self.lease.network.clone() }
     }
 
     /// What has been carried; `None` once the device has gone, and of a macvlan, which the host does not see.
@@ -292,13 +291,13 @@ fn give_back(state: &Path, ledger: &mut Ledger, lease: &Lease) -> Result<()> {
 ///
 /// # Errors
 /// The step and the errno; it can be tried again.
-pub fn release(state: &Path, key: &str) -> Result<()> {
-    if !state.exists() {
+pub fn release(place: &Place) -> Result<()> {
+    if !place.state.exists() {
         return Ok(());
     }
-    let mut ledger = Ledger::open(state)?;
-    match ledger.of(key).cloned() {
-        Some(lease) => give_back(state, &mut ledger, &lease),
+    let mut ledger = Ledger::open(&place.state)?;
+    match ledger.of(&place.key).cloned() {
+        Some(lease) => give_back(&place.state, &mut ledger, &lease),
         None => Ok(()),
     }
 }
@@ -312,17 +311,6 @@ pub fn leases(state: &Path) -> Result<Vec<Lease>> {
         return Ok(Vec::new());
     }
     Ok(Ledger::open(state)?.leases().to_vec())
-}
-
-/// The network that a container is in.
-///
-/// # Errors
-/// The state cannot be read.
-pub fn network_of(state: &Path, key: &str) -> Result<Option<String>> {
-    if !state.exists() {
-        return Ok(None);
-    }
-    Ok(Ledger::open(state)?.of(key).map(|lease| lease.network.clone()))
 }
 
 /// Removes what nobody will remove any more: leases of the dead, devices without a lease.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::attachment::remove_orphans;
 use super::firewall::{self, Bridge};
 use super::ledger::{Lease, Ledger};
+use super::links;
 use super::netlink::{Route, refused};
 use super::node::{Network, overlap};
 use crate::container::record::write_atomically;
@@ -100,9 +101,10 @@ pub fn ensure(state: &Path, name: &str, network: &Network, ledger: &Ledger) -> R
         return if known { Ok(()) } else { remember(&path, &made) };
     };
     let link = match host.link(&bridge.name) {
-        Ok(link) if !is_bridge(&link) => {
-            return Err(Error::new(ErrorKind::AlreadyExists, format!("device {:?} is no bridge", bridge.name)));
+        Ok(link) if !is_bridge(&link) || !links::is_ours(&link) => {
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("device {:?} is somebody else's", bridge.name)));
         }
+
         Ok(link) => Some(link),
         Err(Errno::NODEV) => None,
         Err(errno) => return Err(refused(format!("look for {:?}", bridge.name))(errno)),

@@ -13,7 +13,7 @@ mod netlink;
 pub mod node;
 mod shaping;
 
-pub use attachment::{Attachment, Container, Traffic, leases, network_of, prune, reconcile, release};
+pub use attachment::{Attachment, Container, Traffic, leases, prune, reconcile, release};
 pub use devices::move_into;
 pub use links::INSIDE;
 pub use names::{hosts, write_resolv_conf};

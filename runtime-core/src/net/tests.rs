@@ -99,8 +99,7 @@ fn a_container_has_what_it_asked_for_and_gives_it_back() {
             assert!(rules.contains(want), "{want}: {rules}");
         }
         assert!(attachment.traffic().unwrap().tx_packets > 1);
-        let (state, key) = attachment.place();
-        release(state, key).unwrap();
+        release(&attachment.place()).unwrap();
         drop(container);
         let rules = output("nft", &["list", "table", "inet", "coracle"]);
         assert!(!rules.contains("10.209.0.2"), "{rules}");

@@ -85,11 +85,11 @@ impl Wanted {
             }
             Mode::Container(other) => {
                 let bundle = self.bundle.parent().map(|directory| directory.join(other)).unwrap_or_default();
-                let init = first_process(other, &bundle)?;
+                let (init, place) = first_process(other, &bundle)?;
                 namespace.set_path(Some(PathBuf::from(format!("/proc/{}/ns/net", init.pid))));
                 self.joins = Some(init);
                 let resolv_conf = bundle.join(RESOLV_CONF);
-                (self.hosts_of(other)?, resolv_conf.exists().then_some(resolv_conf))
+                (place.map(|place| net::hosts(&place.state, &place.network)), resolv_conf.exists().then_some(resolv_conf))
             }
             Mode::Network(name) => (Some(net::hosts(&self.node.state, name)), Some(self.bundle.join(RESOLV_CONF))),
         };
@@ -100,12 +100,6 @@ impl Wanted {
             }
         }
         Ok(())
-    }
-
-    /// The names on the network that another container is in.
-    fn hosts_of(&self, other: &str) -> Result<Option<PathBuf>> {
-        let network = net::network_of(&self.node.state, &format!("{}/{other}", self.namespace))?;
-        Ok(network.map(|network| net::hosts(&self.node.state, &network)))
     }
 
     /// Whether the container's process has to wait for its network.
@@ -131,9 +125,8 @@ impl Wanted {
             Attachment::reserve(&self.node, &self.asked, &container)
         });
         let attachment = attachment.await?;
-        clear_up(attachment.place().0);
-        let (state, key) = attachment.place();
-        record.network = Some(Place { state: state.to_owned(), key: key.to_owned() });
+        clear_up(attachment.place().state);
+        record.network = Some(attachment.place());
         let network = Network { attachment, released: Mutex::new(false) };
         if let Err(error) = record.write(&bundle) {
             network.release().await;
@@ -159,9 +152,8 @@ impl Network {
         if *released {
             return;
         }
-        let (state, key) = self.attachment.place();
-        let (state, key) = (state.to_owned(), key.to_owned());
-        match blocking(move || net::release(&state, &key)).await {
+        let place = self.attachment.place();
+        match blocking(move || net::release(&place)).await {
             Ok(()) => *released = true,
             Err(error) => log::error!("{error}"),
         }
@@ -174,10 +166,9 @@ impl Network {
 }
 
 /// Removes, once for each daemon and while nobody waits, what others have left that were killed.
-fn clear_up(state: &Path) {
+fn clear_up(state: PathBuf) {
     static DONE: Once = Once::new();
     DONE.call_once(|| {
-        let state = state.to_owned();
         tokio::spawn(async move {
             tokio::time::sleep(QUIET).await;
             if let Err(error) = blocking(move || net::reconcile(&state)).await {
@@ -192,12 +183,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     done.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Internal, format!("network: {panic}"))))
 }
 
-/// The first process of another container, if it lives.
-fn first_process(other: &str, bundle: &Path) -> Result<ProcessId> {
+/// The first process of another container, if it lives, and what it has of a network.
+fn first_process(other: &str, bundle: &Path) -> Result<(ProcessId, Option<Place>)> {
     let what = || format!("annotations[\"coracle.network\"]: container {other:?}");
     let record = Record::read(bundle).context(what)?;
-    let init = record.and_then(|record| record.init).filter(ProcessId::is_alive);
-    init.ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, format!("{}: does not run", what())))
+    let running = record.and_then(|record| Some((record.init.filter(ProcessId::is_alive)?, record.network)));
+    running.ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, format!("{}: does not run", what())))
 }
 
 /// Adds a file of `/etc`, unless the spec has a mount for it.
