@@ -81,6 +81,40 @@ impl Groups {
         }
     }
 
+    /// Changes the class, and makes it if it is missing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::FailedPrecondition`] without resctrl; what the kernel says to a line.
+    pub fn update(&self) -> Result<()> {
+        let missing = || Error::new(ErrorKind::FailedPrecondition, format!("linux.intelRdt: resctrl is not mounted at {MOUNT_POINT}"));
+        let class = self.class.as_ref().ok_or_else(missing)?;
+        let made = make_directory(class).context(|| format!("linux.intelRdt.closID: make {class:?}"))?;
+        let written = self.write(class);
+        if made && written.is_err() {
+            // The first failure is the one to tell.
+            let _ = fs::remove_dir(class);
+        }
+        written
+    }
+
+    /// Moves processes in.
+    ///
+    /// # Errors
+    /// What the kernel says to one that runs.
+    pub fn add(&self, pids: &[i32]) -> Result<()> {
+        let Some(class) = &self.class else { return Ok(()) };
+        let path = class.join(TASKS);
+        let mut file = File::options().write(true).open(&path).context(|| format!("linux.intelRdt: open {path:?}"))?;
+        for pid in pids {
+            match file.write_all(pid.to_string().as_bytes()) {
+                // It has ended meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                result => result.context(|| format!("linux.intelRdt: write {pid} to {path:?}"))?,
+            }
+        }
+        Ok(())
+    }
+
     /// The files by which a process enters, as it enters a cgroup.
     ///
     /// # Errors
@@ -189,6 +223,21 @@ mod tests {
         remove(&groups.of_container()[..1]).unwrap();
         remove(&groups.of_container()[..1]).unwrap();
         assert!(!own.join("mon_groups/c1").exists());
+    }
+
+    #[test]
+    fn a_class_is_changed_and_entered() {
+        let tmp = tempfile::tempdir().unwrap();
+        let own = class(tmp.path(), "c1", "");
+        fs::write(own.join(TASKS), "").unwrap();
+        let groups = Groups::of(tmp.path(), "c1", &spec(r#"{"memBwSchema":"MB:0=50"}"#));
+        groups.update().unwrap();
+        groups.add(&[7, 8]).unwrap();
+        assert_eq!(fs::read_to_string(own.join(SCHEMATA)).unwrap(), "MB:0=50\n");
+        assert_eq!(fs::read_to_string(own.join(TASKS)).unwrap(), "78");
+        assert_eq!(Groups::default().update().unwrap_err().kind(), ErrorKind::FailedPrecondition);
+        let new = Groups::of(tmp.path(), "c2", &spec(r#"{"memBwSchema":"MB:0=50"}"#));
+        assert!(new.update().is_err() && !tmp.path().join("c2").exists());
     }
 
     #[test]

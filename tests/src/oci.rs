@@ -11,7 +11,7 @@ use crate::bundle::Bundle;
 use crate::command::{self, Output};
 use crate::ledger::{self, Entries, Scope};
 use crate::suite::Named;
-use crate::{Context, Result, both, ensure_eq, fail, paths};
+use crate::{Context, Result, both, ensure_eq, fail, paths, proc};
 
 /// A case by its name.
 pub type Entry = (&'static str, fn(&Oci) -> Result<()>);
@@ -67,6 +67,12 @@ impl Oci {
         let bundle = Bundle::new(&self.data, &self.id(name), args)?;
         bundle.fill()?;
         Ok(bundle)
+    }
+
+    /// What there is of a container's cgroups, in every hierarchy.
+    pub fn cgroups(&self, id: &str) -> Vec<PathBuf> {
+        let below = proc::cgroup_roots().into_iter().flat_map(|root| proc::cgroups_below(&root));
+        below.filter(|dir| dir.to_string_lossy().contains(id)).collect()
     }
 
     /// `coracle` with this case's state directory.
@@ -146,7 +152,7 @@ impl Oci {
         fs::remove_dir_all(&self.data)?;
         let _ = fs::remove_dir(paths::run_dir());
         let _ = fs::remove_dir(paths::data_dir()?);
-        for root in crate::proc::cgroup_roots() {
+        for root in proc::cgroup_roots() {
             let _ = fs::remove_dir(root.join(paths::tag()));
         }
         clean

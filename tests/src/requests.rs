@@ -116,6 +116,16 @@ pub fn around(program: &str, arguments: &[&str], inner: &Command) -> Command {
     command
 }
 
+/// Puts a tmpfs over `/sys/fs` with the cgroups as they are and a tree of the test's own.
+const RESCTRL: &str = "set -e; mkdir -p $0/cgroup; mount --rbind /sys/fs/cgroup $0/cgroup; mount -t tmpfs none /sys/fs; \
+                       mkdir /sys/fs/cgroup /sys/fs/resctrl; mount --rbind $0/cgroup /sys/fs/cgroup; umount -l $0/cgroup; \
+                       mount --bind $0/resctrl /sys/fs/resctrl; exec \"$@\"";
+
+/// A command in a mount namespace where the directory `resctrl` of `data` stands for resctrl, which few machines have.
+pub fn with_resctrl(data: &Path, command: &Command) -> Command {
+    around("unshare", &["--mount", "--propagation", "private", "/bin/sh", "-c", RESCTRL, &data.display().to_string()], command)
+}
+
 /// Kills a container, deletes it and asks the shim to go.
 pub fn finish(shim: &Shim, bundle: &Bundle) -> Result<()> {
     end(shim, bundle)?;

@@ -27,7 +27,7 @@ mod v1;
 mod v2;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::OFlags;
@@ -40,7 +40,7 @@ pub use intent::{AllowedDevice, Intent};
 pub use mounts::{MountedHierarchy, Mounts};
 pub use path::CgroupPath;
 pub use stats::Stats;
-pub use watch::{OomWatch, Trigger, Watch};
+pub use watch::{OOM_COUNTED, OomWatch, Trigger, Watch};
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::spec::resources::Resources;
@@ -183,6 +183,24 @@ impl Cgroup {
         let below = v2::own_line(&text).and_then(|path| tree.below(path)).unwrap_or_default();
         let dir = tree.dir.open(below).context(|| format!("open cgroup {}/{below}", tree.dir.path()))?;
         Ok(Some(dir.into()))
+    }
+
+    /// Those below this one that a process is to join in its place: `paths` by controller (by its v1 name), or one for all by "".
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a controller that has no hierarchy of its own here; a path that does not exist, or leads elsewhere.
+    pub fn below(self, paths: &HashMap<String, String>) -> Result<Self> {
+        let of = |tree: &Tree| paths.get("").or_else(|| tree.hierarchy().controllers.iter().find_map(|controller| paths.get(controller)));
+        let known = |name: &&String| name.is_empty() || self.trees.iter().any(|tree| tree.hierarchy().controllers.contains(name));
+        if let Some(unknown) = paths.keys().find(|name| !known(name)) {
+            return Err(Error::invalid(format!("the cgroup controller {unknown:?} has no hierarchy here")));
+        }
+        let chosen: Vec<Option<String>> = self.trees.iter().map(|tree| of(tree).cloned()).collect();
+        let trees = self.trees.into_iter().zip(chosen).map(|(tree, path)| match path {
+            Some(path) => tree.open_below(path.trim_matches('/')),
+            None => Ok(tree),
+        });
+        Ok(Self { mode: self.mode, trees: trees.collect::<Result<_>>()? })
     }
 
     /// Moves a process in, in every hierarchy. For processes that exist already; new ones are better born inside.

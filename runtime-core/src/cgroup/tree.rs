@@ -90,6 +90,12 @@ impl Tree {
         }
     }
 
+    /// A directory below this one, which must exist.
+    pub fn open_below(&self, path: &str) -> Result<Self> {
+        let dir = self.dir.open(path).map_err(|errno| Error::kernel(format!("open cgroup {}/{path}", self.dir.path()), errno))?;
+        Self::new(&self.hierarchy, format!("{}/{path}", self.path), dir)
+    }
+
     fn new(hierarchy: &Hierarchy, path: String, dir: Dir) -> Result<Self> {
         let controllers = match hierarchy.version {
             Version::V1 => hierarchy.controllers.clone(),

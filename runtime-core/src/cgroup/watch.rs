@@ -12,6 +12,16 @@ use super::dir::{Dir, read_to_end};
 use super::host::Version;
 use crate::error::{Context, Error, Result};
 
+/// The pauses after which to [ask](OomWatch::take) again: cgroup v1 reports that memory has run out before it counts the kill, and not again
+/// when it has.
+pub const OOM_COUNTED: [Duration; 5] = [
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+];
+
 /// How a descriptor reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {

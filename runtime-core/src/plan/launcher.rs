@@ -181,6 +181,8 @@ struct Server {
 /// The life of the launcher process.
 fn serve(control: OwnedFd) -> Result<()> {
     let control = keep_only(control)?;
+    // A key that ends the command which forked it must leave it time to clean up after that.
+    rustix::process::setsid().context(|| "launcher: setsid")?;
     // Children inherit this: none can be looked at in the moment before it says so itself.
     process::forbid_dump().context(|| "launcher: prctl")?;
     // One that replaces another is forked by the daemon as it is by then: its signal handlers and its wish for small pages pass to children.

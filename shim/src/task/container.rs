@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use proto::events::task::{TaskExit, TaskOOM};
 use proto::protobuf::well_known_types::any::Any;
-use runtime_core::cgroup::{Cgroup, OomWatch, Trigger};
+use runtime_core::cgroup::{Cgroup, OOM_COUNTED, OomWatch, Trigger};
 use runtime_core::compile::Joined;
 use runtime_core::container::record::Record;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
@@ -32,9 +32,6 @@ use crate::sync::lock;
 
 /// How long an exit waits for those of the container's other processes, which were killed.
 const OTHERS: Duration = Duration::from_secs(10);
-
-/// cgroup v1 reports that memory has run out before it counts the kill, and not again when it has.
-const OOM_COUNTED_MS: [u64; 5] = [5, 20, 50, 100, 200];
 
 /// See the module.
 pub struct Container {
@@ -170,11 +167,11 @@ impl Container {
                     _ = watched.ready() => {}
                 }
                 let Some(container) = container.upgrade() else { return };
-                for pause in OOM_COUNTED_MS {
+                for pause in OOM_COUNTED {
                     if container.tell_oom(&node) {
                         break;
                     }
-                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                    tokio::time::sleep(pause).await;
                 }
             }
         });

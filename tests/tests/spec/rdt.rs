@@ -2,24 +2,18 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::json;
 use tests::bundle::{self, Bundle};
 use tests::command::{output, signal};
 use tests::hand::Hand;
-use tests::requests::{around, create_request, daemon, end, exec_ran, expect_dead, expect_nothing_of, files_of, ran, shim_by};
+use tests::requests::{create_request, daemon, end, exec_ran, expect_dead, expect_nothing_of, files_of, ran, shim_by, with_resctrl};
 use tests::rpc::{Shim, refused};
 use tests::{Result, ensure, ensure_eq};
 use ttrpc::Code;
 
 use crate::SOON;
-
-/// Puts a tmpfs over `/sys/fs` with the cgroups as they are and a tree of the test's own.
-const SETUP: &str = "set -e; mkdir -p $0/cgroup; mount --rbind /sys/fs/cgroup $0/cgroup; mount -t tmpfs none /sys/fs; \
-                     mkdir /sys/fs/cgroup /sys/fs/resctrl; mount --rbind $0/cgroup /sys/fs/cgroup; umount -l $0/cgroup; \
-                     mount --bind $0/resctrl /sys/fs/resctrl; exec \"$@\"";
 
 /// The tree, with a class and what the kernel would fill a monitoring group of the container with.
 fn tree(hand: &Hand, bundle: &Bundle) -> Result<PathBuf> {
@@ -35,12 +29,7 @@ fn tree(hand: &Hand, bundle: &Bundle) -> Result<PathBuf> {
 }
 
 fn shim(hand: &Hand, bundle: &Bundle) -> Result<Shim> {
-    shim_by(hand, bundle, |start| within(hand, &start))
-}
-
-fn within(hand: &Hand, command: &Command) -> Command {
-    let place = hand.data().display().to_string();
-    around("unshare", &["--mount", "--propagation", "private", "/bin/sh", "-c", SETUP, &place], command)
+    shim_by(hand, bundle, |start| with_resctrl(hand.data(), &start))
 }
 
 /// Whether a process has entered since, by writing what stands for itself.
@@ -110,7 +99,7 @@ pub fn after_a_dead_daemon(hand: &mut Hand) -> Result<()> {
     expect_dead(pid, SOON)?;
     let path = bundle.dir.display().to_string();
     let delete = hand.launch(|launch| launch.command(&bundle.dir, &bundle.id, &["-bundle", &path], "delete"))?;
-    output(&mut within(hand, &delete))?;
+    output(&mut with_resctrl(hand.data(), &delete))?;
     ensure!(root.join("gold").is_dir() && !monitor.exists(), "the monitoring group is left");
     Ok(())
 }

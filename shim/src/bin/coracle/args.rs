@@ -174,7 +174,7 @@ pub enum Command {
         /// Once
         #[arg(long)]
         stats: bool,
-        /// How often: 5s, 1m30s, 500ms
+        /// How often: 5s, 1m30s, 1.5s, 500ms
         #[arg(long, default_value = "5s")]
         interval: String,
         id: String,
@@ -298,6 +298,9 @@ pub struct Exec {
     /// In a paused container as well
     #[arg(long)]
     pub ignore_paused: bool,
+    /// [controllers:]path of an existing cgroup below the container's
+    #[arg(long)]
+    pub cgroup: Vec<String>,
     pub id: String,
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
@@ -348,6 +351,12 @@ pub struct Update {
     pub memory_swap: Option<i64>,
     #[arg(long, allow_hyphen_values = true)]
     pub pids_limit: Option<i64>,
+    /// Line of resctrl's schemata for the L3 cache, such as L3:0=f
+    #[arg(long, default_value = "")]
+    pub l3_cache_schema: String,
+    /// Line of resctrl's schemata for memory bandwidth, such as MB:0=50
+    #[arg(long, default_value = "")]
+    pub mem_bw_schema: String,
     pub id: String,
 }
 

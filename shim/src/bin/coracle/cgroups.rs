@@ -22,12 +22,23 @@ pub const REMOVAL: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// A path that does not have the form of the driver; a scope that is in use.
-pub fn place(runtime: &Runtime, cgroups_path: Option<&str>, id: &str) -> Result<CgroupPath> {
+pub fn place(runtime: &Runtime<'_>, cgroups_path: Option<&str>, id: &str) -> Result<CgroupPath> {
     if !runtime.systemd {
         return CgroupPath::new(&runtime.host, cgroups_path, id);
     }
     let scope = Scope::new(cgroups_path, id, Instance::of_this_process())?;
     block_on(manager(&scope)?.place(&runtime.host, &scope))
+}
+
+/// Where the cgroup of a container is that was made with this path, by whichever driver its form is for.
+///
+/// # Errors
+/// A path of neither form.
+pub fn locate(runtime: &Runtime<'_>, cgroups_path: Option<&str>, id: &str) -> Result<CgroupPath> {
+    match Scope::new(cgroups_path, id, Instance::of_this_process()) {
+        Ok(scope) if runtime.systemd || cgroups_path.is_some_and(|path| path.contains(':')) => block_on(manager(&scope)?.path(&scope)),
+        _ => CgroupPath::new(&runtime.host, cgroups_path, id),
+    }
 }
 
 fn manager(scope: &Scope) -> Result<Manager<Arc<Blocking>>> {
@@ -39,7 +50,7 @@ fn manager(scope: &Scope) -> Result<Manager<Arc<Blocking>>> {
 ///
 /// # Errors
 /// The step that failed; of a scope, [`destroy`] removes what there is.
-pub fn make(runtime: &Runtime, path: &CgroupPath, id: &str, resources: &Resources) -> Result<(Cgroup, Option<Guest>)> {
+pub fn make(runtime: &Runtime<'_>, path: &CgroupPath, id: &str, resources: &Resources) -> Result<(Cgroup, Option<Guest>)> {
     let Some(scope) = path.scope() else { return Ok((Cgroup::create(&runtime.host, path, resources)?, None)) };
     let intent = Intent::new(&runtime.host, resources, None)?;
     let (report, child_report) = report::pair().context(|| "socketpair")?;

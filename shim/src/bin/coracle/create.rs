@@ -15,7 +15,7 @@ use runtime_core::container::failure::killed;
 use runtime_core::container::hooks::Point;
 use runtime_core::container::passed_over;
 use runtime_core::container::record::{ProcessId, Record, write_atomically};
-use runtime_core::error::{Context as _, Error, Result};
+use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::kernel::Features;
 use runtime_core::plan::report;
 use runtime_core::rdt::Groups;
@@ -32,6 +32,7 @@ use crate::cgroups;
 use crate::foreground::resize;
 use crate::hooks::{Hooks, send};
 use crate::launch::{Child, Progress, unexpected};
+use crate::lifecycle::destroy;
 use crate::store::{Entry, Stage, State, Status, refused};
 
 /// Whether somebody stays to serve a terminal.
@@ -59,7 +60,7 @@ pub struct Created {
 ///
 /// # Errors
 /// The step that failed.
-pub fn create(runtime: &Runtime, options: &CreateFlags, id: &str, foreground: Foreground) -> Result<Created> {
+pub fn create(runtime: &Runtime<'_>, options: &CreateFlags, id: &str, foreground: Foreground) -> Result<Created> {
     // First, before other descriptors get numbers of theirs.
     let listening = listening();
     let preserved = preserved(listening.saturating_add(options.preserve_fds))?;
@@ -82,7 +83,7 @@ pub fn create(runtime: &Runtime, options: &CreateFlags, id: &str, foreground: Fo
     let cgroup = cgroups::place(runtime, spec.linux.cgroups_path.as_deref(), id)?;
     let groups = Groups::here(id, spec.linux.intel_rdt.as_ref());
 
-    let entry = runtime.store.make(id)?;
+    let entry = new_entry(runtime, id)?;
     let mut record = Record::own(id, Some(cgroup));
     record.resctrl = groups.of_container();
     let mut state = State {
@@ -111,7 +112,21 @@ pub fn create(runtime: &Runtime, options: &CreateFlags, id: &str, foreground: Fo
     }
 }
 
-fn undo(runtime: &Runtime, entry: &Entry, state: &State) {
+/// The directory of a new container. What a killed `create` of this id has left goes first: nobody will finish that.
+fn new_entry(runtime: &Runtime<'_>, id: &str) -> Result<Entry> {
+    let taken = match runtime.store.make(id) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => error,
+        result => return result,
+    };
+    match runtime.store.abandoned(id)? {
+        Some((entry, Some(state))) => destroy(runtime, &entry, &state)?,
+        Some((entry, None)) => entry.remove()?,
+        None => return Err(taken),
+    }
+    runtime.store.make(id)
+}
+
+fn undo(runtime: &Runtime<'_>, entry: &Entry, state: &State) {
     let destroyed = cgroups::destroy(&runtime.host, state.record.cgroup.as_ref(), &state.record.resctrl);
     if let Err(error) = destroyed.and_then(|()| entry.remove()) {
         runtime.log.warn(&error.to_string());
@@ -119,7 +134,7 @@ fn undo(runtime: &Runtime, entry: &Entry, state: &State) {
 }
 
 struct Making<'a> {
-    runtime: &'a Runtime,
+    runtime: &'a Runtime<'a>,
     options: &'a CreateFlags,
     spec: &'a Spec,
     filter: Option<&'a Filter>,
@@ -134,10 +149,10 @@ impl Making<'_> {
         self.groups.make()?;
         let resources = &spec.linux.resources;
         let path = state.record.cgroup.clone().ok_or_else(unexpected)?;
+        runtime.launching.watch(&state.record.id, &path)?;
         let (cgroup, guest) = cgroups::make(runtime, &path, &state.record.id, resources)?;
         let (report, child_report) = report::pair().context(|| "socketpair")?;
         state.report = rustix::fs::fstat(&report).context(|| "fstat of a socket")?.st_ino;
-        runtime.launching.watch(&state.record.id, &path)?;
         let kernel = Features::get();
         let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
         let compiled = compile::container(compile::Container {
@@ -272,7 +287,7 @@ pub fn hand_out(socket: Option<&Path>, foreground: Foreground, master: OwnedFd) 
 ///
 /// # Errors
 /// The step that failed; the process has ended then.
-pub fn start(runtime: &Runtime, entry: &Entry, state: &mut State) -> Result<()> {
+pub fn start(runtime: &Runtime<'_>, entry: &Entry, state: &mut State) -> Result<()> {
     match state.status(&runtime.host)? {
         Status::Created => {}
         Status::Stopped => return Err(refused("cannot start a container that has stopped")),

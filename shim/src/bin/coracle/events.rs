@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use runtime_core::cgroup::stats::{v1, v2};
-use runtime_core::cgroup::{OomWatch, Stats, Trigger};
+use runtime_core::cgroup::{OOM_COUNTED, OomWatch, Stats, Trigger};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
@@ -19,7 +19,7 @@ use crate::store::{Status, refused};
 ///
 /// # Errors
 /// It does not run.
-pub fn events(runtime: &Runtime, id: &str, once: bool, interval: &str) -> Result<()> {
+pub fn events(runtime: &Runtime<'_>, id: &str, once: bool, interval: &str) -> Result<()> {
     let interval = duration(interval)?;
     let (_, state) = runtime.store.look(id)?;
     if state.status(&runtime.host)? == Status::Stopped {
@@ -50,16 +50,16 @@ fn wait(id: &str, init: &OwnedFd, mut oom: Option<&mut OomWatch>, interval: Dura
         if left.is_zero() {
             return Ok(false);
         }
-        let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        let timeout = timespec(left);
         let mut polled = vec![PollFd::new(init, PollFlags::IN)];
         if let Some(oom) = &oom {
             let flags = if oom.watch().trigger() == Trigger::Priority { PollFlags::PRI } else { PollFlags::IN };
             polled.push(PollFd::from_borrowed_fd(oom.watch().as_fd(), flags));
         }
-        retry_on_intr(|| poll(&mut polled, Some(&timeout))).context(|| "poll")?;
+        let ready = retry_on_intr(|| poll(&mut polled, Some(&timeout))).context(|| "poll")?;
         let ended = polled.first().is_some_and(|init| !init.revents().is_empty());
         if let Some(oom) = &mut oom
-            && oom.take()? > 0
+            && has_killed(oom, ready > usize::from(ended), init)?
         {
             print(&format!("{}\n", json!({ "type": "oom", "id": id })));
         }
@@ -69,27 +69,47 @@ fn wait(id: &str, init: &OwnedFd, mut oom: Option<&mut OomWatch>, interval: Dura
     }
 }
 
-/// As Go writes durations: numbers with ms, s, m or h, one after the other.
+/// Whether a process was killed since; `reported`: memory has run out, and the kill is to be counted soon.
+fn has_killed(oom: &mut OomWatch, reported: bool, init: &OwnedFd) -> Result<bool> {
+    for pause in OOM_COUNTED {
+        if oom.take()? > 0 {
+            return Ok(true);
+        }
+        if !reported {
+            break;
+        }
+        // At the end of the first process all is counted.
+        retry_on_intr(|| poll(&mut [PollFd::new(init, PollFlags::IN)], Some(&timespec(pause)))).context(|| "poll")?;
+    }
+    Ok(false)
+}
+
+fn timespec(span: Duration) -> Timespec {
+    Timespec { tv_sec: span.as_secs().cast_signed(), tv_nsec: span.subsec_nanos().into() }
+}
+
+/// As Go's time.ParseDuration reads it: numbers with units, one after the other.
 fn duration(text: &str) -> Result<Duration> {
     let wrong = || Error::invalid(format!("--interval {text:?}: want a time above zero, such as 5s, 1m30s or 500ms"));
-    let (mut rest, mut total) = (text, Duration::ZERO);
+    let of_number = |c: char| c.is_ascii_digit() || c == '.';
+    let (mut rest, mut seconds) = (text, 0.0);
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-        let (number, unit) = rest.split_at(digits);
-        let number: u64 = number.parse().map_err(|_| wrong())?;
-        let length = unit.find(|c: char| c.is_ascii_digit()).unwrap_or(unit.len());
-        let (unit, next) = unit.split_at(length);
-        let milliseconds = match unit {
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            _ => return Err(wrong()),
-        };
-        total += number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(wrong)?;
+        let (number, unit) = rest.split_at(rest.find(|c: char| !of_number(c)).ok_or_else(wrong)?);
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let (unit, next) = unit.split_at(unit.find(of_number).unwrap_or(unit.len()));
+        seconds += number
+            * match unit {
+                "ns" => 1e-9,
+                "us" | "µs" | "μs" => 1e-6,
+                "ms" => 1e-3,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3600.0,
+                _ => return Err(wrong()),
+            };
         rest = next;
     }
-    if total.is_zero() { Err(wrong()) } else { Ok(total) }
+    Duration::try_from_secs_f64(seconds).ok().filter(|total| !total.is_zero()).ok_or_else(wrong)
 }
 
 fn data(stats: &Stats) -> Value {
@@ -169,10 +189,19 @@ mod tests {
 
     #[test]
     fn an_interval_has_a_unit() {
-        for (text, milliseconds) in [("5s", 5000), ("1m30s", 90_000), ("500ms", 500), ("1h", 3_600_000)] {
+        for (text, milliseconds) in [
+            ("5s", 5000),
+            ("1m30s", 90_000),
+            ("500ms", 500),
+            ("1h", 3_600_000),
+            ("1.5s", 1500),
+            (".5m", 30_000),
+            ("2000us", 2),
+            ("3µs997000ns", 1),
+        ] {
             assert_eq!(duration(text).unwrap(), Duration::from_millis(milliseconds), "{text}");
         }
-        for wrong in ["", "5", "0s", "s", "-1s", "1é", "5s1", "99999999999999999999h"] {
+        for wrong in ["", "5", "0s", "s", "-1s", "1é", "5s1", "1..5s", ".s", "99999999999999999999h"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }

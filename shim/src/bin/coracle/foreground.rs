@@ -31,7 +31,7 @@ const KEPT: [Signal; 10] = [
     Signal::SIGURG,
 ];
 
-/// Keeps signals for [`attend`], from the moment on when there is a process to pass them on to.
+/// Keeps signals for [`attend`]: before there is a process to pass them on to, so that none ends this command and leaves that alone.
 ///
 /// # Errors
 /// None on Linux.

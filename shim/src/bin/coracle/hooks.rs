@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A container whose hooks are run.
 pub struct Hooks<'a> {
     /// The command.
-    pub runtime: &'a Runtime,
+    pub runtime: &'a Runtime<'a>,
     /// The configuration.
     pub spec: &'a Spec,
     /// The container.

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use runtime_core::compile::Joined;
 use runtime_core::container::hooks::Point;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::rdt::Groups;
 use runtime_core::sys::process::send_signal;
 use rustix::io::Errno;
 
@@ -40,7 +41,7 @@ fn unknown(text: &str) -> Error {
 ///
 /// # Errors
 /// It has ended.
-pub fn kill(runtime: &Runtime, id: &str, signal: i32, all: bool) -> Result<()> {
+pub fn kill(runtime: &Runtime<'_>, id: &str, signal: i32, all: bool) -> Result<()> {
     let (entry, state) = runtime.store.look(id)?;
     let cgroup = state.cgroup(&runtime.host)?;
     let stopped = || refused("container not running");
@@ -66,7 +67,7 @@ pub fn kill(runtime: &Runtime, id: &str, signal: i32, all: bool) -> Result<()> {
 ///
 /// # Errors
 /// It runs; something of it cannot be removed.
-pub fn delete(runtime: &Runtime, id: &str, force: bool) -> Result<()> {
+pub fn delete(runtime: &Runtime<'_>, id: &str, force: bool) -> Result<()> {
     let entry = match runtime.store.lock(id) {
         Err(error) if force && error.kind() == ErrorKind::NotFound => return Ok(()),
         result => result?,
@@ -75,8 +76,8 @@ pub fn delete(runtime: &Runtime, id: &str, force: bool) -> Result<()> {
         // Its `create` was killed before there was anything else.
         Err(error) if force && error.kind() == ErrorKind::NotFound => return entry.remove(),
         Err(error) if force && error.kind() == ErrorKind::InvalidArgument => {
-            runtime.log.warn(&format!("{error}; what it was of is not known, only the state is removed"));
-            return entry.remove();
+            runtime.log.warn(&format!("{error}, removing what is known of it"));
+            return destroy_remains(runtime, &entry, id);
         }
         result => result?.1,
     };
@@ -91,7 +92,7 @@ pub fn delete(runtime: &Runtime, id: &str, force: bool) -> Result<()> {
 ///
 /// # Errors
 /// The first step that failed; what it has left can be tried again.
-pub fn destroy(runtime: &Runtime, entry: &Entry, state: &State) -> Result<()> {
+pub fn destroy(runtime: &Runtime<'_>, entry: &Entry, state: &State) -> Result<()> {
     cgroups::destroy(&runtime.host, state.record.cgroup.as_ref(), &state.record.resctrl)?;
     if let Ok(spec) = entry.spec()
         && let Err(error) = (Hooks { runtime, spec: &spec, state, filter: None }).run(Point::Poststop, None, false)
@@ -101,11 +102,30 @@ pub fn destroy(runtime: &Runtime, entry: &Entry, state: &State) -> Result<()> {
     entry.remove()
 }
 
+/// The same for one whose state cannot be read: what it says of its cgroup, or what the configuration says of that.
+fn destroy_remains(runtime: &Runtime<'_>, entry: &Entry, id: &str) -> Result<()> {
+    let (cgroup, groups) = match entry.remains() {
+        Some(record) => (record.cgroup, record.resctrl),
+        None => match entry.spec() {
+            Ok(spec) => {
+                let groups = Groups::here(id, spec.linux.intel_rdt.as_ref()).of_container();
+                (Some(cgroups::locate(runtime, spec.linux.cgroups_path.as_deref(), id)?), groups)
+            }
+            Err(error) => {
+                runtime.log.warn(&format!("{error}, its cgroup is not known"));
+                (None, Vec::new())
+            }
+        },
+    };
+    cgroups::destroy(&runtime.host, cgroup.as_ref(), &groups)?;
+    entry.remove()
+}
+
 /// Freezes a container.
 ///
 /// # Errors
 /// It does not run.
-pub fn pause(runtime: &Runtime, id: &str) -> Result<()> {
+pub fn pause(runtime: &Runtime<'_>, id: &str) -> Result<()> {
     let (_entry, state) = runtime.store.change(id)?;
     match state.status(&runtime.host)? {
         Status::Running | Status::Created => state.cgroup(&runtime.host)?.freeze(FREEZE).context(|| "pause"),
@@ -117,7 +137,7 @@ pub fn pause(runtime: &Runtime, id: &str) -> Result<()> {
 ///
 /// # Errors
 /// It is not frozen.
-pub fn resume(runtime: &Runtime, id: &str) -> Result<()> {
+pub fn resume(runtime: &Runtime<'_>, id: &str) -> Result<()> {
     let (_entry, state) = runtime.store.change(id)?;
     match state.status(&runtime.host)? {
         Status::Paused => state.cgroup(&runtime.host)?.thaw().context(|| "resume"),

@@ -23,14 +23,14 @@ use std::process::ExitCode;
 use runtime_core::cgroup::Host;
 use runtime_core::error::{Error, ErrorKind, Result};
 
-use args::{Command, CommandLine, Rootless};
+use args::{Command, CommandLine, Globals, Rootless};
 use create::Foreground;
 use launch::Launching;
 use log::Log;
 use store::Store;
 
 /// What all commands need.
-pub struct Runtime {
+pub struct Runtime<'a> {
     /// The containers.
     pub store: Store,
     /// The host's cgroup hierarchies.
@@ -40,7 +40,7 @@ pub struct Runtime {
     /// Whether systemd makes the cgroups.
     pub systemd: bool,
     /// For what goes wrong.
-    pub log: Log,
+    pub log: &'a Log,
 }
 
 /// What runc exits with.
@@ -67,43 +67,26 @@ fn main() -> ExitCode {
         return check::report(json);
     }
     let log = Log { file: line.globals.log.clone(), format: line.globals.log_format };
-    if let Command::Network { file, command } = &line.command {
-        return network::run(file.as_deref(), command).map_or_else(
-            |error| {
-                log.error(&error.to_string());
-                ExitCode::from(FAILED)
-            },
-            |()| ExitCode::SUCCESS,
-        );
-    }
-    match runtime(&line, log) {
-        Ok(runtime) => run(&runtime, line.command).unwrap_or_else(|error| {
-            runtime.log.error(&error.to_string());
-            ExitCode::from(FAILED)
-        }),
-        Err((log, error)) => {
-            log.error(&error.to_string());
-            ExitCode::from(FAILED)
-        }
-    }
+    let done = match &line.command {
+        Command::Network { file, command } => network::run(file.as_deref(), command).map(|()| ExitCode::SUCCESS),
+        _ => runtime(&line.globals, &log).and_then(|runtime| run(&runtime, line.command)),
+    };
+    done.unwrap_or_else(|error| {
+        log.error(&error.to_string());
+        ExitCode::from(FAILED)
+    })
 }
 
-fn runtime(line: &CommandLine, log: Log) -> std::result::Result<Runtime, (Log, Error)> {
-    let globals = &line.globals;
-    let made = || -> Result<(Store, Host)> {
-        if globals.rootless == Rootless::True {
-            return Err(unsupported("--rootless true: permission errors of cgroups are never ignored"));
-        }
-        Ok((Store::new(globals.root.as_deref())?, Host::detect()?))
-    };
-    match made() {
-        Ok((store, host)) => Ok(Runtime { store, host, launching: Launching::default(), systemd: globals.systemd_cgroup, log }),
-        Err(error) => Err((log, error)),
+fn runtime<'a>(globals: &Globals, log: &'a Log) -> Result<Runtime<'a>> {
+    if globals.rootless == Rootless::True {
+        return Err(unsupported("--rootless true: permission errors of cgroups are never ignored"));
     }
+    let (store, host) = (Store::new(globals.root.as_deref())?, Host::detect()?);
+    Ok(Runtime { store, host, launching: Launching::default(), systemd: globals.systemd_cgroup, log })
 }
 
 /// A failure has a status of its own, to be told from the process's.
-fn exec(runtime: &Runtime, options: &args::Exec) -> Result<ExitCode> {
+fn exec(runtime: &Runtime<'_>, options: &args::Exec) -> Result<ExitCode> {
     run::exec(runtime, options).or_else(|error| {
         runtime.log.error(&format!("exec failed: {error}"));
         Ok(ExitCode::from(EXEC_FAILED))
@@ -114,7 +97,7 @@ fn unsupported(what: &str) -> Error {
     Error::new(ErrorKind::Unimplemented, format!("{what}: not supported"))
 }
 
-fn run(runtime: &Runtime, command: Command) -> Result<ExitCode> {
+fn run(runtime: &Runtime<'_>, command: Command) -> Result<ExitCode> {
     match command {
         Command::Check { .. } | Command::Network { .. } => return Err(launch::unexpected()),
         Command::Create { options, id } => drop(create::create(runtime, &options, &id, Foreground::No)?),

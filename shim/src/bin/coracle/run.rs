@@ -1,5 +1,6 @@
 //! Run and exec.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -27,10 +28,10 @@ use crate::store::{Status, refused};
 ///
 /// # Errors
 /// The step that failed; the container is no more then.
-pub fn run(runtime: &Runtime, options: &CreateFlags, id: &str, detach: bool, keep: bool) -> Result<ExitCode> {
+pub fn run(runtime: &Runtime<'_>, options: &CreateFlags, id: &str, detach: bool, keep: bool) -> Result<ExitCode> {
     let foreground = if detach { Foreground::No } else { Foreground::Yes };
-    let Created { entry, mut state, child, master } = create(runtime, options, id, foreground)?;
     let signals = (!detach).then(hold_signals).transpose()?;
+    let Created { entry, mut state, child, master } = create(runtime, options, id, foreground)?;
     if let Err(error) = start(runtime, &entry, &mut state) {
         if let Err(left) = destroy(runtime, &entry, &state) {
             runtime.log.warn(&left.to_string());
@@ -57,7 +58,7 @@ pub fn run(runtime: &Runtime, options: &CreateFlags, id: &str, detach: bool, kee
 ///
 /// # Errors
 /// The step that failed.
-pub fn exec(runtime: &Runtime, options: &Exec) -> Result<ExitCode> {
+pub fn exec(runtime: &Runtime<'_>, options: &Exec) -> Result<ExitCode> {
     let preserved = preserved(options.preserve_fds)?;
     let (entry, state) = runtime.store.look(&options.id)?;
     match state.status(&runtime.host)? {
@@ -74,8 +75,8 @@ pub fn exec(runtime: &Runtime, options: &Exec) -> Result<ExitCode> {
     check_console(process.terminal, options.console_socket.as_deref(), foreground)?;
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let hooks = Hooks { runtime, spec: &spec, state: &state, filter: filter.as_ref() };
-    let child = join(&hooks, &process, preserved)?;
     let signals = (!options.detach).then(hold_signals).transpose()?;
+    let child = join(&hooks, &process, &options.cgroup, preserved)?;
     let master = accompany(&hooks, &child, options, foreground).inspect_err(|_| child.kill())?;
     match signals {
         Some(signals) => attend(signals, &child, master).map(ExitCode::from),
@@ -83,22 +84,26 @@ pub fn exec(runtime: &Runtime, options: &Exec) -> Result<ExitCode> {
     }
 }
 
-fn join(hooks: &Hooks<'_>, process: &Process, preserved: Vec<OwnedFd>) -> Result<Child> {
+fn join(hooks: &Hooks<'_>, process: &Process, below: &[String], preserved: Vec<OwnedFd>) -> Result<Child> {
     let Hooks { runtime, spec, state, .. } = *hooks;
     let stopped = || refused("cannot exec in a stopped container");
     let id = state.record.init.ok_or_else(stopped)?;
     let init = id.open()?.ok_or_else(stopped)?;
-    let cgroup = state.cgroup(&runtime.host)?;
+    let mut cgroup = state.cgroup(&runtime.host)?;
+    let groups = Groups::here(&state.record.id, spec.linux.intel_rdt.as_ref());
+    let view = if below.is_empty() {
+        CgroupView { directory: cgroup.joining_dir(id.pid)?, ..CgroupView::of(&cgroup, &groups)? }
+    } else {
+        cgroup = cgroup.below(&paths_by_controller(below)?).context(|| "--cgroup")?;
+        CgroupView::of(&cgroup, &groups)?
+    };
     let (report, child_report) = report::pair().context(|| "socketpair")?;
     let compiled = compile::joining(Joining {
         id: &state.record.id,
         namespaces: &Joined::of(&spec.linux)?,
         process,
         init,
-        cgroup: CgroupView {
-            directory: cgroup.joining_dir(id.pid)?,
-            ..CgroupView::of(&cgroup, &Groups::here(&state.record.id, spec.linux.intel_rdt.as_ref()))?
-        },
+        cgroup: view,
         streams: if process.terminal { Streams::Terminal } else { own_streams()? },
         filter: hooks.filter,
         report: child_report,
@@ -106,6 +111,30 @@ fn join(hooks: &Hooks<'_>, process: &Process, preserved: Vec<OwnedFd>) -> Result
         no_new_keyring: state.no_new_keyring,
     })?;
     runtime.launching.launch(compiled, report)
+}
+
+/// `[controllers:]path`, as runc takes it: one path for all, or some for controllers separated by commas.
+fn paths_by_controller(given: &[String]) -> Result<HashMap<String, String>> {
+    let wrong = |text: &str, why: &str| Error::invalid(format!("--cgroup {text:?}: {why}"));
+    let mut paths = HashMap::new();
+    for text in given {
+        let (controllers, path) = match text.split_once(':') {
+            None if given.len() > 1 => return Err(wrong(text, "one of several needs controllers before it")),
+            None => ("", text.as_str()),
+            Some(("", _)) => return Err(wrong(text, "a controller is empty")),
+            Some((_, path)) if path.contains(':') => return Err(wrong(text, "want [controllers:]path")),
+            Some(split) => split,
+        };
+        for controller in controllers.split(',') {
+            if controller.is_empty() && given.len() > 1 {
+                return Err(wrong(text, "a controller is empty"));
+            }
+            if paths.insert(controller.to_owned(), path.to_owned()).is_some() {
+                return Err(wrong(text, "a controller is given twice"));
+            }
+        }
+    }
+    Ok(paths)
 }
 
 fn accompany(hooks: &Hooks<'_>, child: &Child, options: &Exec, foreground: Foreground) -> Result<Option<OwnedFd>> {

@@ -52,7 +52,7 @@ fn encoded(value: &impl Serialize, pretty: bool) -> Result<String> {
 ///
 /// # Errors
 /// There is no such container.
-pub fn state(runtime: &Runtime, id: &str) -> Result<()> {
+pub fn state(runtime: &Runtime<'_>, id: &str) -> Result<()> {
     let (_, state) = runtime.store.look(id)?;
     print(&encoded(&Shown::new(&state, state.status(&runtime.host)?), true)?);
     Ok(())
@@ -62,7 +62,7 @@ pub fn state(runtime: &Runtime, id: &str) -> Result<()> {
 ///
 /// # Errors
 /// The root cannot be read.
-pub fn list(runtime: &Runtime, format: Format, quiet: bool) -> Result<()> {
+pub fn list(runtime: &Runtime<'_>, format: Format, quiet: bool) -> Result<()> {
     let mut states = Vec::new();
     for id in runtime.store.ids()? {
         match runtime.store.look(&id) {
@@ -80,7 +80,10 @@ pub fn list(runtime: &Runtime, format: Format, quiet: bool) -> Result<()> {
     let mut shown = Vec::new();
     for state in &states {
         let owner = users.entry(state.owner).or_insert_with(|| user(state.owner)).clone();
-        shown.push(Shown { owner, ..Shown::new(state, state.status(&runtime.host)?) });
+        match state.status(&runtime.host) {
+            Ok(status) => shown.push(Shown { owner, ..Shown::new(state, status) }),
+            Err(error) => runtime.log.warn(&format!("{}: {error}, ignoring", state.record.id)),
+        }
     }
     match format {
         Format::Json => print(&encoded(&shown, false)?),
@@ -122,7 +125,7 @@ fn user(uid: u32) -> String {
 ///
 /// # Errors
 /// ps(1) is missing, or prints no column `PID`.
-pub fn ps(runtime: &Runtime, format: Format, id: &str, options: &[String]) -> Result<()> {
+pub fn ps(runtime: &Runtime<'_>, format: Format, id: &str, options: &[String]) -> Result<()> {
     let (_, state) = runtime.store.look(id)?;
     let pids = state.cgroup(&runtime.host)?.pids()?;
     if format == Format::Json {

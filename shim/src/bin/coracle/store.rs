@@ -13,6 +13,7 @@ use runtime_core::plan::{Launch, Step};
 use runtime_core::spec::{Spec, check};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 const STATE: &str = "state.json";
 const CONFIG: &str = "config.json";
@@ -102,6 +103,10 @@ pub fn missing() -> Error {
     Error::new(ErrorKind::NotFound, "container does not exist")
 }
 
+fn taken() -> Error {
+    Error::new(ErrorKind::AlreadyExists, "container with given ID already exists")
+}
+
 /// A failure of order in time.
 pub fn refused(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::FailedPrecondition, message)
@@ -137,9 +142,28 @@ impl Store {
         builder.recursive(true).create(&self.0).context(|| format!("make {:?}", self.0))?;
         match builder.recursive(false).create(&path) {
             Err(error) if error.kind() == IoKind::AlreadyExists => {
-                Err(Error::new(ErrorKind::AlreadyExists, "container with given ID already exists"))
+                return Err(taken());
             }
-            result => result.context(|| format!("make {path:?}")).and_then(|()| Entry::lock(path)),
+            result => result.context(|| format!("make {path:?}"))?,
+        }
+        match Entry::lock(path) {
+            // Another `create` took it for one that was given up, before it was locked.
+            Ok(entry) if entry.path.join(STATE).exists() => Err(taken()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(taken()),
+            result => result,
+        }
+    }
+
+    /// A container whose `create` was killed, locked, and its state if it came so far.
+    ///
+    /// # Errors
+    /// Its directory cannot be read.
+    pub fn abandoned(&self, id: &str) -> Result<Option<(Entry, Option<State>)>> {
+        let Some(entry) = Entry::lock_if_free(self.path(id)?)? else { return Ok(None) };
+        match entry.state() {
+            Ok(state) if state.is_abandoned() => Ok(Some((entry, Some(state)))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some((entry, None))),
+            _ => Ok(None),
         }
     }
 
@@ -189,17 +213,30 @@ impl Store {
 impl Entry {
     fn lock(path: PathBuf) -> Result<Self> {
         loop {
-            let file = match File::open(&path) {
-                Err(error) if matches!(error.kind(), IoKind::NotFound | IoKind::NotADirectory) => return Err(missing()),
-                result => result.context(|| format!("open {path:?}"))?,
-            };
-            rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive)).context(|| format!("lock {path:?}"))?;
-            // It may have been deleted meanwhile, and made again.
-            let (ours, there) = (file.metadata().context(|| format!("stat {path:?}"))?, fs::metadata(&path));
-            if there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
-                return Ok(Self { path, _lock: Some(file) });
+            if let Some(entry) = Self::try_lock(&path, FlockOperation::LockExclusive)? {
+                return Ok(entry);
             }
         }
+    }
+
+    /// `None` while another command holds it.
+    fn lock_if_free(path: PathBuf) -> Result<Option<Self>> {
+        match Self::try_lock(&path, FlockOperation::NonBlockingLockExclusive) {
+            Err(error) if error.kind() == ErrorKind::NotFound || error.errno() == Some(libc::EAGAIN) => Ok(None),
+            result => result,
+        }
+    }
+
+    /// `None` if it was deleted meanwhile, and made again.
+    fn try_lock(path: &Path, operation: FlockOperation) -> Result<Option<Self>> {
+        let file = match File::open(path) {
+            Err(error) if matches!(error.kind(), IoKind::NotFound | IoKind::NotADirectory) => return Err(missing()),
+            result => result.context(|| format!("open {path:?}"))?,
+        };
+        rustix::io::retry_on_intr(|| rustix::fs::flock(&file, operation)).context(|| format!("lock {path:?}"))?;
+        let (ours, there) = (file.metadata().context(|| format!("stat {path:?}"))?, fs::metadata(path));
+        let same = there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()));
+        Ok(same.then(|| Self { path: path.to_owned(), _lock: Some(file) }))
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>> {
@@ -213,6 +250,12 @@ impl Entry {
     fn state(&self) -> Result<State> {
         let bytes = self.read(STATE)?;
         serde_json::from_slice(&bytes).map_err(|error| Error::invalid(format!("{:?}: {error}", self.path.join(STATE))))
+    }
+
+    /// The container's cgroup and groups of resctrl, as far as a state that is no more whole still tells them.
+    pub fn remains(&self) -> Option<Record> {
+        let mut state: Value = serde_json::from_slice(&self.read(STATE).ok()?).ok()?;
+        serde_json::from_value(state.get_mut("record")?.take()).ok()
     }
 
     /// Replaces the state.
@@ -302,9 +345,16 @@ impl State {
     fn waits(&self) -> bool {
         let held = fs::read_link(format!("/proc/{}/fd/{}", self.pid(), self.parents_end));
         match held {
+            // Builds that did not write the inode down.
+            Ok(link) if self.report == 0 => link.to_string_lossy().starts_with("socket:["),
             Ok(link) => link == Path::new(&format!("socket:[{}]", self.report)),
             Err(error) => error.kind() != IoKind::NotFound,
         }
+    }
+
+    /// Whether its `create` was killed.
+    fn is_abandoned(&self) -> bool {
+        self.stage == Stage::Creating && !self.record.daemon.is_some_and(|creator| creator.is_alive())
     }
 
     /// What it does now.
@@ -314,7 +364,7 @@ impl State {
     pub fn status(&self, host: &Host) -> Result<Status> {
         let alive = self.record.init.is_some_and(|init| init.is_alive());
         Ok(match self.stage {
-            Stage::Creating if self.record.daemon.is_some_and(|creator| creator.is_alive()) => Status::Creating,
+            Stage::Creating if !self.is_abandoned() => Status::Creating,
             Stage::Created | Stage::Started if alive && self.cgroup(host)?.is_frozen()? => Status::Paused,
             Stage::Created if alive && self.waits() => Status::Created,
             // Its `start` was killed before it could write that down.

@@ -4,7 +4,9 @@ use std::io::Read;
 use std::path::Path;
 
 use runtime_core::error::{Context as _, Error, Result};
+use runtime_core::rdt::Groups;
 use runtime_core::spec::Resources;
+use runtime_core::spec::rdt::IntelRdt;
 use serde_json::{Map, Value};
 
 use crate::Runtime;
@@ -16,8 +18,8 @@ use crate::store::{Status, refused};
 ///
 /// # Errors
 /// The field that could not be changed.
-pub fn update(runtime: &Runtime, options: &Update) -> Result<()> {
-    let (_entry, state) = runtime.store.change(&options.id)?;
+pub fn update(runtime: &Runtime<'_>, options: &Update) -> Result<()> {
+    let (entry, mut state) = runtime.store.change(&options.id)?;
     if state.status(&runtime.host)? == Status::Stopped {
         return Err(refused("container not running"));
     }
@@ -25,7 +27,23 @@ pub fn update(runtime: &Runtime, options: &Update) -> Result<()> {
         Some(file) => parse(&read(file)?).context(|| format!("--resources {file:?}"))?,
         None => parse(of_flags(options).to_string().as_bytes())?,
     };
-    cgroups::update(&runtime.host, &state, &resources).context(|| "update")
+    cgroups::update(&runtime.host, &state, &resources).context(|| "update")?;
+    let (l3_cache_schema, mem_bw_schema) = (options.l3_cache_schema.clone(), options.mem_bw_schema.clone());
+    if l3_cache_schema.is_empty() && mem_bw_schema.is_empty() {
+        return Ok(());
+    }
+    let own = entry.spec()?.linux.intel_rdt;
+    let class = IntelRdt { l3_cache_schema, mem_bw_schema, schemata: Vec::new(), ..own.clone().unwrap_or_default() };
+    class.check().context(|| "update")?;
+    let groups = Groups::here(&options.id, Some(&class));
+    groups.update().context(|| "update")?;
+    if own.is_some() {
+        return Ok(());
+    }
+    // The container has had none so far.
+    state.record.resctrl = groups.of_container();
+    entry.write(&state)?;
+    groups.add(&state.cgroup(&runtime.host)?.pids()?)
 }
 
 fn parse(bytes: &[u8]) -> Result<Resources> {

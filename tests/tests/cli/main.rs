@@ -1,5 +1,7 @@
 //! The OCI command line: runc's commands, flags, formats and words, on real bundles.
 
+mod killed;
+
 use std::fs;
 use std::io::{IoSliceMut, Read};
 use std::mem::MaybeUninit;
@@ -15,7 +17,8 @@ use tests::command::{self, output, signal};
 use tests::containerd::eventually;
 use tests::oci::{self, Entry, Oci};
 use tests::pty::Pty;
-use tests::{Context, Result, ensure, ensure_eq, paths, proc, suite};
+use tests::requests::with_resctrl;
+use tests::{Context, Result, ensure, ensure_eq, paths, suite};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -32,11 +35,16 @@ fn main() -> ExitCode {
         ("signals", signals),
         ("pause_update_and_figures", pause_update_and_figures),
         ("what_is_refused", what_is_refused),
-        ("a_killed_create_is_removed", a_killed_create_is_removed),
-        ("creates_killed_at_any_time", creates_killed_at_any_time),
-        ("one_of_two_starts", one_of_two_starts),
-        ("a_start_that_was_killed", a_start_that_was_killed),
-        ("a_spoilt_state", a_spoilt_state),
+        ("a_killed_create_is_removed", killed::a_killed_create_is_removed),
+        ("creates_killed_at_any_time", killed::creates_killed_at_any_time),
+        ("one_of_two_starts", killed::one_of_two_starts),
+        ("a_start_that_was_killed", killed::a_start_that_was_killed),
+        ("a_key_ends_a_create", killed::a_key_ends_a_create),
+        ("a_signal_for_a_run_that_has_no_process_yet", killed::a_signal_for_a_run_that_has_no_process_yet),
+        ("a_spoilt_state", killed::a_spoilt_state),
+        ("an_exec_in_a_cgroup_below", an_exec_in_a_cgroup_below),
+        ("events_tell_of_a_lack_of_memory", events_tell_of_a_lack_of_memory),
+        ("classes_of_service", classes_of_service),
         ("sockets_of_systemd", sockets_of_systemd),
         ("words_of_older_callers", words_of_older_callers),
         ("strict_filter", strict_filter),
@@ -341,63 +349,6 @@ fn what_is_refused(oci: &Oci) -> Result<()> {
     oci.fails(&["create"], 2, "<ID>")
 }
 
-fn a_killed_create_is_removed(oci: &Oci) -> Result<()> {
-    let mut bundle = oci.bundle("a", &["sleep", "1000"])?;
-    let mark = oci.data().join("mark");
-    let script = format!("echo >{0}; while [ -e {0} ]; do sleep 0.05; done", mark.display());
-    bundle.edit(|spec| spec["hooks"] = json!({"createRuntime": [{"path": "/bin/busybox", "args": ["sh", "-c", script]}]}))?;
-    let id = bundle.id.as_str();
-    let mut create = oci.command(&["create", "-b", &bundle.dir.display().to_string(), id])?;
-    let mut create = create.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    eventually("the hook runs", SOON, || mark.exists())?;
-    ensure_eq!(oci.state(id)?["status"], "creating", "while create is at work");
-    create.kill()?;
-    create.wait()?;
-    ensure_eq!(oci.state(id)?["status"], "stopped", "after kill -9 of create");
-    oci.fails(&["start", id], 1, "cannot start a container that has stopped")?;
-    oci.ok(&["delete", "--force", id])?;
-    // The hook is the host's, and nobody else's any more.
-    Ok(fs::remove_file(mark)?)
-}
-
-/// Either the container is created, or nothing of it runs.
-fn creates_killed_at_any_time(oci: &Oci) -> Result<()> {
-    let bundle = oci.bundle("a", &["sleep", "1000"])?;
-    let (id, dir) = (bundle.id.as_str(), bundle.dir.display().to_string());
-    let processes = || -> Vec<String> {
-        let dirs = proc::cgroup_roots().into_iter().flat_map(|root| proc::cgroups_below(&root));
-        let ours = dirs.filter(|dir| dir.to_string_lossy().contains(id));
-        ours.filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok()).filter(|text| !text.is_empty()).collect()
-    };
-    let mut unfinished = 0;
-    for delay in (0..24).map(|step| Duration::from_micros(step * 700)) {
-        let mut create = oci.command(&["create", "-b", &dir, id])?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        command::wait_for(&mut create, delay)?;
-        create.kill()?;
-        create.wait()?;
-        if oci.state(id).is_ok_and(|state| state["status"] == "created") {
-            oci.ok(&["start", id])?;
-        } else {
-            unfinished += 1;
-            eventually("nothing of it runs", SOON, || processes().is_empty())?;
-        }
-        oci.ok(&["delete", "--force", id])?;
-    }
-    ensure!(unfinished > 3, "only {unfinished} were killed at work");
-    Ok(())
-}
-
-fn one_of_two_starts(oci: &Oci) -> Result<()> {
-    let bundle = oci.bundle("a", &["sleep", "1000"])?;
-    let id = bundle.id.as_str();
-    oci.create(&bundle, &[])?;
-    let start = || -> Result<std::process::Child> { Ok(oci.command(&["start", id])?.stderr(Stdio::null()).spawn()?) };
-    let children = [start()?, start()?, start()?];
-    let codes = children.into_iter().map(|mut child| Ok(command::code(child.wait()?))).collect::<Result<Vec<_>>>()?;
-    ensure_eq!(codes.iter().filter(|code| **code == 0).count(), 1, "starts that succeeded: {codes:?}");
-    oci.ok(&["delete", "--force", id]).map(drop)
-}
-
 /// A profile that allows little more than the program itself needs, loaded before the wait since the process may gain rights.
 fn strict_filter(oci: &Oci) -> Result<()> {
     let mut bundle = oci.bundle("a", &["sh", "-c", "echo ran"])?;
@@ -412,38 +363,6 @@ fn strict_filter(oci: &Oci) -> Result<()> {
     eventually("the program runs", SOON, || fs::read_to_string(&out).is_ok_and(|text| text == "ran\n"))?;
     oci.expect_status(&bundle.id, "stopped")?;
     oci.ok(&["delete", &bundle.id]).map(drop)
-}
-
-/// It has said go and not lived to write that down: the container runs all the same.
-fn a_start_that_was_killed(oci: &Oci) -> Result<()> {
-    let bundle = oci.bundle("a", &["sleep", "1000"])?;
-    let id = bundle.id.as_str();
-    oci.create(&bundle, &[])?;
-    let file = oci.dir().join("state").join(id).join("state.json");
-    let before = fs::read_to_string(&file)?;
-    oci.ok(&["start", id])?;
-    fs::write(&file, before)?;
-    oci.expect_status(id, "running")?;
-    oci.fails(&["start", id], 1, "cannot start an already running container")?;
-    oci.fails(&["delete", id], 1, "that is not stopped: running")?;
-    oci.ok(&["delete", "--force", id]).map(drop)
-}
-
-fn a_spoilt_state(oci: &Oci) -> Result<()> {
-    let bundle = oci.bundle("a", &["sleep", "1000"])?;
-    let (id, dir) = (bundle.id.as_str(), oci.dir().join("state").join(&bundle.id));
-    fs::create_dir_all(&dir)?;
-    for spoilt in ["", "{", "[]"] {
-        fs::create_dir_all(&dir)?;
-        fs::write(dir.join("state.json"), spoilt)?;
-        oci.fails(&["delete", id], 1, "state.json")?;
-        let listed = oci.coracle(&["list"])?;
-        ensure!(listed.code == 0 && listed.stderr.contains("ignoring"), "list: {}", listed.stderr);
-        oci.ok(&["delete", "--force", id])?;
-        ensure!(!dir.exists(), "{spoilt:?} is still there");
-    }
-    oci.create(&bundle, &[])?;
-    oci.ok(&["delete", id]).map(drop)
 }
 
 /// sd_listen_fds(3): the container's program gets them as if systemd had started it.
@@ -483,4 +402,81 @@ fn words_of_older_callers(oci: &Oci) -> Result<()> {
     let line: Value = serde_json::from_str(&fs::read_to_string(&log)?)?;
     ensure!(done.code == 2 && line["msg"].as_str().is_some_and(|text| text.contains("--nonsense")), "usage in the log: {line}");
     Ok(())
+}
+
+fn an_exec_in_a_cgroup_below(oci: &Oci) -> Result<()> {
+    let bundle = oci.bundle("a", &["sleep", "1000"])?;
+    let id = bundle.id.as_str();
+    oci.create(&bundle, &[])?;
+    oci.ok(&["start", id])?;
+    let own: Vec<_> = oci.cgroups(id).into_iter().filter(|dir| dir.ends_with(id)).collect();
+    for dir in &own {
+        fs::create_dir(dir.join("sub"))?;
+        // Version 1's cpuset begins with none.
+        for file in ["cpuset.cpus", "cpuset.mems"].into_iter().filter(|file| !dir.ends_with("unified") && dir.join(file).exists()) {
+            fs::copy(dir.join(file), dir.join("sub").join(file))?;
+        }
+    }
+    let pid_file = oci.data().join("exec.pid").display().to_string();
+    let places = |flags: &[&str]| -> Result<(usize, usize)> {
+        let mut exec = oci.command(&[&["exec", "-d", "--pid-file", &pid_file], flags, &[id, "sleep", "1000"]].concat())?;
+        ensure!(exec.stdout(Stdio::null()).stderr(Stdio::null()).status()?.success(), "exec {flags:?}");
+        let text = fs::read_to_string(format!("/proc/{}/cgroup", fs::read_to_string(&pid_file)?))?;
+        let lines = |end: String| text.lines().filter(|line| line.ends_with(&end)).count();
+        Ok((lines(format!("/{id}")), lines(format!("/{id}/sub"))))
+    };
+    ensure_eq!(places(&["--cgroup", "sub"])?, (0, own.len()), "in the container's, and below, with one path");
+    ensure_eq!(places(&["--cgroup", "/"])?, (own.len(), 0), "with the container's own");
+    if oci.cgroups(id).iter().any(|dir| dir.join("memory.limit_in_bytes").exists()) {
+        ensure_eq!(places(&["--cgroup", "memory,pids:sub"])?, (own.len() - 2, 2), "with a path for two controllers");
+        oci.fails(&["exec", "--cgroup", "memory:sub", "--cgroup", "memory:/", id, "true"], 255, "given twice")?;
+    }
+    oci.fails(&["exec", "--cgroup", "none", id, "true"], 255, "no such file or directory")?;
+    oci.fails(&["exec", "--cgroup", "..", id, "true"], 255, "--cgroup: open cgroup")?;
+    oci.fails(&["exec", "--cgroup", "nonsense:sub", id, "true"], 255, "the cgroup controller \"nonsense\" has no hierarchy here")?;
+    oci.fails(&["exec", "--cgroup", "a:b:c", id, "true"], 255, "want [controllers:]path")?;
+    oci.fails(&["exec", "--cgroup", "a", "--cgroup", "b", id, "true"], 255, "needs controllers before it")?;
+    oci.ok(&["delete", "--force", id]).map(drop)
+}
+
+/// The first process outlives the kill.
+fn events_tell_of_a_lack_of_memory(oci: &Oci) -> Result<()> {
+    let mut bundle = oci.bundle("a", &["sh", "-c", "sleep 0.5; dd if=/dev/zero of=/dev/null bs=100M count=1; exec sleep 1000"])?;
+    bundle.edit(|spec| {
+        spec["linux"]["resources"]["memory"] = json!({"limit": 32 << 20});
+    })?;
+    let id = bundle.id.as_str();
+    oci.create(&bundle, &[])?;
+    let out = oci.data().join("events");
+    let mut events = oci.command(&["events", "--interval", "1h", id])?.stdout(fs::File::create(&out)?).spawn()?;
+    let told = format!("{}\n", json!({"type": "oom", "id": id}));
+    let started = oci.ok(&["start", id]);
+    let seen =
+        started.and_then(|_| eventually("the kill is told", SOON, || fs::read_to_string(&out).is_ok_and(|text| text.contains(&told))));
+    let deleted = oci.ok(&["delete", "--force", id]);
+    // The container has ended, and with it the events.
+    let ended = command::wait_for(&mut events, SOON)?;
+    seen.and(deleted)?;
+    ensure_eq!(ended.map(command::code), Some(0), "exit code of events");
+    Ok(())
+}
+
+/// Few machines have resctrl: a tree of files where it would be, in a mount namespace of the test's.
+fn classes_of_service(oci: &Oci) -> Result<()> {
+    let bundle = oci.bundle("a", &["sleep", "1000"])?;
+    let id = bundle.id.as_str();
+    oci.create(&bundle, &[])?;
+    if !std::path::Path::new("/sys/fs/resctrl/schemata").exists() {
+        oci.fails(&["update", "--mem-bw-schema", "MB:0=50", id], 1, "linux.intelRdt: resctrl is not mounted")?;
+    }
+    oci.fails(&["update", "--l3-cache-schema", "MB:0=50", id], 1, "linux.intelRdt.l3CacheSchema")?;
+    let root = oci.data().join("resctrl");
+    fs::create_dir_all(root.join(id))?;
+    // The kernel fills a new class.
+    ["schemata", &format!("{id}/schemata"), &format!("{id}/tasks")].iter().try_for_each(|file| fs::write(root.join(file), ""))?;
+    let update = oci.command(&["update", "--l3-cache-schema", "L3:0=f", "--mem-bw-schema", "MB:0=50", id])?;
+    output(&mut with_resctrl(oci.data(), &update))?;
+    ensure_eq!(fs::read_to_string(root.join(id).join("schemata"))?, "L3:0=f\nMB:0=50\n", "schemata");
+    ensure_eq!(fs::read_to_string(root.join(id).join("tasks"))?, oci.state(id)?["pid"].to_string(), "tasks");
+    oci.ok(&["delete", "--force", id]).map(drop)
 }
