@@ -145,7 +145,9 @@ impl Mounts<'_> {
         }
         let masks = Masks { null: plan.slot(), empty: plan.slot() };
         plan.step(Step::CloneTree { source: c"/dev/null".to_owned(), recursive: false, follow: true, mount: masks.null });
-        plan.step(Step::Attributes { mount: masks.null, recursive: false, set: 0, clear: 0, propagation: libc::MS_PRIVATE });
+        // The device is the host's own: the container's root must not change its mode or owner.
+        let (set, propagation) = (attr::RDONLY, libc::MS_PRIVATE);
+        plan.step(Step::Attributes { mount: masks.null, recursive: false, set, clear: 0, propagation });
         let context = self.label.map(|label| ("context", label));
         let options: Vec<_> = EMPTY.into_iter().chain(context).map(|(key, value)| (key.to_owned(), Some(value.to_owned()))).collect();
         let options = rootfs::settings(&options)?;

@@ -3,8 +3,8 @@
 //! It is forked by the daemon before any runtime exists (and again if it was killed), owns no socket but the one to the daemon, and lives in
 //! the host's mount namespace. Its children are the daemon's children (`CLONE_PARENT`) and inherit nothing of other containers.
 //!
-//! It holds a *stub*: a mount namespace with three empty directories on a read-only tmpfs. A container's mount namespace is copied from
-//! that, so that its cost does not grow with the host's mount table.
+//! It holds a *stub*: a mount namespace with a few empty directories and a null device on a read-only tmpfs. A container's mount namespace is
+//! copied from that, so that its cost does not grow with the host's mount table.
 //!
 //! When the daemon's end of the socket closes, the daemon is gone, and nobody supervises its containers any more: the launcher kills and
 //! removes the cgroups that it was told to watch, and ends.
@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
 use rustix::io::{Errno, IoSliceMut};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use rustix::net::{
@@ -170,11 +170,18 @@ fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> std::result::Result<(usi
     Ok((message.bytes, descriptors))
 }
 
+/// The nearly empty mount namespace.
+struct Stub {
+    namespace: OwnedFd,
+    /// Its root directory, if there is a `dev/null` in it.
+    null: Option<OwnedFd>,
+}
+
 /// What the launcher process owns besides its socket.
 struct Server {
     control: OwnedFd,
     own_pid_namespace: OwnedFd,
-    stub: OwnedFd,
+    stub: Stub,
     watched: HashMap<String, CgroupPath>,
 }
 
@@ -218,7 +225,7 @@ fn open_namespace(path: &std::ffi::CStr) -> Result<OwnedFd> {
 }
 
 /// Makes the stub namespace and comes back to the host's.
-fn make_stub() -> Result<OwnedFd> {
+fn make_stub() -> Result<Stub> {
     let host = open_namespace(c"/proc/self/ns/mnt")?;
     let this = rustix::fs::open(c"/proc/self", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .context(|| "launcher: open /proc/self")?;
@@ -228,20 +235,27 @@ fn make_stub() -> Result<OwnedFd> {
     stub.context(|| "launcher: stub mount namespace")
 }
 
-fn empty_namespace(this: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Errno> {
+fn empty_namespace(this: BorrowedFd<'_>) -> std::result::Result<Stub, Errno> {
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     // Any directory that exists everywhere will do as a mount point; the way back is `this`.
-    mount(c"coracle", c"/proc", c"tmpfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"mode=755,nr_inodes=8,size=4k")?;
+    mount(c"coracle", c"/proc", c"tmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, c"mode=755,nr_inodes=8,size=4k")?;
     rustix::process::chdir(c"/proc")?;
-    for name in [c"r", c"b", c"proc", c"sys"] {
-        rustix::fs::mkdirat(rustix::fs::CWD, name, Mode::from_raw_mode(0o755))?;
+    for name in [c"r", c"b", c"proc", c"sys", c"dev"] {
+        rustix::fs::mkdirat(CWD, name, Mode::from_raw_mode(0o755))?;
     }
+    let null = match mknodat(CWD, c"dev/null", FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3)) {
+        Ok(()) => true,
+        // In a user namespace: nor could a container do anything to the host's.
+        Err(Errno::PERM) => false,
+        Err(errno) => return Err(errno),
+    };
     rustix::process::pivot_root(c".", c".")?;
     unmount(c".", UnmountFlags::DETACH)?;
     rustix::process::chdir(c"/")?;
     let slash = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     set_attributes(slash.as_fd(), c"", false, attr::RDONLY, 0, 0)?;
-    rustix::fs::openat(this, c"ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    let namespace = rustix::fs::openat(this, c"ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(Stub { namespace, null: null.then_some(slash) })
 }
 
 impl Server {
@@ -356,7 +370,9 @@ impl Server {
         if matches!(cloned, Ok(Cloned::Child)) {
             // The new process must not keep the daemon's socket open when the launcher dies.
             process::close_number(CONTROL);
-            run(Child { launch, arguments: &arguments, environment: &mut environment, slots: &mut slots, stub: self.stub.as_fd() });
+            let Stub { namespace, null } = &self.stub;
+            let (stub, null) = (namespace.as_fd(), null.as_ref().map(AsFd::as_fd));
+            run(Child { launch, arguments: &arguments, environment: &mut environment, slots: &mut slots, stub, null });
         }
         if pid_namespace.is_some() && process::setns(self.own_pid_namespace.as_fd(), libc::CLONE_NEWPID).is_err() {
             // Every later container would be born in this one's namespace.

@@ -1,13 +1,17 @@
 //! What a process finds around itself.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
 use serde_json::{Value, json};
 use tests::bundle::{Bundle, process};
+use tests::containerd::eventually;
 use tests::hand::Hand;
 use tests::requests::{create_request, exec_ran, finish, ran, running, shim_by, status_line};
 use tests::rpc::Shim;
 use tests::{Context, Result, ensure, ensure_eq};
+
+use crate::SOON;
 
 /// What an exec'd shell script wrote to `/out`.
 pub fn exec_output(shim: &Shim, bundle: &Bundle, spec: &Value) -> Result<String> {
@@ -203,6 +207,38 @@ pub fn devices(hand: &mut Hand) -> Result<()> {
         for n in null zero full random urandom tty; do [ -c /dev/$n ] || echo no $n; done; head -c 4 /dev/urandom | wc -c; ls /dev | tr '\\n' ' '";
     let text = exec_output(&shim, &bundle, &process(&["sh", "-c", script]))?;
     ensure_eq!(text.trim(), "4\nfd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero", "devices");
+    finish(&shim, &bundle)
+}
+
+/// Whoever holds a descriptor of a device, or sees it in place of a masked file, may change its mode and owner: the host's is everybody's.
+pub fn the_null_device_is_not_the_hosts(hand: &mut Hand) -> Result<()> {
+    let owner = || -> Result<(u32, u32, u32)> {
+        let device = fs::metadata("/dev/null")?;
+        Ok((device.mode() & 0o7777, device.uid(), device.gid()))
+    };
+    let before = owner()?;
+    let change = "for f in /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/kcore /proc/keys /proc/timer_list; do \
+        [ -c $f ] && chmod 604 $f; [ -c $f ] && chown 5:6 $f; done";
+    let mut bundle = hand.bundle("a", &["sh", "-c", &format!("{change}; echo done >/done; exec sleep 1000")])?;
+    let rights = json!(["CAP_CHOWN", "CAP_FOWNER", "CAP_DAC_OVERRIDE"]);
+    let allow = |process: &mut Value| {
+        for set in ["bounding", "effective", "permitted"] {
+            process["capabilities"][set] = rights.clone();
+        }
+    };
+    bundle.edit(|spec| allow(&mut spec["process"]))?;
+    let shim = hand.shim(&bundle)?;
+    shim.create_quiet(&bundle)?;
+    shim.start(&bundle.id, "")?;
+    eventually("the first process has tried", SOON, || bundle.written("done").exists())?;
+    let mut exec = process(&["sh", "-c", &format!("{change}; for n in 0 1 2; do [ -c /proc/self/fd/$n ] && echo null >>/out; done")]);
+    allow(&mut exec);
+    let seen = exec_output(&shim, &bundle, &exec)?;
+    let after = owner()?;
+    fs::set_permissions("/dev/null", fs::Permissions::from_mode(before.0))?;
+    chown("/dev/null", Some(before.1), Some(before.2))?;
+    ensure_eq!(after, before, "mode and owner of the host's /dev/null");
+    ensure_eq!(seen, "null\nnull\nnull\n", "the streams");
     finish(&shim, &bundle)
 }
 

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         inside::no_new_privileges_and_seccomp,
         inside::masked_and_readonly_paths,
         inside::devices,
+        inside::the_null_device_is_not_the_hosts,
         inside::sysctls_stay_inside,
         inside::no_controlling_terminal,
         inside::annotations_change_nothing,

@@ -89,6 +89,8 @@ pub struct Child<'a> {
     pub slots: &'a mut [Option<OwnedFd>],
     /// The launcher's nearly empty mount namespace.
     pub stub: BorrowedFd<'a>,
+    /// Its root directory, if it has a `dev/null`.
+    pub null: Option<BorrowedFd<'a>>,
 }
 
 /// Runs the plan. Ends in execve or `_exit`; never returns.
@@ -214,7 +216,7 @@ impl Child<'_> {
             Step::DomainName { name } => Ok(security::set_domain_name(name.to_bytes())?),
             Step::Sysctl { proc, path, value } => self.sysctl(*proc, path, value),
 
-            Step::Stream { number, from } => Ok(calls::duplicate_onto(self.fd(*from)?, *number, false)?),
+            Step::Stream { number, from } => Ok(process::stream(self.fd(*from)?, *number, self.null)?),
             Step::OwnStreams { uid } => process::own_streams(*uid),
             Step::Rlimit { resource, soft, hard } => Ok(security::set_rlimit(*resource, *soft, *hard)?),
             Step::Affinity { mask } => Ok(tuning::set_affinity(mask)?),

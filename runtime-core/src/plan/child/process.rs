@@ -1,7 +1,7 @@
 //! Steps that change the process itself.
 
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -80,13 +80,25 @@ pub fn enter_time() -> Result<(), Failed> {
     Ok(process::setns(new.as_fd(), CLONE_NEWTIME)?)
 }
 
+/// Gives a descriptor its number. In place of the host's null device, whose mode and owner could be changed by it, one that nobody can change.
+pub fn stream(from: BorrowedFd<'_>, number: i32, null: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+    let Some(root) = null.filter(|_| is_null(&from).unwrap_or(false)) else { return process::duplicate_onto(from, number, false) };
+    let access = rustix::fs::fcntl_getfl(from)? & OFlags::RWMODE;
+    let own = rustix::fs::openat(root, c"dev/null", access | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())?;
+    process::duplicate_onto(own.as_fd(), number, false)
+}
+
+/// Device 1:3, see the kernel's admin-guide/devices.txt.
+fn is_null(fd: &impl AsFd) -> Result<bool, Errno> {
+    let found = rustix::fs::fstat(fd)?;
+    let is_device = rustix::fs::FileType::from_raw_mode(found.st_mode).is_char_device();
+    Ok(is_device && found.st_rdev == rustix::fs::makedev(1, 3))
+}
+
 pub fn own_streams(uid: u32) -> Result<(), Failed> {
-    let null = rustix::fs::makedev(1, 3);
     for number in 0..3 {
         let stream = process::borrow_number(number);
-        let found = rustix::fs::fstat(stream)?;
-        let is_null = rustix::fs::FileType::from_raw_mode(found.st_mode).is_char_device() && found.st_rdev == null;
-        if is_null || found.st_uid == uid {
+        if is_null(&stream)? || rustix::fs::fstat(stream)?.st_uid == uid {
             continue;
         }
         match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None) {
