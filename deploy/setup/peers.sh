@@ -14,7 +14,7 @@ packages_of() {
 	case $1 in
 	bookworm) echo containerd runc crun containernetworking-plugins podman conmon golang-github-containers-common golang-github-containers-image libassuan0 ;;
 	sid) echo containerd golang-github-opencontainers-specs-dev ;;
-	trixie) echo containerd docker.io docker-cli docker-buildx docker-registry tini iptables libnftnl11 libxtables12 ;;
+	trixie) echo containerd docker.io docker-cli docker-buildx docker-registry tini ;;
 	*) echo containerd ;;
 	esac
 }

@@ -1,10 +1,12 @@
 //! Network namespaces: sockets in those of containers, and hosts of the test's own.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
-use std::process::Command;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -20,6 +22,51 @@ const ANSWER: Duration = Duration::from_secs(5);
 const GLANCE: Duration = Duration::from_millis(50);
 /// How long is waited for one that must not come.
 const SILENCE: Duration = Duration::from_millis(700);
+
+/// Says that we are on a host of our own, and in which directory its files are.
+const BED: &str = "CORACLE_TEST_BED";
+/// The name, in that directory, of the file that says what networks there are.
+pub const NODE_FILE: &str = "network.toml";
+
+/// Runs a suite where nothing is but a loopback device: this program again, in a network and a mount namespace. `prepare` fills a directory
+/// of the host's, [`bed`].
+pub fn on_a_host_of_its_own(prepare: impl FnOnce(&Path) -> Result<()>, suite: impl FnOnce() -> ExitCode) -> ExitCode {
+    if std::env::args().any(|argument| argument == "--list") {
+        return suite();
+    }
+    if std::env::var_os(BED).is_none() {
+        let error = match make_bed(prepare) {
+            Ok(mut command) => command.exec().to_string(),
+            Err(error) => error.to_string(),
+        };
+        println!("a host of its own: {error}");
+        return ExitCode::FAILURE;
+    }
+    let code = suite();
+    let _ = fs::remove_dir_all(bed());
+    code
+}
+
+/// The directory of the host of our own.
+pub fn bed() -> PathBuf {
+    std::env::var_os(BED).unwrap_or_default().into()
+}
+
+fn make_bed(prepare: impl FnOnce(&Path) -> Result<()>) -> Result<Command> {
+    let bed = PathBuf::from(format!("/run/coracle-bed.{}", std::process::id()));
+    fs::create_dir(&bed)?;
+    prepare(&bed)?;
+    let script = "mkdir \"$0/cgroup\" && mount --rbind /sys/fs/cgroup \"$0/cgroup\" && mount -t sysfs sysfs /sys && \
+                  mount --rbind \"$0/cgroup\" /sys/fs/cgroup && umount -l \"$0/cgroup\" && ip link set lo up && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--mount", "--propagation", "private", "sh", "-c", script]).arg(&bed);
+    command.arg(std::env::current_exe()?).args(std::env::args().skip(1)).env(BED, &bed);
+    let file = bed.join(NODE_FILE);
+    if file.exists() {
+        command.env("CORACLE_NETWORK_FILE", file);
+    }
+    Ok(command)
+}
 
 /// A network namespace, which lives as long as this does and anything in it.
 pub struct Namespace(File);

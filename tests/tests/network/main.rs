@@ -5,17 +5,13 @@ mod reach;
 mod refused;
 
 use std::fs;
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use serde_json::Value;
-use tests::netns::Namespace;
+use tests::netns::{self, Namespace};
 use tests::suite::Suite;
 use tests::{Case, Context, Result, cases, command, paths};
-
-/// Says that we are on a host of our own, and where the networks' state is.
-const BED: &str = "CORACLE_NETWORK_BED";
 
 const FILE: &str = r#"
     [networks.front]
@@ -40,15 +36,6 @@ const FILE: &str = r#"
 "#;
 
 fn main() -> ExitCode {
-    let listed = std::env::args().any(|argument| argument == "--list");
-    if std::env::var_os(BED).is_none() && !listed {
-        let error = match make_bed() {
-            Ok(mut bed) => bed.exec().to_string(),
-            Err(error) => error.to_string(),
-        };
-        println!("a host of its own: {error}");
-        return ExitCode::FAILURE;
-    }
     let suite = Suite {
         name: "network",
         // There is one host, and some cases take what it has from under the others.
@@ -78,30 +65,16 @@ fn main() -> ExitCode {
             life::the_operators_command,
         ],
     };
-    let code = suite.main();
-    if let Some(bed) = std::env::var_os(BED).map(PathBuf::from) {
-        let _ = fs::remove_dir_all(bed);
-    }
-    code
-}
-
-/// This program again, in namespaces where nothing is but a loopback device, and the node's file.
-fn make_bed() -> Result<Command> {
-    let bed = PathBuf::from(format!("/run/coracle-network.{}", std::process::id()));
-    fs::create_dir(&bed)?;
-    let file = bed.join("network.toml");
-    fs::write(&file, format!("state = {:?}\n{}", bed.join("state"), FILE.replace("NAMESPACE", paths::tag())))?;
-    let mut command = Command::new("unshare");
-    let script = "mount -t sysfs sysfs /sys && mount --rbind \"$0/cgroup\" /sys/fs/cgroup && umount -l \"$0/cgroup\" && ip link set lo up && exec \"$@\"";
-    let keep = "mkdir \"$0/cgroup\" && mount --rbind /sys/fs/cgroup \"$0/cgroup\" && ";
-    command.args(["--net", "--mount", "--propagation", "private", "sh", "-c", &format!("{keep}{script}")]).arg(&bed);
-    command.arg(std::env::current_exe()?).args(std::env::args().skip(1)).env(BED, &bed).env("CORACLE_NETWORK_FILE", file);
-    Ok(command)
+    let prepare = |bed: &Path| {
+        let text = format!("state = {:?}\n{}", bed.join("state"), FILE.replace("NAMESPACE", paths::tag()));
+        Ok(fs::write(bed.join(netns::NODE_FILE), text)?)
+    };
+    netns::on_a_host_of_its_own(prepare, || suite.main())
 }
 
 /// Where the state is.
 fn state() -> PathBuf {
-    PathBuf::from(std::env::var_os(BED).unwrap_or_default()).join("state")
+    netns::bed().join("state")
 }
 
 /// A container that only waits.
