@@ -298,6 +298,10 @@ do_uninstall() {
 		cat "$memory/made"
 		return 0
 	fi
+	# Bridges and firewall of networks that nobody is in any more.
+	if [ -x "$bin/coracle" ] && [ -e "$root/etc/coracle/network.toml" ]; then
+		on_host "$bin_dir/coracle" network prune || say "networks are left on the host"
+	fi
 	changed=no
 	if [ -e "$conf" ] && grep -qxF "$begin" "$conf"; then
 		changed=yes

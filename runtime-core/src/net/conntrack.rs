@@ -23,14 +23,9 @@ const BY_PROTOCOL_AND_PORT: u32 = 1 << 3 | 1 << 5;
 /// # Errors
 /// What the kernel answers.
 pub fn forget(ports: &[Port]) -> Result<(), Errno> {
-    let mut socket: Option<Netfilter> = None;
     for port in ports.iter().filter(|port| port.protocol == Protocol::Udp) {
-        let socket = match &mut socket {
-            Some(socket) => socket,
-            none => none.insert(Netfilter::open()?),
-        };
         for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
-            forget_one(socket, family, port.host_port)?;
+            Netfilter::with(|socket| forget_one(socket, family, port.host_port))?;
         }
     }
     Ok(())

@@ -11,11 +11,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, DataAttribute, Hook, InetHookNumber, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
-    SetAttribute, SetElementAttribute, SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage,
+    ChainAttribute, ChainMessage, DataAttribute, GenAttribute, GenMessage, Hook, InetHookNumber, ListAttribute, NfTablesMessage,
+    RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute, SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute,
+    TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -161,11 +162,37 @@ pub fn knows(bridge: &str) -> Result<bool, Errno> {
         SetElementList::Elements(vec![ListAttribute::Element(vec![key])]),
     ];
     let (request, _) = message(NfTablesMessage::GetSetElement(SetElementMessage { attributes }), 0);
-    match Netfilter::open()?.get(request) {
+    match Netfilter::with(|netfilter| netfilter.get(request)) {
         Ok(_) => Ok(true),
         Err(Errno::NOENT) => Ok(false),
         Err(errno) => Err(errno),
     }
+}
+
+/// Whether the table has these bridges, and as many rules as it should.
+///
+/// # Errors
+/// The errno of the request.
+pub fn is_whole(bridges: &[Bridge]) -> Result<bool, Errno> {
+    for bridge in bridges {
+        if !knows(&bridge.name)? {
+            return Ok(false);
+        }
+    }
+    let (request, _) = message(NfTablesMessage::GetRule(RuleMessage { attributes: vec![RuleAttribute::Table(TABLE.to_owned())] }), 0);
+    let there = Netfilter::with(|netfilter| netfilter.list(&request))?;
+    Ok(there.len() == rules(bridges.iter().flat_map(|bridge| &bridge.subnets)).len())
+}
+
+/// A number that is another one after each change of anybody's tables.
+///
+/// # Errors
+/// The errno of the request.
+pub fn generation() -> Result<Option<u32>, Errno> {
+    let (request, _) = message(NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() }), 0);
+    let answer = Netfilter::with(|netfilter| netfilter.get(request))?;
+    let NetfilterMessageInner::NfTables(NfTablesMessage::NewGen(generation)) = answer.inner else { return Ok(None) };
+    Ok(generation.attributes.into_iter().find_map(|attribute| if let GenAttribute::Id(id) = attribute { Some(id) } else { None }))
 }
 
 /// Removes the table, if it is there.
@@ -184,7 +211,7 @@ fn send(messages: Vec<Message>) -> Result<(), Errno> {
     let mut batch = vec![bound(ControlMessage::BatchBegin)];
     batch.extend(messages);
     batch.push(bound(ControlMessage::BatchEnd));
-    Netfilter::open()?.batch(batch).map_err(|(_, errno)| errno)
+    Netfilter::with(|netfilter| netfilter.batch(batch).map_err(|(_, errno)| errno))
 }
 
 fn message(message: NfTablesMessage, flags: u16) -> Message {

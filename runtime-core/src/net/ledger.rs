@@ -1,4 +1,5 @@
-//! Who has which address, name and port: a file of one line for each container, and a lock on it.
+//! Who has which address, name and port: a file of one record for each container, and a lock on it. It is read for each container that comes or
+//! goes, hence its form: the length of a record as four bytes, and the record as postcard has it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -79,13 +80,15 @@ impl Ledger {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             result => result.context(|| format!("{path:?}"))?,
         };
-        let torn = !bytes.is_empty() && bytes.last() != Some(&b'\n');
-        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        let lines = bytes.get(..whole).unwrap_or_default().split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
-        let leases = lines
-            .map(serde_json::from_slice)
-            .collect::<Result<_, _>>()
-            .map_err(|error| Error::new(ErrorKind::Internal, format!("{path:?}: {error}; remove it and run: coracle network prune")))?;
+        let (mut leases, mut rest) = (Vec::new(), bytes.as_slice());
+        while let Some((record, next)) = split(rest) {
+            let lease = postcard::from_bytes(record);
+            let unreadable =
+                |error| Error::new(ErrorKind::Internal, format!("{path:?}: {error}; remove it and run: coracle network prune"));
+            leases.push(lease.map_err(unreadable)?);
+            rest = next;
+        }
+        let torn = !rest.is_empty();
         Ok(Self { path, leases, torn, _lock: lock })
     }
 
@@ -105,15 +108,14 @@ impl Ledger {
     /// The errno of the write; then it is not there.
     pub fn add(&mut self, lease: Lease) -> Result<()> {
         let what = || format!("write {:?}", self.path);
-        let mut line = serde_json::to_vec(&lease).map_err(|error| Error::invalid(format!("lease: {error}")))?;
-        line.push(b'\n');
+        let record = record(&lease)?;
         if self.torn {
             self.leases.push(lease);
             return self.rewrite();
         }
         let mut options = OpenOptions::new();
         let file = options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(&self.path);
-        file.and_then(|mut file| file.write_all(&line)).context(what)?;
+        file.and_then(|mut file| file.write_all(&record)).context(what)?;
         self.leases.push(lease);
         Ok(())
     }
@@ -130,8 +132,7 @@ impl Ledger {
     fn rewrite(&mut self) -> Result<()> {
         let mut bytes = Vec::new();
         for lease in &self.leases {
-            bytes.extend(serde_json::to_vec(lease).map_err(|error| Error::invalid(format!("lease: {error}")))?);
-            bytes.push(b'\n');
+            bytes.extend(record(lease)?);
         }
         write_atomically(&self.path, &bytes)?;
         self.torn = false;
@@ -154,6 +155,22 @@ impl Ledger {
             Error::new(ErrorKind::FailedPrecondition, format!("subnet {subnet} is full, {} addresses are taken", taken.len()))
         })
     }
+}
+
+const LENGTH: usize = 4;
+
+/// The first record and what comes after it; `None` at the end, and where an append was cut short.
+fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<LENGTH>()?;
+    rest.split_at_checked(u32::from_ne_bytes(*length) as usize)
+}
+
+fn record(lease: &Lease) -> Result<Vec<u8>> {
+    let wrong = |error| Error::invalid(format!("lease: {error}"));
+    let mut bytes = postcard::to_extend(lease, vec![0; LENGTH]).map_err(wrong)?;
+    let length = u32::try_from(bytes.len() - LENGTH).map_err(|_| Error::invalid("lease: too long"))?;
+    bytes[..LENGTH].copy_from_slice(&length.to_ne_bytes());
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -191,12 +208,12 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_was_cut_short_does_not_count() {
+    fn a_record_that_was_cut_short_does_not_count() {
         let tmp = tempfile::tempdir().unwrap();
         Ledger::open(tmp.path()).unwrap().add(lease("x", "10.0.0.2/24")).unwrap();
         let path = tmp.path().join("leases");
         let whole = fs::read(&path).unwrap();
-        fs::write(&path, [&whole[..], b"{\"key\":\"tor"].concat()).unwrap();
+        fs::write(&path, [&whole[..], &whole[..9]].concat()).unwrap();
         let mut ledger = Ledger::open(tmp.path()).unwrap();
         assert_eq!(ledger.leases().len(), 1);
         ledger.add(lease("y", "10.0.0.3/24")).unwrap();

@@ -86,6 +86,18 @@ pub fn rebuild(state: &Path, leases: &[Lease]) -> Result<()> {
     firewall::rebuild(&bridges, leases).map_err(refused("make the table of nf_tables".to_owned()))
 }
 
+/// Makes the firewall anew if somebody has taken some of it away; whether that was so. To be called under the ledger's lock.
+///
+/// # Errors
+/// As [`rebuild`].
+pub fn mend(state: &Path, leases: &[Lease]) -> Result<bool> {
+    let bridges: Vec<Bridge> = all(state)?.into_iter().filter_map(|made| made.bridge).collect();
+    if bridges.is_empty() || firewall::is_whole(&bridges).map_err(refused("look at the table of nf_tables".to_owned()))? {
+        return Ok(false);
+    }
+    rebuild(state, leases).map(|()| true)
+}
+
 /// Makes what is missing of a network. To be called under the ledger's lock.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ mod names;
 mod netlink;
 pub mod node;
 mod shaping;
+pub mod watch;
 
 pub use attachment::{Attachment, Container, Traffic, leases, prune, reconcile, release};
 pub use devices::move_into;

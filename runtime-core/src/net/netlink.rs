@@ -1,5 +1,6 @@
 //! A conversation with the kernel about the links, addresses or filters of one network namespace (netlink(7), rtnetlink(7)).
 
+use std::cell::RefCell;
 use std::fmt::Debug;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -186,6 +187,24 @@ impl<M: Family> Socket<M> {
                 }
             }
         }
+    }
+}
+
+thread_local! {
+    static CONNECTION: RefCell<Option<Netfilter>> = const { RefCell::new(None) };
+}
+
+impl Netfilter {
+    /// Talks by the calling thread's own connection. It stays open: the closing of one waits until the kernel has freed what anybody has removed
+    /// (net/netfilter/nf_tables_api.c, `nft_rcv_nl_event`), some ten milliseconds, and nobody is to wait for that under a lock.
+    ///
+    /// # Errors
+    /// Those of [`Socket::open`] and of `work`.
+    pub fn with<T>(work: impl FnOnce(&mut Self) -> Result<T, Errno>) -> Result<T, Errno> {
+        CONNECTION.with_borrow_mut(|connection| match connection {
+            Some(connection) => work(connection),
+            none => work(none.insert(Self::open()?)),
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! A container's network, where its annotations ask for one of the node's (`runtime_core::net`).
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -8,17 +9,23 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount};
 use runtime_core::container::record::{Place, ProcessId, Record};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::net::asked::{Asked, Mode, PREFIX};
+use runtime_core::net::watch::{Found, Turn};
 use runtime_core::net::{self, Attachment, Traffic, node};
 use runtime_core::spec::Spec;
+use tokio::io::Interest;
 use tokio::sync::Mutex;
 
 use super::node::Node;
+use crate::io::watched::Watched;
 
 /// The file in a bundle that becomes the container's `/etc/resolv.conf`.
 const RESOLV_CONF: &str = "resolv.conf";
 
 /// How long a daemon's first container with a network is given before it clears up.
 const QUIET: Duration = Duration::from_millis(500);
+
+/// How often the firewall is looked at, by one daemon for all.
+const GLANCE: Duration = Duration::from_secs(2);
 
 /// What a container's annotations ask for, and the node allows.
 pub struct Wanted {
@@ -126,6 +133,7 @@ impl Wanted {
         });
         let attachment = attachment.await?;
         clear_up(attachment.place().state);
+        watch(attachment.place().state);
         record.network = Some(attachment.place());
         let network = Network { attachment, released: Mutex::new(false) };
         if let Err(error) = record.write(&bundle) {
@@ -176,6 +184,46 @@ fn clear_up(state: PathBuf) {
             }
         });
     });
+}
+
+/// Sees to it that one daemon looks after the firewall: this one, if nobody does, or when whoever does has gone.
+fn watch(state: PathBuf) {
+    static WATCHING: AtomicBool = AtomicBool::new(false);
+    if WATCHING.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    tokio::spawn(async move {
+        if let Err(error) = take_turns(state).await {
+            log::warn!("watch the firewall: {error}");
+        }
+        WATCHING.store(false, Ordering::Relaxed);
+    });
+}
+
+async fn take_turns(state: PathBuf) -> Result<()> {
+    loop {
+        let place = state.clone();
+        match blocking(move || Turn::take(&place)).await? {
+            Turn::Over => return Ok(()),
+            Turn::Theirs(None) => tokio::time::sleep(GLANCE).await,
+            Turn::Theirs(Some(pidfd)) => drop(Watched::new(pidfd, Interest::READABLE)?.ready().await),
+            Turn::Ours(mut watcher) => loop {
+                tokio::time::sleep(GLANCE).await;
+                let (back, found) = blocking(move || {
+                    let found = watcher.look();
+                    Ok((watcher, found))
+                })
+                .await?;
+                match found {
+                    Ok(Found::Nothing) => return Ok(()),
+                    Ok(Found::Whole) => {}
+                    Ok(Found::Mended) => log::warn!("the firewall of networks was taken away, and has been made again"),
+                    Err(error) => log::warn!("the firewall of networks: {error}"),
+                }
+                watcher = back;
+            },
+        }
+    }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

@@ -11,6 +11,8 @@ pub mod connector;
 pub mod core;
 pub mod ctr;
 pub mod floor;
+pub mod netlink;
+pub mod network;
 pub mod payload;
 pub mod peer;
 pub mod place;

@@ -12,6 +12,8 @@ use super::{Sample, plot, report, target};
 pub const OURS: &str = "coracle";
 /// An earlier version of ours, where `BENCH_BASE` names the directory of one.
 pub const BEFORE: &str = "before";
+/// Ours on an empty host.
+const ALONE: &str = "alone";
 /// The yardstick's.
 pub const FLOOR: &str = "yardstick";
 /// Turns whose samples are thrown away: files are read and caches filled.
@@ -43,6 +45,8 @@ const SHIM: &[(&str, &str)] = &[
     ("delete", "Delete"),
 ];
 const CTR: &[(&str, &str)] = &[("ctr run", "ctr run --rm")];
+const NETWORK: &[(&str, &str)] =
+    &[("up", "namespace, veth, address, route, published port"), ("down", "released, while the reply has gone")];
 const BARE: &str = "private mount namespace with a bare cgroup v2 tree, no device rules, ociVersion 1.0.2";
 const HOST: &str = "the host's cgroups, containerd's device rules";
 
@@ -101,7 +105,24 @@ const COMPARISONS: &[Comparison] = &[
         contenders: &[(OURS, &["ctr", "bare"]), ("runc", &["ctr", "bare", "runc"]), ("crun", &["ctr", "bare", "crun"])],
         rounds: 25,
     },
+    Comparison {
+        title: NETWORKS[0],
+        setup: "a bridge with one published TCP port, IPv4; CNI is bridge with host-local, and portmap",
+        metrics: NETWORK,
+        contenders: &[(OURS, &["network"]), (FLOOR, &["network", "primitives"]), ("cni", &["network", "cni"])],
+        rounds: 60,
+    },
+    Comparison {
+        title: NETWORKS[1],
+        setup: "the same beside 200 others, each with a port, and alone",
+        metrics: NETWORK,
+        contenders: &[(OURS, &["network", "crowded"]), (FLOOR, &["network", "primitives", "crowded"]), (ALONE, &["network"])],
+        rounds: 60,
+    },
 ];
+
+/// The title of the comparison of networks, and that of ours with itself on a host with many containers.
+pub const NETWORKS: [&str; 2] = ["network", "network, 200 containers there"];
 
 /// All samples of one contender for one metric.
 pub struct Row {

@@ -1,7 +1,7 @@
 //! What the project promises of speed and size, and whether this run kept it.
 
 use super::stats::ratio;
-use super::suite::{FLOOR, OURS, Results};
+use super::suite::{FLOOR, NETWORKS, OURS, Results};
 
 /// One promise.
 pub struct Target {
@@ -43,6 +43,9 @@ pub fn judge(results: &Results) -> Vec<Target> {
         target("core exec to runc's", 0.1, "×", pairs(results, "core", "exec", "runc")),
         target("Create + Start to containerd-shim-runc-v2 with runc", 0.2, "×", pairs(results, "shim", "create+start", "runc")),
         target("start to first answered RPC, to containerd-shim-runc-v2", 0.3, "×", pairs(results, "shim", "boot", "runc")),
+        target("a network's bring-up to the yardstick's", 2.0, "×", pairs(results, NETWORKS[0], "up", FLOOR)),
+        target("a network's bring-up to the CNI plugins'", 0.1, "×", pairs(results, NETWORKS[0], "up", "cni")),
+        target("a network's bring-up beside 200 others to the yardstick's there", 2.0, "×", pairs(results, NETWORKS[1], "up", FLOOR)),
         target("idle pod, private memory of daemon and launcher", 0.8, "MB", fact(results, OURS, "private").map(megabytes)),
         target("idle pod, PSS to containerd-shim-runc-v2's", 1.0 / 6.0, "×", pss),
         target("programs executed for a second container", 0.0, "", fact(results, OURS, "execs of the second container")),

@@ -6,6 +6,7 @@ use tests::Result;
 use tests::bench::core::Core;
 use tests::bench::ctr::Ctr;
 use tests::bench::floor::Floor;
+use tests::bench::network;
 use tests::bench::peer::Peer;
 use tests::bench::place::{Cgroups, Net};
 use tests::bench::shim::Driver;
@@ -36,6 +37,7 @@ fn contender(kind: &str, words: &[&str]) -> Result<Box<dyn Contender>> {
         "floor" => Box::new(Floor::new(cgroups, net)?),
         "core" => Box::new(Core::new(cgroups, net)?),
         "shim" => Box::new(Driver::new(cgroups, runtime)?),
+        "network" => network::contender(words)?,
         "ctr" => Box::new(Ctr::new(cgroups, runtime)?),
         name => Box::new(Peer::new(name, cgroups, net)?),
     })

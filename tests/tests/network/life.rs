@@ -26,12 +26,35 @@ pub fn a_flushed_table_is_made_again(case: &Case<'_>) -> Result<()> {
     let _server = first.namespace.serve(Protocol::Tcp, 80, "first")?;
     let host = Namespace::own()?;
     host.ask(Protocol::Tcp, "127.0.0.1", 6080)?;
+    // At once, while no other container comes: all, the rules alone, a chain.
+    for order in ["delete table inet coracle", "flush ruleset", "flush table inet coracle", "flush chain inet coracle postrouting"] {
+        let before = table()?;
+        nft(&order.split(' ').collect::<Vec<_>>())?;
+        ensure!(table().map_or(true, |now| now != before), "{order} has taken nothing away");
+        eventually(order, SOON, || table().is_ok_and(|now| now == before))?;
+        host.ask(Protocol::Tcp, "127.0.0.1", 6080)?;
+    }
     nft(&["delete", "table", "inet", "coracle"])?;
-    host.is_unanswered(Protocol::Tcp, "127.0.0.1", 6080)?;
     let second = waiting(case, &[("network", "bridge"), ("ports", "6081:80")])?;
     let _other = second.namespace.serve(Protocol::Tcp, 80, "second")?;
     for (port, word) in [(6080, "first"), (6081, "second")] {
         ensure!(host.ask(Protocol::Tcp, "127.0.0.1", port)?.starts_with(word), "port {port}");
+    }
+    Ok(())
+}
+
+/// Whoever looks after the firewall may end.
+pub fn the_next_one_looks_after_it(case: &Case<'_>) -> Result<()> {
+    let first = waiting(case, &[("network", "bridge"), ("ports", "6080:80")])?;
+    let second = waiting(case, &[("network", "bridge"), ("ports", "6081:80")])?;
+    for id in [&first.id, &second.id] {
+        let before = table()?;
+        nft(&["delete", "table", "inet", "coracle"])?;
+        eventually("the table is made again", SOON, || table().is_ok_and(|now| now == before))?;
+        case.ctr().ok(&["task", "kill", "-s", "KILL", id])?;
+        case.ctr().wait_status(id, "STOPPED", SOON)?;
+        case.ctr().ok(&["task", "rm", id])?;
+        eventually("its daemon ends", SOON, || !proc::all().iter().any(|process| process.command_line.contains(&format!("-id {id}"))))?;
     }
     Ok(())
 }
@@ -168,7 +191,7 @@ pub fn everything_killed(case: &Case<'_>) -> Result<()> {
         // containerd calls `delete` for each.
         own.restart()?;
         let member = waiting(case, &[("network", "bridge"), ("ports", "6300:80")])?;
-        eventually("only the last one has a lease", SOON, || leases().lines().count() == 1)?;
+        eventually("only the last one has a lease", SOON, || leases().matches("runtime.v2.task").count() == 1)?;
         ensure!(!table()?.contains("6301"), "a port of a dead one is open");
         eventually("only the last one has a device", SOON, || devices().len() == 1)?;
         case.ctr().ok(&["task", "kill", "-s", "KILL", &member.id])?;

@@ -57,6 +57,7 @@ fn main() -> ExitCode {
             refused::overlapping_route,
             refused::namespaces_that_do_not_count,
             life::a_flushed_table_is_made_again,
+            life::the_next_one_looks_after_it,
             life::rules_of_others_stay,
             life::killed_daemon,
             life::many_at_once,
@@ -108,9 +109,9 @@ impl Member {
     }
 }
 
-/// The leases, as they are on disk.
+/// The leases, as they are on disk: text among other things.
 fn leases() -> String {
-    fs::read_to_string(state().join("leases")).unwrap_or_default()
+    fs::read(state().join("leases")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
 /// The elements and rules of the node's table.
