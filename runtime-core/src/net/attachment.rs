@@ -131,7 +131,7 @@ impl Attachment {
             Route::open_in(namespace.as_fd()).map_err(refused("open netlink in the container's network namespace".to_owned()))?;
         let pair = Pair { name: &lease.device, hardware_address: links::hardware_address(&lease.addresses), mtu: self.network.mtu };
         let on = lease.bridge.as_deref().or(self.network.macvlan.as_deref()).unwrap_or_default();
-        let parent = host.link(on).map_err(refused(format!("look for {on:?}")))?.header.index;
+        let parent = links::index(on).map_err(refused(format!("look for {on:?}")))?;
         let made = match lease.bridge {
             Some(_) => host.make_pair(&pair, parent, namespace.as_fd()),
             None => host.make_macvlan(parent, &pair, namespace.as_fd()),

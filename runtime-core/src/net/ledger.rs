@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::asked::Port;
@@ -45,7 +46,7 @@ impl Lease {
     /// Whether nobody will give it back any more: its holder has gone, and so has its link, or for a macvlan, which the host does not see, its bundle.
     pub fn is_dead(&self) -> bool {
         let gone = || match self.bridge {
-            Some(_) => !links::exists(&self.device),
+            Some(_) => links::index(&self.device) == Err(Errno::NODEV),
             None => !self.bundle.exists(),
         };
         !self.holder.is_alive() && gone()

@@ -4,11 +4,10 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-    MacVlanMode, Stats64,
+    InfoData, InfoKind, InfoMacVlan, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode, Stats64,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
@@ -16,7 +15,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, SocketType, netdevice, socket_with};
 
-use super::netlink::Route;
+use super::netlink::{Route, nested};
 
 /// Added to what must not be there yet.
 const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
@@ -27,12 +26,19 @@ pub const INSIDE: &str = "eth0";
 /// How hardware addresses begin: locally administered (IEEE 802, section 8.4).
 const HARDWARE: [u8; 2] = [0x02, 0xc0];
 
+// linux/if_link.h
+const IFLA_PROTINFO: u16 = 12;
+const IFLA_BRPORT_MODE: u16 = 4;
+
 type Request = (RouteNetlinkMessage, u16);
 
-/// Whether the caller's network namespace has such a device.
-pub fn exists(name: &str) -> bool {
-    let socket = socket_with(rustix::net::AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
-    socket.is_ok_and(|socket| netdevice::name_to_index(&socket, name).is_ok())
+/// The number of a device of the caller's network namespace. Cheaper than [`Route::link`], which looks through all namespaces that devices lead to.
+///
+/// # Errors
+/// `ENODEV`.
+pub fn index(name: &str) -> Result<u32, Errno> {
+    let socket = socket_with(rustix::net::AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    netdevice::name_to_index(&socket, name)
 }
 
 /// The hardware address that goes with a container's addresses, so that one that takes an address over is found behind it at once.
@@ -108,31 +114,27 @@ impl Route {
         request
             .attributes
             .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))]));
+        self.change(RouteNetlinkMessage::NewLink(request), NEW)?;
+        let index = index(pair.name)?;
         // What a container sends to a port that it has published itself comes back to it.
         let mut hairpin = LinkMessage::default();
-        let port = InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)]);
-        hairpin.attributes = vec![
-            LinkAttribute::IfName(pair.name.to_owned()),
-            LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(InfoPortKind::Bridge), LinkInfo::PortData(port)]),
-        ];
-        let requests = vec![(RouteNetlinkMessage::NewLink(request), NLM_F_ACK | NEW), (RouteNetlinkMessage::NewLink(hairpin), NLM_F_ACK)];
-        self.batch(requests).map_err(|(_, errno)| errno)?;
-        self.bind_hardware_address(pair)
-    }
-
-    /// Says that a hardware address is behind a bridge's port and nowhere else. The namespace of a container that had the address before may
-    /// live for some more milliseconds, and no other container may claim it.
-    fn bind_hardware_address(&mut self, pair: &Pair<'_>) -> Result<(), Errno> {
-        let mut request = NeighbourMessage::default();
-        request.header = NeighbourHeader {
+        (hairpin.header.interface_family, hairpin.header.index) = (AddressFamily::Bridge, index);
+        // The crate's own kind for this does not mark it as one that holds others, and the kernel wants that.
+        let mode = DefaultNla::new(IFLA_BRPORT_MODE, vec![1]);
+        hairpin.attributes = vec![LinkAttribute::Other(nested(IFLA_PROTINFO, &[mode]))];
+        // The address is behind this port and nowhere else: the namespace of a container that had it before may live for some more
+        // milliseconds, and no other container may claim it.
+        let mut bound = NeighbourMessage::default();
+        bound.header = NeighbourHeader {
             family: AddressFamily::Bridge,
-            ifindex: self.link(pair.name)?.header.index,
+            ifindex: index,
             state: NeighbourState::Noarp,
             flags: NeighbourFlags::Controller | NeighbourFlags::Sticky,
             kind: RouteType::default(),
         };
-        request.attributes = vec![NeighbourAttribute::LinkLayerAddress(pair.hardware_address.to_vec())];
-        self.change(RouteNetlinkMessage::NewNeighbour(request), NLM_F_CREATE | NLM_F_REPLACE)
+        bound.attributes = vec![NeighbourAttribute::LinkLayerAddress(pair.hardware_address.to_vec())];
+        let bound = (RouteNetlinkMessage::NewNeighbour(bound), NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE);
+        self.batch(vec![(RouteNetlinkMessage::SetLink(hairpin), NLM_F_ACK), bound]).map_err(|(_, errno)| errno)
     }
 
     /// Makes a device in `namespace` that is on one of this namespace's, with an address of its own.
