@@ -48,6 +48,8 @@ pub struct Options {
     pub systemd_cgroup: bool,
     /// Annotations may set properties of the scopes that systemd makes; only in TOML.
     pub systemd_properties: bool,
+    /// Annotations of crun's count; only in TOML.
+    pub crun_annotations: bool,
     /// The CRIU binary (containerd before 2.0).
     pub criu_path: String,
     /// Where CRIU's images go.
@@ -73,6 +75,7 @@ const KEYS: &[&str] = &[
     "root",
     "systemd_cgroup",
     "systemd_properties",
+    "crun_annotations",
     "criu_path",
     "criu_image_path",
     "criu_work_path",
@@ -129,6 +132,7 @@ impl Options {
             root: runc.root,
             systemd_cgroup: runc.systemd_cgroup,
             systemd_properties: false,
+            crun_annotations: false,
             criu_path,
             criu_image_path: runc.criu_image_path,
             criu_work_path: runc.criu_work_path,

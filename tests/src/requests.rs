@@ -64,6 +64,21 @@ pub fn create_request(bundle: &Bundle) -> Result<CreateTaskRequest> {
     Ok(request)
 }
 
+/// Creates a container with options of this type.
+pub fn create_as(shim: &Shim, bundle: &Bundle, type_url: &str, value: Vec<u8>) -> Result<Answer<u32>> {
+    let mut request = create_request(bundle)?;
+    let mut any = Any::new();
+    (any.type_url, any.value) = (type_url.to_owned(), value);
+    request.options = MessageField::some(any);
+    Ok(shim.create(request).map(|answer| answer.pid))
+}
+
+/// The same with options in TOML, as CRI sends them.
+pub fn create_with_toml(shim: &Shim, bundle: &Bundle, text: &str) -> Result<Answer<u32>> {
+    // `config_body` is field 3, bytes.
+    create_as(shim, bundle, "runtimeoptions.v1.Options", [&[0x1a, u8::try_from(text.len())?], text.as_bytes()].concat())
+}
+
 /// Runs the bundle's program to its end and deletes it.
 pub fn ran(hand: &Hand, shim: &Shim, bundle: &Bundle) -> Result<Ran> {
     let file = |stream: &str| hand.dir().join(format!("{}.{stream}", bundle.id.rsplit('x').next().unwrap_or_default()));

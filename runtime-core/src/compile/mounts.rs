@@ -44,6 +44,8 @@ pub struct Mounts<'a> {
     pub proc: Option<Slot>,
     /// SELinux context of what is new.
     label: Option<&'a str>,
+    /// The option that gives it.
+    context: &'static str,
 }
 
 struct Entry<'a> {
@@ -75,8 +77,8 @@ enum Kind<'a> {
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the mount.
 pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, places: Places<'a>, owners: Owners<'_>) -> Result<Mounts<'a>> {
-    let mut mounts =
-        Mounts { entries: Vec::new(), own_proc: None, devpts: None, proc: None, label: mount_label(spec.linux.mount_label.as_deref())? };
+    let (label, context) = (mount_label(spec.linux.mount_label.as_deref())?, spec.extensions.context);
+    let mut mounts = Mounts { entries: Vec::new(), own_proc: None, devpts: None, proc: None, label, context };
     let own_cgroup_namespace = spec.linux.namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup);
     let in_user_namespace = owners.own.is_some();
     let mut sources = Sources { places, own_cgroup_namespace, host: None, owners };
@@ -148,7 +150,7 @@ impl Mounts<'_> {
         // The device is the host's own: the container's root must not change its mode or owner.
         let (set, propagation) = (attr::RDONLY, libc::MS_PRIVATE);
         plan.step(Step::Attributes { mount: masks.null, recursive: false, set, clear: 0, propagation });
-        let context = self.label.map(|label| ("context", label));
+        let context = self.label.map(|label| (self.context, label));
         let options: Vec<_> = EMPTY.into_iter().chain(context).map(|(key, value)| (key.to_owned(), Some(value.to_owned()))).collect();
         let options = rootfs::settings(&options)?;
         new_mount(plan, c"tmpfs", options, attr::RDONLY, masks.empty);
@@ -261,10 +263,10 @@ impl<'a> Sources<'a, '_> {
 }
 
 /// A context for what is the container's own alone, unless the options have one (runc `libcontainer/rootfs_linux.go`, `mountToRootfs`).
-fn labelled(fstype: &str, options: &Options, label: Option<&str>) -> Options {
+fn labelled(fstype: &str, options: &Options, label: Option<&str>, context: &str) -> Options {
     let mut options = options.clone();
-    if let Some(label) = label.filter(|_| has_own_superblock(fstype) || fstype == "devpts").filter(|_| options.value("context").is_none()) {
-        options.data.push(("context".to_owned(), Some(label.to_owned())));
+    if let Some(label) = label.filter(|_| has_own_superblock(fstype) || fstype == "devpts").filter(|_| options.value(context).is_none()) {
+        options.data.push((context.to_owned(), Some(label.to_owned())));
     }
     options
 }
@@ -306,7 +308,7 @@ pub fn attach_all(plan: &mut Builder, mounts: &Mounts<'_>, root: Slot) -> Result
                 plan.step(Step::Settle { host: *host, mount: entry.slot, again: steps.clone() });
             }
             Kind::Filesystem { fstype, source } => {
-                let late = filesystem(plan, fstype, source, &labelled(fstype, &entry.options, mounts.label), entry.slot)?;
+                let late = filesystem(plan, fstype, source, &labelled(fstype, &entry.options, mounts.label, mounts.context), entry.slot)?;
                 if let ("mqueue", Some(label)) = (*fstype, mounts.label) {
                     plan.step(Step::FileLabel { mount: entry.slot, label: cstring("linux.mountLabel", label)? });
                 }

@@ -116,7 +116,7 @@ pub fn pod(inputs: Pod<'_>) -> Result<CompiledPod> {
     if program.is_some() {
         plan.step(Step::BoundingSet { keep: 0 });
         plan.step(Step::NoNewPrivileges);
-        plan.step(Step::Identity { uid: NOBODY, gid: NOBODY, groups: Vec::new() });
+        plan.step(Step::Identity { uid: NOBODY, gid: NOBODY, groups: Some(Vec::new()) });
         plan.step(Step::Capabilities { effective: 0, permitted: 0, inheritable: 0, ambient: 0 });
     }
     made.into_iter().for_each(|descriptor| plan.step(Step::HandOver { descriptor }));

@@ -256,7 +256,8 @@ pub fn confine(plan: &mut Builder, process: &Process, kept: &Kept, how: Confinem
     }
     early.into_iter().for_each(|step| plan.step(step));
     let user = &process.user;
-    plan.step(Step::Identity { uid: user.uid, gid: user.gid, groups: user.additional_gids.clone() });
+    let groups = (!user.keep_groups).then(|| user.additional_gids.clone());
+    plan.step(Step::Identity { uid: user.uid, gid: user.gid, groups });
     plan.step(Step::Capabilities {
         effective: mask(&sets.effective),
         permitted: mask(&sets.permitted),

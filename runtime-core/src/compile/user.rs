@@ -92,7 +92,7 @@ impl User {
 
 /// Until then the process is nobody there.
 pub fn become_root(plan: &mut Builder) {
-    plan.step(Step::Identity { uid: 0, gid: 0, groups: Vec::new() });
+    plan.step(Step::Identity { uid: 0, gid: 0, groups: Some(Vec::new()) });
 }
 
 /// Where mounts are attached while the process has the host's rights: in a small filesystem at `/b` of the stub.

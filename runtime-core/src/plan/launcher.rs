@@ -53,7 +53,7 @@ const CONTROL: u32 = 3;
 pub enum Request {
     /// Start a process. Answered.
     Launch(Box<Launch>),
-    /// Kill and remove this cgroup when the daemon is gone. Not answered.
+    /// Kill and remove this cgroup when the daemon is gone; a lock that comes with it is held meanwhile. Not answered.
     Watch(String, CgroupPath),
     /// Forget it. Not answered.
     Forget(String),
@@ -182,7 +182,8 @@ struct Server {
     control: OwnedFd,
     own_pid_namespace: OwnedFd,
     stub: Stub,
-    watched: HashMap<String, CgroupPath>,
+    /// And what came with it, which is held until it is forgotten or all is done.
+    watched: HashMap<String, (CgroupPath, Vec<OwnedFd>)>,
 }
 
 /// The life of the launcher process.
@@ -206,7 +207,7 @@ fn serve(control: OwnedFd) -> Result<()> {
                 let answer = server.launch(&launch, descriptors);
                 server.answer(answer)?;
             }
-            Request::Watch(id, record) => drop(server.watched.insert(id, record)),
+            Request::Watch(id, record) => drop(server.watched.insert(id, (record, descriptors))),
             Request::Forget(id) => drop(server.watched.remove(&id)),
         }
     }
@@ -279,6 +280,8 @@ impl Server {
         let (mut length, mut descriptors) = match receive(self.control.as_fd(), &mut header) {
             Ok(received) => received,
             Err(Errno::INTR) => return self.next(),
+            // It was killed before it had read the last answer.
+            Err(Errno::CONNRESET) => return Ok(None),
             Err(errno) => return Err(Error::kernel("launcher: recvmsg", errno)),
         };
         if length == 0 {
@@ -286,10 +289,10 @@ impl Server {
         }
         let mut read = |bytes: &mut [u8], mut filled: usize| -> Result<bool> {
             while filled < bytes.len() {
-                let (more, mut with) = receive(self.control.as_fd(), &mut bytes[filled..]).context(|| "launcher: recvmsg")?;
-                if more == 0 {
-                    return Ok(false);
-                }
+                let (more, mut with) = match receive(self.control.as_fd(), &mut bytes[filled..]) {
+                    Ok((0, _)) | Err(Errno::CONNRESET) => return Ok(false),
+                    result => result.context(|| "launcher: recvmsg")?,
+                };
                 filled += more;
                 descriptors.append(&mut with);
             }
@@ -317,7 +320,7 @@ impl Server {
             return Ok(());
         }
         let host = Host::detect()?;
-        let cgroups: Vec<Cgroup> = self.watched.values().filter_map(|path| Cgroup::open(&host, path).ok()).collect();
+        let cgroups: Vec<Cgroup> = self.watched.values().filter_map(|(path, _)| Cgroup::open(&host, path).ok()).collect();
         for cgroup in &cgroups {
             // Tried again below, where it is waited for.
             let _ = cgroup.kill();
@@ -325,7 +328,7 @@ impl Server {
         let removed = cgroups.iter().map(|cgroup| cgroup.kill_and_wait(ABANDON).and_then(|()| cgroup.remove(ABANDON)));
         // One that does not die must not keep the others.
         let removed = removed.collect::<Vec<_>>();
-        systemd::stop(self.watched.values().filter_map(CgroupPath::scope), ABANDON);
+        systemd::stop(self.watched.values().filter_map(|(path, _)| path.scope()), ABANDON);
         removed.into_iter().collect()
     }
 

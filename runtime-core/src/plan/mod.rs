@@ -174,8 +174,8 @@ pub enum Step {
     Seccomp { program: Vec<Insn>, flags: u32 },
     /// No gain of rights by execve from here on.
     NoNewPrivileges,
-    /// Becomes the user: groups, gid, uid.
-    Identity { uid: u32, gid: u32, groups: Vec<u32> },
+    /// Becomes the user: groups, which stay what they are if none are given, gid, uid.
+    Identity { uid: u32, gid: u32, groups: Option<Vec<u32>> },
     /// The capability sets of the process.
     Capabilities { effective: u64, permitted: u64, inheritable: u64, ambient: u64 },
     /// Enters the working directory; with `later`, one that root may not enter is left to a second try as the user.

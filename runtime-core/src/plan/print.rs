@@ -214,7 +214,8 @@ impl fmt::Display for Step {
             Self::BoundingSet { keep } => write!(f, "keep bounding set {keep:#x}"),
             Self::Seccomp { program, flags } => write!(f, "load seccomp filter of {} instructions, flags {flags:#x}", program.len()),
             Self::NoNewPrivileges => write!(f, "set no_new_privs"),
-            Self::Identity { uid, gid, groups } => write!(f, "become user {uid}:{gid}, groups {groups:?}"),
+            Self::Identity { uid, gid, groups: Some(groups) } => write!(f, "become user {uid}:{gid}, groups {groups:?}"),
+            Self::Identity { uid, gid, groups: None } => write!(f, "become user {uid}:{gid}, groups as they are"),
             Self::Capabilities { effective, permitted, inheritable, ambient } => {
                 write!(
                     f,

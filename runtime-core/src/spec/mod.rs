@@ -3,6 +3,7 @@
 //! Leaf types come from oci-spec where it accepts what runc accepts. The outer ones are our own, because oci-spec refuses whole files for
 //! an unknown capability, a device rule with an empty type or a huge page limit above `i64::MAX`, all of which runc runs.
 
+pub mod crun;
 pub mod labels;
 pub mod net_devices;
 pub mod rdt;
@@ -17,6 +18,7 @@ use oci_spec::runtime::{Hooks, LinuxDevice, LinuxIdMapping, LinuxNamespace, Linu
 use serde::Deserialize;
 
 use crate::error::{Context, Error, ErrorKind, Result};
+use crun::Extensions;
 use net_devices::NetDevice;
 use rdt::IntelRdt;
 pub use refuse::{check, namespace_name};
@@ -52,6 +54,9 @@ pub struct Spec {
     /// The Linux part.
     #[serde(default, deserialize_with = "null_is_default")]
     pub linux: Linux,
+    /// What annotations ask for, where they count.
+    #[serde(skip)]
+    pub extensions: Extensions,
 }
 
 /// A process of a container: its first one, or one that joins (config.md, "Process").
@@ -127,6 +132,9 @@ pub struct User {
     /// Exactly these supplementary groups.
     #[serde(default, deserialize_with = "null_is_default")]
     pub additional_gids: Vec<u32>,
+    /// In place of those, the runtime's own stay.
+    #[serde(skip)]
+    pub keep_groups: bool,
 }
 
 /// Capability names; an unknown one lessens rights and is skipped with a warning.

@@ -126,6 +126,9 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     let bundle = bundle::absolute("bundle", &request.bundle)?;
     let options = options(node, request)?;
     let mut spec = Spec::load(&bundle)?;
+    if options.crun_annotations {
+        spec.take_extensions()?;
+    }
     let pod = node.pods.of(&spec.annotations, node.context.config.grouping == Grouping::Pod);
     let shared = pod.as_ref().map(|pod| pod.share_with(&mut spec)).transpose()?;
     let wanted = network::wanted(node, &mut spec, &request.id, &bundle)?;

@@ -11,7 +11,7 @@ use runtime_core::compile::{self, CgroupView, Compiled, StartContainerHook};
 use runtime_core::container::hooks::{Point, state, timeout};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
-use runtime_core::spec::{Process, Spec};
+use runtime_core::spec::{Process, Spec, crun};
 use runtime_core::sys::process::send_signal;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -40,6 +40,8 @@ pub struct Hooks {
     /// Whose rights a startContainer hook gets.
     process: Option<Process>,
     given_up: Option<watch::Receiver<bool>>,
+    /// Files for what hooks write and complain.
+    files: [Option<PathBuf>; 2],
 }
 
 impl Hooks {
@@ -55,6 +57,7 @@ impl Hooks {
             bundle: bundle.to_owned(),
             process,
             given_up: None,
+            files: [spec.extensions.stdout.clone(), spec.extensions.stderr.clone()],
         }
     }
 
@@ -129,9 +132,14 @@ impl Hooks {
         let timeout = timeout(hook)?.unwrap_or(Duration::MAX);
         let (stdin, state_end) = pipe()?;
         let (stderr_end, stderr) = pipe()?;
-        let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null")?;
+        let [stdout, stderr_file] = &self.files;
+        let stdout = match stdout {
+            Some(file) => crun::open(file)?,
+            None => rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null")?,
+        };
+        let stderr = stderr_file.as_deref().map_or(Ok(stderr), crun::open)?;
         let (report, child_report) = report::pair().context(|| "socketpair")?;
-        let compiled = compile([stdin, null, stderr], child_report)?;
+        let compiled = compile([stdin, stdout, stderr], child_report)?;
         let child = node.launch(compiled, report).await?;
         let life = async {
             if let Err(error) = run_to_exec(&child, listener).await {

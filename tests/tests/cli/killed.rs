@@ -47,15 +47,19 @@ pub fn creates_killed_at_any_time(oci: &Oci) -> Result<()> {
         command::wait_for(&mut create, Duration::from_micros(step * 700))?;
         create.kill()?;
         create.wait()?;
-        if oci.state(id).is_ok_and(|state| state["status"] == "created") {
-            oci.ok(&["start", id])?;
-        } else {
+        let started = if oci.state(id).is_ok_and(|state| state["status"] == "created") { Some(oci.coracle(&["start", id])?) } else { None };
+        if started.as_ref().is_none_or(|started| started.code != 0) {
             unfinished += 1;
-            if step % 2 == 0 {
-                oci.create(&bundle, &[])?;
-            } else {
+            if step % 2 == 1 {
                 eventually("nothing of it runs", SOON, || processes(oci, id).is_empty())?;
+            } else if let Err(refused) = oci.create(&bundle, &[]) {
+                // It was all made, and its creator killed before it could leave it alone.
+                ensure!(refused.0.contains("already exists"), "{refused}");
+                oci.ok(&["delete", id])?;
             }
+        }
+        if let Some(started) = started.filter(|started| started.code != 0) {
+            ensure!(started.stderr.contains("has stopped"), "start: {}", started.stderr);
         }
         oci.ok(&["delete", "--force", id])?;
     }

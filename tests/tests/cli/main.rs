@@ -1,5 +1,6 @@
 //! The OCI command line: runc's commands, flags, formats and words, on real bundles.
 
+mod cgroups;
 mod killed;
 
 use std::fs;
@@ -17,7 +18,6 @@ use tests::command::{self, output, signal};
 use tests::containerd::eventually;
 use tests::oci::{self, Entry, Oci};
 use tests::pty::Pty;
-use tests::requests::with_resctrl;
 use tests::{Context, Result, ensure, ensure_eq, paths, suite};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         ("terminals", terminals),
         ("preserved_descriptors", preserved_descriptors),
         ("signals", signals),
-        ("pause_update_and_figures", pause_update_and_figures),
+        ("pause_update_and_figures", cgroups::pause_update_and_figures),
         ("what_is_refused", what_is_refused),
         ("a_killed_create_is_removed", killed::a_killed_create_is_removed),
         ("creates_killed_at_any_time", killed::creates_killed_at_any_time),
@@ -42,12 +42,13 @@ fn main() -> ExitCode {
         ("a_key_ends_a_create", killed::a_key_ends_a_create),
         ("a_signal_for_a_run_that_has_no_process_yet", killed::a_signal_for_a_run_that_has_no_process_yet),
         ("a_spoilt_state", killed::a_spoilt_state),
-        ("an_exec_in_a_cgroup_below", an_exec_in_a_cgroup_below),
-        ("events_tell_of_a_lack_of_memory", events_tell_of_a_lack_of_memory),
-        ("classes_of_service", classes_of_service),
+        ("an_exec_in_a_cgroup_below", cgroups::an_exec_in_a_cgroup_below),
+        ("events_tell_of_a_lack_of_memory", cgroups::events_tell_of_a_lack_of_memory),
+        ("classes_of_service", cgroups::classes_of_service),
         ("sockets_of_systemd", sockets_of_systemd),
         ("words_of_older_callers", words_of_older_callers),
         ("strict_filter", strict_filter),
+        ("annotations_of_crun", annotations_of_crun),
     ];
     suite::main_of(oci::named("cli", CASES))
 }
@@ -302,34 +303,6 @@ fn signals(oci: &Oci) -> Result<()> {
     oci.ok(&["delete", id]).map(drop)
 }
 
-fn pause_update_and_figures(oci: &Oci) -> Result<()> {
-    let bundle = oci.bundle("a", &["sleep", "1000"])?;
-    let id = bundle.id.as_str();
-    oci.create(&bundle, &[])?;
-    oci.fails(&["resume", id], 1, "container not paused")?;
-    oci.ok(&["start", id])?;
-    oci.ok(&["pause", id])?;
-    ensure_eq!(oci.state(id)?["status"], "paused", "after pause");
-    oci.fails(&["exec", id, "true"], 255, "cannot exec in a paused container (use --ignore-paused to override)")?;
-    oci.ok(&["resume", id])?;
-    ensure_eq!(oci.state(id)?["status"], "running", "after resume");
-    let limit = |what: &str| -> Result<()> {
-        let stats: Value = serde_json::from_str(&oci.ok(&["events", "--stats", id])?)?;
-        ensure_eq!((&stats["type"], &stats["id"]), (&json!("stats"), &json!(id)), "events --stats");
-        ensure_eq!(stats["data"]["pids"]["limit"].to_string(), what, "pids.limit");
-        ensure!(stats["data"]["cpu"]["usage"]["total"].as_u64().is_some_and(|total| total > 0), "cpu: {stats}");
-        Ok(())
-    };
-    oci.ok(&["update", "--pids-limit", "55", id])?;
-    limit("55")?;
-    let file = oci.data().join("resources");
-    fs::write(&file, json!({"pids": {"limit": 66}}).to_string())?;
-    oci.ok(&["update", "-r", &file.display().to_string(), id])?;
-    limit("66")?;
-    oci.ok(&["pause", id])?;
-    oci.ok(&["delete", "--force", id]).map(drop)
-}
-
 fn what_is_refused(oci: &Oci) -> Result<()> {
     for command in ["state", "start", "pause", "resume", "ps", "delete", "kill", "update", "events"] {
         oci.fails(&[command, "none"], 1, "container does not exist")?;
@@ -404,79 +377,21 @@ fn words_of_older_callers(oci: &Oci) -> Result<()> {
     Ok(())
 }
 
-fn an_exec_in_a_cgroup_below(oci: &Oci) -> Result<()> {
-    let bundle = oci.bundle("a", &["sleep", "1000"])?;
-    let id = bundle.id.as_str();
-    oci.create(&bundle, &[])?;
-    oci.ok(&["start", id])?;
-    let own: Vec<_> = oci.cgroups(id).into_iter().filter(|dir| dir.ends_with(id)).collect();
-    for dir in &own {
-        fs::create_dir(dir.join("sub"))?;
-        // Version 1's cpuset begins with none.
-        for file in ["cpuset.cpus", "cpuset.mems"].into_iter().filter(|file| !dir.ends_with("unified") && dir.join(file).exists()) {
-            fs::copy(dir.join(file), dir.join("sub").join(file))?;
-        }
-    }
-    let pid_file = oci.data().join("exec.pid").display().to_string();
-    let places = |flags: &[&str]| -> Result<(usize, usize)> {
-        let mut exec = oci.command(&[&["exec", "-d", "--pid-file", &pid_file], flags, &[id, "sleep", "1000"]].concat())?;
-        ensure!(exec.stdout(Stdio::null()).stderr(Stdio::null()).status()?.success(), "exec {flags:?}");
-        let text = fs::read_to_string(format!("/proc/{}/cgroup", fs::read_to_string(&pid_file)?))?;
-        let lines = |end: String| text.lines().filter(|line| line.ends_with(&end)).count();
-        Ok((lines(format!("/{id}")), lines(format!("/{id}/sub"))))
-    };
-    ensure_eq!(places(&["--cgroup", "sub"])?, (0, own.len()), "in the container's, and below, with one path");
-    ensure_eq!(places(&["--cgroup", "/"])?, (own.len(), 0), "with the container's own");
-    if oci.cgroups(id).iter().any(|dir| dir.join("memory.limit_in_bytes").exists()) {
-        ensure_eq!(places(&["--cgroup", "memory,pids:sub"])?, (own.len() - 2, 2), "with a path for two controllers");
-        oci.fails(&["exec", "--cgroup", "memory:sub", "--cgroup", "memory:/", id, "true"], 255, "given twice")?;
-    }
-    oci.fails(&["exec", "--cgroup", "none", id, "true"], 255, "no such file or directory")?;
-    oci.fails(&["exec", "--cgroup", "..", id, "true"], 255, "--cgroup: open cgroup")?;
-    oci.fails(&["exec", "--cgroup", "nonsense:sub", id, "true"], 255, "the cgroup controller \"nonsense\" has no hierarchy here")?;
-    oci.fails(&["exec", "--cgroup", "a:b:c", id, "true"], 255, "want [controllers:]path")?;
-    oci.fails(&["exec", "--cgroup", "a", "--cgroup", "b", id, "true"], 255, "needs controllers before it")?;
-    oci.ok(&["delete", "--force", id]).map(drop)
-}
-
-/// The first process outlives the kill.
-fn events_tell_of_a_lack_of_memory(oci: &Oci) -> Result<()> {
-    let mut bundle = oci.bundle("a", &["sh", "-c", "sleep 0.5; dd if=/dev/zero of=/dev/null bs=100M count=1; exec sleep 1000"])?;
+fn annotations_of_crun(oci: &Oci) -> Result<()> {
+    let mut bundle = oci.bundle("a", &["true"])?;
+    let out = oci.data().join("out");
+    let hook = json!([{"path": "/bin/busybox", "args": ["echo", "said"]}]);
     bundle.edit(|spec| {
-        spec["linux"]["resources"]["memory"] = json!({"limit": 32 << 20});
+        spec["hooks"] = json!({"prestart": hook, "poststop": hook});
+        spec["annotations"] = json!({"run.oci.hooks.stdout": out.display().to_string()});
     })?;
-    let id = bundle.id.as_str();
-    oci.create(&bundle, &[])?;
-    let out = oci.data().join("events");
-    let mut events = oci.command(&["events", "--interval", "1h", id])?.stdout(fs::File::create(&out)?).spawn()?;
-    let told = format!("{}\n", json!({"type": "oom", "id": id}));
-    let started = oci.ok(&["start", id]);
-    let seen =
-        started.and_then(|_| eventually("the kill is told", SOON, || fs::read_to_string(&out).is_ok_and(|text| text.contains(&told))));
-    let deleted = oci.ok(&["delete", "--force", id]);
-    // The container has ended, and with it the events.
-    let ended = command::wait_for(&mut events, SOON)?;
-    seen.and(deleted)?;
-    ensure_eq!(ended.map(command::code), Some(0), "exit code of events");
+    let dir = bundle.dir.display().to_string();
+    oci.ok(&["run", "-b", &dir, &bundle.id])?;
+    ensure!(!out.exists(), "they count without the flag");
+    let mut create = oci.command(&["--crun-annotations", "create", "-b", &dir, &bundle.id])?;
+    ensure!(create.stdout(Stdio::null()).stderr(Stdio::null()).status()?.success(), "create");
+    // The container has been made so.
+    oci.ok(&["delete", &bundle.id])?;
+    ensure_eq!(fs::read_to_string(&out)?, "said\nsaid\n", "what hooks have written");
     Ok(())
-}
-
-/// Few machines have resctrl: a tree of files where it would be, in a mount namespace of the test's.
-fn classes_of_service(oci: &Oci) -> Result<()> {
-    let bundle = oci.bundle("a", &["sleep", "1000"])?;
-    let id = bundle.id.as_str();
-    oci.create(&bundle, &[])?;
-    if !std::path::Path::new("/sys/fs/resctrl/schemata").exists() {
-        oci.fails(&["update", "--mem-bw-schema", "MB:0=50", id], 1, "linux.intelRdt: resctrl is not mounted")?;
-    }
-    oci.fails(&["update", "--l3-cache-schema", "MB:0=50", id], 1, "linux.intelRdt.l3CacheSchema")?;
-    let root = oci.data().join("resctrl");
-    fs::create_dir_all(root.join(id))?;
-    // The kernel fills a new class.
-    ["schemata", &format!("{id}/schemata"), &format!("{id}/tasks")].iter().try_for_each(|file| fs::write(root.join(file), ""))?;
-    let update = oci.command(&["update", "--l3-cache-schema", "L3:0=f", "--mem-bw-schema", "MB:0=50", id])?;
-    output(&mut with_resctrl(oci.data(), &update))?;
-    ensure_eq!(fs::read_to_string(root.join(id).join("schemata"))?, "L3:0=f\nMB:0=50\n", "schemata");
-    ensure_eq!(fs::read_to_string(root.join(id).join("tasks"))?, oci.state(id)?["pid"].to_string(), "tasks");
-    oci.ok(&["delete", "--force", id]).map(drop)
 }

@@ -1,6 +1,7 @@
 //! What `config.json` asks for where the daemon has a part in it: set by hand, seen from inside the container.
 
 mod devices;
+mod extensions;
 mod listener;
 mod rdt;
 mod resources;
@@ -20,6 +21,8 @@ fn main() -> ExitCode {
         listener::nobody_listens,
         devices::moved_with_addresses,
         devices::put_back,
+        extensions::of_crun,
+        extensions::malformed,
         rdt::class_and_monitoring,
         rdt::refused_and_removed,
         rdt::after_a_dead_daemon,

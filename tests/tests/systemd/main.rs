@@ -6,14 +6,13 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use proto::protobuf::well_known_types::any::Any;
-use proto::protobuf::{Message, MessageField};
+use proto::protobuf::Message;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::bundle::Bundle;
 use tests::command::{self, signal};
 use tests::hand::Hand;
-use tests::requests::{create_request, daemon};
+use tests::requests::{create_as, create_request, create_with_toml, daemon};
 use tests::rpc::{Answer, Shim, refused};
 use tests::start::Protocol;
 use tests::{Context, Result, containerd::eventually, ensure, ensure_eq, fail, proc, suite};
@@ -99,14 +98,6 @@ fn create(shim: &Shim, bundle: &Bundle) -> Result<Answer<u32>> {
     let mut options = proto::shim::oci::Options::new();
     options.systemd_cgroup = true;
     create_as(shim, bundle, "containerd.runc.v1.Options", options.write_to_bytes()?)
-}
-
-fn create_as(shim: &Shim, bundle: &Bundle, type_url: &str, value: Vec<u8>) -> Result<Answer<u32>> {
-    let mut request = create_request(bundle)?;
-    let mut any = Any::new();
-    (any.type_url, any.value) = (type_url.to_owned(), value);
-    request.options = MessageField::some(any);
-    Ok(shim.create(request).map(|answer| answer.pid))
 }
 
 /// A container that runs.
@@ -323,14 +314,13 @@ fn killed_daemon_and_launcher(hand: &mut Hand) -> Result<()> {
 }
 
 fn annotations_only_where_the_operator_allows(hand: &mut Hand) -> Result<()> {
-    let toml = |text: &str| [&[0x1a, text.len() as u8], text.as_bytes()].concat();
     for (name, options, expected) in
         [("a", "SystemdCgroup = true\n", "1min 30s"), ("b", "SystemdCgroup = true\nSystemdProperties = true\n", "7s")]
     {
         let mut bundle = bundle(hand, name, &["sleep", "1000"])?;
         bundle.edit(|spec| spec["annotations"] = json!({"org.systemd.property.TimeoutStopSec": "uint64 7"}))?;
         let shim = hand.shim(&bundle)?;
-        create_as(&shim, &bundle, "runtimeoptions.v1.Options", toml(options))??;
+        create_with_toml(&shim, &bundle, options)??;
         ensure_eq!(property(&unit(&bundle), "TimeoutStopUSec")?, expected, "{options}");
         shim.start(&bundle.id, "")?;
         end(&shim, &bundle)?;
@@ -341,14 +331,10 @@ fn annotations_only_where_the_operator_allows(hand: &mut Hand) -> Result<()> {
     for (annotation, value) in [("PIDs", "[uint32 1]"), ("TimeoutStopSec", "'x"), ("Slice", "'system.slice'")] {
         let key = format!("org.systemd.property.{annotation}");
         bundle.edit(|spec| spec["annotations"] = json!({ key.clone(): value }))?;
-        refused(
-            create_as(&shim, &bundle, "runtimeoptions.v1.Options", toml(options))?,
-            Code::INVALID_ARGUMENT,
-            &format!("org.systemd.property.{annotation:?}"),
-        )?;
+        refused(create_with_toml(&shim, &bundle, options)?, Code::INVALID_ARGUMENT, &format!("org.systemd.property.{annotation:?}"))?;
     }
     bundle.edit(|spec| spec["annotations"] = json!({"org.systemd.property.NoSuchThing": "true"}))?;
-    let unknown = create_as(&shim, &bundle, "runtimeoptions.v1.Options", toml(options))?;
+    let unknown = create_with_toml(&shim, &bundle, options)?;
     ensure!(unknown.as_ref().is_err_and(|status| status.message.contains("NoSuchThing")), "{unknown:?}");
     expect_no_unit(&bundle)?;
     shim.shutdown(&bundle.id)

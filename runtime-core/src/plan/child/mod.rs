@@ -233,7 +233,7 @@ impl Child<'_> {
             Step::BoundingSet { keep } => process::bounding_set(*keep),
             Step::Seccomp { program, flags } => self.seccomp(program, *flags, state),
             Step::NoNewPrivileges => Ok(security::no_new_privileges()?),
-            Step::Identity { uid, gid, groups } => process::identity(*uid, *gid, groups),
+            Step::Identity { uid, gid, groups } => process::identity(*uid, *gid, groups.as_deref()),
             Step::Capabilities { effective, permitted, inheritable, ambient } => {
                 process::capabilities(*effective, *permitted, *inheritable, *ambient)
             }

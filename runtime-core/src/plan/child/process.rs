@@ -165,9 +165,9 @@ pub fn bounding_set(keep: u64) -> Result<(), Failed> {
     Ok(())
 }
 
-pub fn identity(uid: u32, gid: u32, groups: &[u32]) -> Result<(), Failed> {
+pub fn identity(uid: u32, gid: u32, groups: Option<&[u32]>) -> Result<(), Failed> {
     security::keep_capabilities(true)?;
-    security::set_groups(groups).map_err(part(1))?;
+    groups.map_or(Ok(()), security::set_groups).map_err(part(1))?;
     security::set_gid(gid).map_err(part(2))?;
     security::set_uid(uid).map_err(part(3))?;
     // A change of user makes a process undumpable anyway, but not from root to root.

@@ -70,6 +70,9 @@ pub struct Globals {
     /// systemd makes the containers' cgroups; cgroupsPath has the form slice:prefix:name
     #[arg(long)]
     pub systemd_cgroup: bool,
+    /// Annotations of crun's count: run.oci.keep_original_groups, mount_context_type, hooks.stdout, hooks.stderr
+    #[arg(long)]
+    pub crun_annotations: bool,
     /// Accepted as false or auto: permission errors of cgroups are never ignored
     #[arg(long, value_enum, default_value_t = Rootless::Auto)]
     pub rootless: Rootless,

@@ -70,6 +70,9 @@ pub fn create(runtime: &Runtime<'_>, options: &CreateFlags, id: &str, foreground
     let config = std::fs::read(&path).context(|| format!("read {path:?}"))?;
     let mut spec = Spec::parse(&config).context(|| format!("{path:?}"))?;
     check(&spec)?;
+    if runtime.crun_annotations {
+        spec.take_extensions()?;
+    }
     if let Some(process) = spec.process.as_mut().filter(|_| listening > 0) {
         // sd_listen_fds(3), for a first process that is process 1 of its namespace.
         process.env.extend([format!("LISTEN_FDS={listening}"), "LISTEN_PID=1".to_owned()]);
@@ -83,6 +86,7 @@ pub fn create(runtime: &Runtime<'_>, options: &CreateFlags, id: &str, foreground
     let cgroup = cgroups::place(runtime, spec.linux.cgroups_path.as_deref(), id)?;
     let groups = Groups::here(id, spec.linux.intel_rdt.as_ref());
 
+    runtime.launching.prepare()?;
     let entry = new_entry(runtime, id)?;
     let mut record = Record::own(id, Some(cgroup));
     record.resctrl = groups.of_container();
@@ -97,6 +101,7 @@ pub fn create(runtime: &Runtime<'_>, options: &CreateFlags, id: &str, foreground
         parents_end: parents_end(preserved.len()),
         report: 0,
         no_new_keyring: options.no_new_keyring,
+        crun_annotations: runtime.crun_annotations,
         bundle,
     };
     // From here on `delete --force` can clean up after us.
@@ -149,7 +154,7 @@ impl Making<'_> {
         self.groups.make()?;
         let resources = &spec.linux.resources;
         let path = state.record.cgroup.clone().ok_or_else(unexpected)?;
-        runtime.launching.watch(&state.record.id, &path)?;
+        runtime.launching.watch(&state.record.id, &path, self.entry.lock_fd()?)?;
         let (cgroup, guest) = cgroups::make(runtime, &path, &state.record.id, resources)?;
         let (report, child_report) = report::pair().context(|| "socketpair")?;
         state.report = rustix::fs::fstat(&report).context(|| "fstat of a socket")?.st_ino;
@@ -295,7 +300,7 @@ pub fn start(runtime: &Runtime<'_>, entry: &Entry, state: &mut State) -> Result<
         Status::Paused => return Err(refused("cannot start a paused container")),
         Status::Running => return Err(refused("cannot start an already running container")),
     }
-    let spec = entry.spec()?;
+    let spec = entry.spec(state.crun_annotations)?;
     // Only who has a listener or hooks inside asks for it.
     let filtered = spec.linux.seccomp.as_ref().filter(|profile| profile.listener_path().is_some() || spec.hooks.is_some());
     let filter = filtered.map(seccomp::compile).transpose()?;

@@ -13,7 +13,7 @@ use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report::{self, send_with};
 use runtime_core::rdt::Groups;
 use runtime_core::seccomp::Filter;
-use runtime_core::spec::Spec;
+use runtime_core::spec::{Spec, crun};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -103,11 +103,17 @@ impl Hooks<'_> {
         compile: impl FnOnce([OwnedFd; 3], OwnedFd) -> Result<Compiled>,
     ) -> Result<()> {
         let deadline = timeout(hook)?.map(|timeout| Instant::now() + timeout);
-        let (stdin, stderr) = (memory(told)?, memory(&[])?);
-        let said = stderr.try_clone().context(|| "dup")?;
-        let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null")?;
+        let (stdin, said) = (memory(told)?, memory(&[])?);
+        let stdout = match &self.spec.extensions.stdout {
+            Some(file) => crun::open(file)?,
+            None => rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null")?,
+        };
+        let stderr = match &self.spec.extensions.stderr {
+            Some(file) => crun::open(file)?,
+            None => said.try_clone().context(|| "dup")?,
+        };
         let (report, child_report) = report::pair().context(|| "socketpair")?;
-        let child = self.runtime.launching.launch(compile([stdin, null, stderr], child_report)?, report)?;
+        let child = self.runtime.launching.launch(compile([stdin, stdout, stderr], child_report)?, report)?;
         if let Err(error) = self.until_executed(&child, ContainerState::Created, init.unwrap_or_default()) {
             child.kill();
             return Err(error);

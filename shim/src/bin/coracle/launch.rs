@@ -41,12 +41,20 @@ impl Launching {
         Ok(self.0.get_or_init(|| launcher))
     }
 
-    /// What is in this cgroup dies if this command does: until it is [left alone](Self::leave).
+    /// Forks it, before there is a lock that it would hold as well until it has closed what it has inherited.
+    ///
+    /// # Errors
+    /// At a limit of processes or descriptors.
+    pub fn prepare(&self) -> Result<()> {
+        self.launcher().map(drop)
+    }
+
+    /// What is in this cgroup dies if this command does: until it is [left alone](Self::leave). The lock is held until that is done.
     ///
     /// # Errors
     /// The launcher is gone.
-    pub fn watch(&self, id: &str, cgroup: &CgroupPath) -> Result<()> {
-        send(self.launcher()?, &Request::Watch(id.to_owned(), cgroup.clone()), &[])
+    pub fn watch(&self, id: &str, cgroup: &CgroupPath, lock: BorrowedFd<'_>) -> Result<()> {
+        send(self.launcher()?, &Request::Watch(id.to_owned(), cgroup.clone()), &[lock])
     }
 
     /// The container outlives this command.

@@ -50,7 +50,7 @@ pub fn kill(runtime: &Runtime<'_>, id: &str, signal: i32, all: bool) -> Result<(
     }
     let status = state.status(&runtime.host)?;
     let init = state.record.init.filter(|_| status != Status::Stopped).ok_or_else(stopped)?;
-    if signal == libc::SIGKILL && !Joined::of(&entry.spec()?.linux)?.has_private_pid() {
+    if signal == libc::SIGKILL && !Joined::of(&entry.spec(state.crun_annotations)?.linux)?.has_private_pid() {
         // Nobody else ends what the first process leaves.
         return cgroup.kill();
     }
@@ -94,7 +94,7 @@ pub fn delete(runtime: &Runtime<'_>, id: &str, force: bool) -> Result<()> {
 /// The first step that failed; what it has left can be tried again.
 pub fn destroy(runtime: &Runtime<'_>, entry: &Entry, state: &State) -> Result<()> {
     cgroups::destroy(&runtime.host, state.record.cgroup.as_ref(), &state.record.resctrl)?;
-    if let Ok(spec) = entry.spec()
+    if let Ok(spec) = entry.spec(state.crun_annotations)
         && let Err(error) = (Hooks { runtime, spec: &spec, state, filter: None }).run(Point::Poststop, None, false)
     {
         runtime.log.warn(&format!("{error}, ignoring"));
@@ -106,7 +106,7 @@ pub fn destroy(runtime: &Runtime<'_>, entry: &Entry, state: &State) -> Result<()
 fn destroy_remains(runtime: &Runtime<'_>, entry: &Entry, id: &str) -> Result<()> {
     let (cgroup, groups) = match entry.remains() {
         Some(record) => (record.cgroup, record.resctrl),
-        None => match entry.spec() {
+        None => match entry.spec(false) {
             Ok(spec) => {
                 let groups = Groups::here(id, spec.linux.intel_rdt.as_ref()).of_container();
                 (Some(cgroups::locate(runtime, spec.linux.cgroups_path.as_deref(), id)?), groups)

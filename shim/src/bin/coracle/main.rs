@@ -39,6 +39,8 @@ pub struct Runtime<'a> {
     pub launching: Launching,
     /// Whether systemd makes the cgroups.
     pub systemd: bool,
+    /// Whether annotations of crun's count.
+    pub crun_annotations: bool,
     /// For what goes wrong.
     pub log: &'a Log,
 }
@@ -82,7 +84,8 @@ fn runtime<'a>(globals: &Globals, log: &'a Log) -> Result<Runtime<'a>> {
         return Err(unsupported("--rootless true: permission errors of cgroups are never ignored"));
     }
     let (store, host) = (Store::new(globals.root.as_deref())?, Host::detect()?);
-    Ok(Runtime { store, host, launching: Launching::default(), systemd: globals.systemd_cgroup, log })
+    let (systemd, crun_annotations) = (globals.systemd_cgroup, globals.crun_annotations);
+    Ok(Runtime { store, host, launching: Launching::default(), systemd, crun_annotations, log })
 }
 
 /// A failure has a status of its own, to be told from the process's.

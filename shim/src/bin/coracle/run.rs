@@ -69,7 +69,7 @@ pub fn exec(runtime: &Runtime<'_>, options: &Exec) -> Result<ExitCode> {
         }
         Status::Created | Status::Running | Status::Paused => {}
     }
-    let spec = entry.spec()?;
+    let spec = entry.spec(state.crun_annotations)?;
     let process = process(options, &spec)?;
     let foreground = if options.detach { Foreground::No } else { Foreground::Yes };
     check_console(process.terminal, options.console_socket.as_deref(), foreground)?;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind as IoKind;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -28,7 +29,7 @@ pub struct Store(PathBuf);
 pub struct Entry {
     path: PathBuf,
     /// Held by a command that changes the container, as long as it runs.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 /// How far the commands have brought a container.
@@ -68,6 +69,9 @@ pub struct State {
     pub report: u64,
     /// For those that join.
     pub no_new_keyring: bool,
+    /// Annotations of crun's count.
+    #[serde(default)]
+    pub crun_annotations: bool,
 }
 
 /// In the words of the runtime spec, and runc's `paused`.
@@ -159,7 +163,17 @@ impl Store {
     /// # Errors
     /// Its directory cannot be read.
     pub fn abandoned(&self, id: &str) -> Result<Option<(Entry, Option<State>)>> {
-        let Some(entry) = Entry::lock_if_free(self.path(id)?)? else { return Ok(None) };
+        let entry = match self.look(id) {
+            // Whoever still ends what there is of it holds the lock.
+            Ok((_, state)) if state.is_abandoned() => Entry::lock(self.path(id)?).map(Some),
+            Err(error) if error.kind() == ErrorKind::NotFound => Entry::lock_if_free(self.path(id)?),
+            _ => return Ok(None),
+        };
+        let entry = match entry {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            result => result?,
+        };
+        let Some(entry) = entry else { return Ok(None) };
         match entry.state() {
             Ok(state) if state.is_abandoned() => Ok(Some((entry, Some(state)))),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some((entry, None))),
@@ -172,7 +186,7 @@ impl Store {
     /// # Errors
     /// There is none.
     pub fn look(&self, id: &str) -> Result<(Entry, State)> {
-        let entry = Entry { path: self.path(id)?, _lock: None };
+        let entry = Entry { path: self.path(id)?, lock: None };
         let state = entry.state()?;
         Ok((entry, state))
     }
@@ -236,7 +250,15 @@ impl Entry {
         rustix::io::retry_on_intr(|| rustix::fs::flock(&file, operation)).context(|| format!("lock {path:?}"))?;
         let (ours, there) = (file.metadata().context(|| format!("stat {path:?}"))?, fs::metadata(path));
         let same = there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()));
-        Ok(same.then(|| Self { path: path.to_owned(), _lock: Some(file) }))
+        Ok(same.then(|| Self { path: path.to_owned(), lock: Some(file) }))
+    }
+
+    /// The lock of one that is held for a change.
+    ///
+    /// # Errors
+    /// It is only looked at.
+    pub fn lock_fd(&self) -> Result<BorrowedFd<'_>> {
+        self.lock.as_ref().map(AsFd::as_fd).ok_or_else(|| Error::new(ErrorKind::Internal, "the container is not locked"))
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>> {
@@ -278,13 +300,16 @@ impl Entry {
         self.put(CONFIG, bytes)
     }
 
-    /// The configuration that the container was made with.
+    /// The configuration that the container was made with, whose annotations of crun's may count.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn spec(&self) -> Result<Spec> {
-        let spec = Spec::parse(&self.read(CONFIG)?).context(|| format!("{:?}", self.path.join(CONFIG)))?;
+    pub fn spec(&self, crun_annotations: bool) -> Result<Spec> {
+        let mut spec = Spec::parse(&self.read(CONFIG)?).context(|| format!("{:?}", self.path.join(CONFIG)))?;
         check(&spec)?;
+        if crun_annotations {
+            spec.take_extensions()?;
+        }
         Ok(spec)
     }
 

@@ -32,7 +32,7 @@ pub fn update(runtime: &Runtime<'_>, options: &Update) -> Result<()> {
     if l3_cache_schema.is_empty() && mem_bw_schema.is_empty() {
         return Ok(());
     }
-    let own = entry.spec()?.linux.intel_rdt;
+    let own = entry.spec(state.crun_annotations)?.linux.intel_rdt;
     let class = IntelRdt { l3_cache_schema, mem_bw_schema, schemata: Vec::new(), ..own.clone().unwrap_or_default() };
     class.check().context(|| "update")?;
     let groups = Groups::here(&options.id, Some(&class));
