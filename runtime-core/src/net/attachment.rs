@@ -96,7 +96,7 @@ impl Attachment {
         let names = choose_names(&ledger, name, asked, container)?;
         check_ports(&ledger, &asked.ports)?;
         let addresses = choose_addresses(&node.state, &mut ledger, network, asked)?;
-        made::ensure(&node.state, name, network, &ledger).context(|| format!("network {name:?}"))?;
+        made::ensure(&node.state, name, network, &ledger).context(|| format!("{}: network {name:?}", label("network")))?;
         let lease = Lease {
             key,
             bundle: container.bundle.to_owned(),

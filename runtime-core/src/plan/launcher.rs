@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -373,6 +373,8 @@ impl Server {
         if matches!(cloned, Ok(Cloned::Child)) {
             // The new process must not keep the daemon's socket open when the launcher dies.
             process::close_number(CONTROL);
+            // Nor a lock, when everybody else is dead.
+            self.watched.values().flat_map(|(_, held)| held).for_each(|lock| process::close_number(lock.as_raw_fd().cast_unsigned()));
             let Stub { namespace, null } = &self.stub;
             let (stub, null) = (namespace.as_fd(), null.as_ref().map(AsFd::as_fd));
             run(Child { launch, arguments: &arguments, environment: &mut environment, slots: &mut slots, stub, null });

@@ -12,7 +12,7 @@ use tests::bundle::Bundle;
 use tests::command::{self, signal};
 use tests::containerd::eventually;
 use tests::oci::Oci;
-use tests::{Context, Result, ensure, ensure_eq, paths};
+use tests::{Context, Result, ensure, ensure_eq, paths, proc};
 
 use crate::SOON;
 
@@ -79,13 +79,31 @@ fn held_by_a_hook(oci: &Oci, bundle: &mut Bundle, flags: &[&str]) -> Result<(Chi
     Ok((child, mark))
 }
 
+/// Nobody is left to end what there is: that waits until it is removed.
+pub fn a_create_killed_with_its_launcher(oci: &Oci) -> Result<()> {
+    let mut bundle = oci.bundle("a", &["sleep", "1000"])?;
+    let (mut create, mark) = held_by_a_hook(oci, &mut bundle, &["create"])?;
+    let inside = processes(oci, &bundle.id).concat();
+    let is_launcher = |process: &proc::Process| process.parent == create.id() && !inside.lines().any(|pid| pid == process.pid.to_string());
+    let launcher = proc::all().into_iter().find(|process| process.name == "coracle-launch" && is_launcher(process));
+    signal(launcher.context(|| "no launcher".to_owned())?.pid, Signal::KILL)?;
+    create.kill()?;
+    create.wait()?;
+    ensure!(!processes(oci, &bundle.id).is_empty(), "there is nothing to be removed");
+    oci.ok(&["delete", &bundle.id])?;
+    ensure!(oci.cgroups(&bundle.id).is_empty(), "its cgroup is left");
+    Ok(fs::remove_file(mark)?)
+}
+
 /// It is for the whole group of processes, whoever cleans up after the command included.
 pub fn a_key_ends_a_create(oci: &Oci) -> Result<()> {
     let mut bundle = oci.bundle("a", &["sleep", "1000"])?;
     let (mut create, mark) = held_by_a_hook(oci, &mut bundle, &["create"])?;
     let group = Pid::from_raw(create.id().cast_signed()).context(|| "no group".to_owned())?;
-    kill_process_group(group, Signal::INT)?;
-    ensure_eq!(command::code(create.wait()?), 128 + 2, "exit code of create");
+    // A key's own signal may be ignored by all, where the tests run in the background.
+    kill_process_group(group, Signal::TERM)?;
+    let status = command::wait_for(&mut create, SOON)?.context(|| "create does not end".to_owned())?;
+    ensure_eq!(command::code(status), 128 + 15, "exit code of create");
     eventually("nothing of it runs", SOON, || processes(oci, &bundle.id).is_empty())?;
     fs::remove_file(&mark)?;
     // The id is not taken any more.

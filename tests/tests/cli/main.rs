@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         ("creates_killed_at_any_time", killed::creates_killed_at_any_time),
         ("one_of_two_starts", killed::one_of_two_starts),
         ("a_start_that_was_killed", killed::a_start_that_was_killed),
+        ("a_create_killed_with_its_launcher", killed::a_create_killed_with_its_launcher),
         ("a_key_ends_a_create", killed::a_key_ends_a_create),
         ("a_signal_for_a_run_that_has_no_process_yet", killed::a_signal_for_a_run_that_has_no_process_yet),
         ("a_spoilt_state", killed::a_spoilt_state),

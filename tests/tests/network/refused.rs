@@ -83,7 +83,12 @@ pub fn overlapping_route(case: &Case<'_>) -> Result<()> {
     host.command("ip", &["addr", "add", "192.0.2.1/24", "dev", "dummy0"])?;
     host.command("ip", &["link", "set", "dummy0", "up"])?;
     let said = refusal(case, &[("network", "overlapping")])?;
-    ensure!(said.contains("network \"overlapping\": subnet 192.0.2.128/25 overlaps the host's route to 192.0.2.0/24"), "{said}");
+    ensure!(
+        said.contains(
+            "annotations[\"coracle.network\"]: network \"overlapping\": subnet 192.0.2.128/25 overlaps the host's route to 192.0.2.0/24"
+        ),
+        "{said}"
+    );
     ensure!(host.command("ip", &["link", "show", "overlapping"]).is_err(), "the bridge is left");
     host.command("ip", &["link", "del", "dummy0"])?;
     waiting(case, &[("network", "overlapping")]).map(drop)
