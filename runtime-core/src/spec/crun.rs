@@ -2,7 +2,7 @@
 //! whoever may create a container may write annotations: they count only where the operator says so.
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -82,6 +82,15 @@ pub fn open(path: &Path) -> Result<OwnedFd> {
     let mut options = OpenOptions::new();
     let file = options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK).open(path);
     file.map(OwnedFd::from).context(|| format!("open {path:?} for hooks"))
+}
+
+/// Standard output of hooks: that file, or nothing.
+///
+/// # Errors
+/// As [`open`].
+pub fn stdout(path: Option<&Path>) -> Result<OwnedFd> {
+    let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from).context(|| "open /dev/null");
+    path.map_or_else(null, open)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
+use rustix::fs::{FileType, Stat, makedev};
 use rustix::io::Errno;
 
 use super::check;
@@ -187,6 +188,11 @@ pub fn duplicate_onto(fd: BorrowedFd<'_>, target: i32, close_on_exec: bool) -> R
     let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
     // SAFETY: dup3 replaces `target`, which by the caller's plan is a standard stream or the reserved report descriptor.
     check(unsafe { libc::syscall(libc::SYS_dup3, fd.as_raw_fd(), target, flags) }).map(drop)
+}
+
+/// Whether a file is the null device: 1:3, see the kernel's admin-guide/devices.txt.
+pub fn is_null(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == makedev(1, 3)
 }
 
 /// The descriptor number `fd` as a borrowed descriptor, for the reserved numbers 0 to 3 of a child.

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use runtime_core::error::{Context, Error, ErrorKind, Result};
-use rustix::fs::{FileType, Gid, Mode, OFlags, Stat, Uid};
+use runtime_core::sys::process::is_null;
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
@@ -159,11 +160,6 @@ pub(super) fn dev_null() -> Result<OwnedFd> {
         return Err(Error::new(ErrorKind::Internal, "\"/dev/null\" is not the null device"));
     }
     Ok(null)
-}
-
-/// Device 1:3, see the kernel's admin-guide/devices.txt.
-fn is_null(stat: &Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == rustix::fs::makedev(1, 3)
 }
 
 /// A pipe, read end first, both ends blocking and given to `owner`: a process that is not root reopens `/dev/stdout` by its owner.

@@ -13,7 +13,6 @@ use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
 use runtime_core::spec::{Process, Spec, crun};
 use runtime_core::sys::process::send_signal;
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::sync::watch;
@@ -133,11 +132,7 @@ impl Hooks {
         let (stdin, state_end) = pipe()?;
         let (stderr_end, stderr) = pipe()?;
         let [stdout, stderr_file] = &self.files;
-        let stdout = match stdout {
-            Some(file) => crun::open(file)?,
-            None => rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null")?,
-        };
-        let stderr = stderr_file.as_deref().map_or(Ok(stderr), crun::open)?;
+        let (stdout, stderr) = (crun::stdout(stdout.as_deref())?, stderr_file.as_deref().map_or(Ok(stderr), crun::open)?);
         let (report, child_report) = report::pair().context(|| "socketpair")?;
         let compiled = compile([stdin, stdout, stderr], child_report)?;
         let child = node.launch(compiled, report).await?;

@@ -34,7 +34,7 @@ pub struct Engine<'a> {
     dir: PathBuf,
     data: PathBuf,
     path: String,
-    _containerd: Containerd,
+    containerd: Containerd,
     daemons: Vec<Child>,
 }
 
@@ -56,7 +56,6 @@ impl<'a> Engine<'a> {
             &data.join("bin/docker"),
             &format!("exec {} -H unix://{}/sock \"$@\"", tree.join("usr/bin/docker").display(), dir.display()),
         )?;
-        program(&data.join("bin/host"), "exec \"$@\"")?;
         std::os::unix::fs::symlink(
             tree.join("usr/libexec/docker/cli-plugins/docker-buildx"),
             data.join("config/cli-plugins/docker-buildx"),
@@ -65,8 +64,8 @@ impl<'a> Engine<'a> {
         let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", own.join(":"));
         let environment = vec![("PATH".to_owned(), path.clone())];
         let containerd = Containerd::start_with(Version::V17, |_| Setup { environment, ..Setup::default() })?;
-        let mut engine = Self { runtime, oci, dir, data, path, _containerd: containerd, daemons: Vec::new() };
-        engine.start_daemon(&engine._containerd.address())?;
+        let mut engine = Self { runtime, oci, dir, data, path, containerd, daemons: Vec::new() };
+        engine.start_daemon(&engine.containerd.address())?;
         engine.start_registry()?;
         let (root, archive) = (engine.data.join("image"), engine.data.join("image.tar"));
         image::unpack(&root)?;

@@ -13,7 +13,7 @@ use tests::containerd::{Containerd, Version, eventually};
 use tests::netns::{Namespace, Protocol};
 use tests::{Case, Context, Failure, Result, command, ensure, ensure_eq, image, paths, proc};
 
-use crate::{leases, state, table, waiting};
+use crate::{end, leases, state, table, waiting};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -51,9 +51,7 @@ pub fn the_next_one_looks_after_it(case: &Case<'_>) -> Result<()> {
         let before = table()?;
         nft(&["delete", "table", "inet", "coracle"])?;
         eventually("the table is made again", SOON, || table().is_ok_and(|now| now == before))?;
-        case.ctr().ok(&["task", "kill", "-s", "KILL", id])?;
-        case.ctr().wait_status(id, "STOPPED", SOON)?;
-        case.ctr().ok(&["task", "rm", id])?;
+        end(case, id)?;
         eventually("its daemon ends", SOON, || !proc::all().iter().any(|process| process.command_line.contains(&format!("-id {id}"))))?;
     }
     Ok(())
@@ -70,9 +68,7 @@ pub fn rules_of_others_stay(case: &Case<'_>) -> Result<()> {
     let before = theirs()?;
     let member = waiting(case, &[("network", "bridge"), ("ports", "6090:80,6090:80/udp")])?;
     ensure!(crate::table()?.contains("6090"), "no port");
-    case.ctr().ok(&["task", "kill", "-s", "KILL", &member.id])?;
-    case.ctr().wait_status(&member.id, "STOPPED", SOON)?;
-    case.ctr().ok(&["task", "rm", &member.id])?;
+    end(case, &member.id)?;
     ensure!(!crate::table()?.contains("6090"), "the port is left");
     ensure_eq!(theirs()?, before, "tables of others");
     nft(&["delete", "table", "inet", "others"])?;
@@ -128,11 +124,7 @@ pub fn many_at_once(case: &Case<'_>) -> Result<()> {
     })?;
     let addresses: HashSet<&String> = members.iter().flat_map(|(addresses, _)| addresses).collect();
     ensure_eq!(addresses.len(), 2 * usize::from(count), "different addresses");
-    eight_at_a_time(&members, |(_, id)| {
-        case.ctr().ok(&["task", "kill", "-s", "KILL", id])?;
-        case.ctr().wait_status(id, "STOPPED", SOON)?;
-        case.ctr().ok(&["task", "rm", id])
-    })?;
+    eight_at_a_time(&members, |(_, id)| end(case, id))?;
     nothing_is_left()
 }
 
@@ -163,9 +155,7 @@ pub fn a_state_that_was_lost(case: &Case<'_>) -> Result<()> {
     for member in [first, second] {
         let id = member.id.clone();
         drop(member);
-        case.ctr().ok(&["task", "kill", "-s", "KILL", &id])?;
-        case.ctr().wait_status(&id, "STOPPED", SOON)?;
-        case.ctr().ok(&["task", "rm", &id])?;
+        end(case, &id)?;
     }
     nothing_is_left()
 }
@@ -194,9 +184,7 @@ pub fn everything_killed(case: &Case<'_>) -> Result<()> {
         eventually("only the last one has a lease", SOON, || leases().matches("runtime.v2.task").count() == 1)?;
         ensure!(!table()?.contains("6301"), "a port of a dead one is open");
         eventually("only the last one has a device", SOON, || devices().len() == 1)?;
-        case.ctr().ok(&["task", "kill", "-s", "KILL", &member.id])?;
-        case.ctr().wait_status(&member.id, "STOPPED", SOON)?;
-        case.ctr().ok(&["task", "rm", &member.id])?;
+        end(case, &member.id)?;
         own.stop()?;
     }
     nothing_is_left()
@@ -215,9 +203,7 @@ pub fn the_operators_command(case: &Case<'_>) -> Result<()> {
     let pruned = coracle(&["prune"])?;
     ensure!(!pruned.contains("front"), "a network that is in use is removed: {pruned}");
     member.addresses()?;
-    case.ctr().ok(&["task", "kill", "-s", "KILL", &member.id])?;
-    case.ctr().wait_status(&member.id, "STOPPED", SOON)?;
-    case.ctr().ok(&["task", "rm", &member.id])?;
+    end(case, &member.id)?;
     ensure!(coracle(&["prune"])?.contains("front"), "the unused network stays");
     ensure!(table().is_err() && !state().exists(), "the table or the state is left");
     ensure!(command::output(Command::new("ip").args(["link", "show", "front"])).is_err(), "the bridge is left");

@@ -7,6 +7,7 @@ mod refused;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use serde_json::Value;
 use tests::netns::{self, Namespace};
@@ -86,6 +87,13 @@ fn waiting(case: &Case<'_>, annotations: &[(&str, &str)]) -> Result<Member> {
     let id = case.detached(&flags, &["sleep", "1000"])?;
     let pid = case.ctr().pid(&id)?;
     Ok(Member { namespace: Namespace::of(pid)?, id, pid })
+}
+
+/// Kills a container's first process, and deletes the task.
+fn end(case: &Case<'_>, id: &str) -> Result<()> {
+    case.ctr().ok(&["task", "kill", "-s", "KILL", id])?;
+    case.ctr().wait_status(id, "STOPPED", Duration::from_secs(10))?;
+    case.ctr().ok(&["task", "rm", id]).map(drop)
 }
 
 /// A container in a network.

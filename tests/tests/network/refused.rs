@@ -6,7 +6,7 @@ use tests::case::words;
 use tests::netns::{Namespace, Protocol};
 use tests::{Case, Result, command, ensure, ensure_eq, image, paths};
 
-use crate::{leases, table, waiting};
+use crate::{end, leases, table, waiting};
 
 /// The sentence of a `ctr run` that must fail; nothing of it may be left.
 fn refusal(case: &Case<'_>, annotations: &[(&str, &str)]) -> Result<String> {
@@ -62,9 +62,7 @@ pub fn what_is_taken(case: &Case<'_>) -> Result<()> {
     let said = refusal(case, &[("network", "bridge"), ("ports", "4081:80")])?;
     ensure!(said.contains("host port 4081/tcp is taken by a process of the host"), "{said}");
     // What has ended has nothing any more.
-    case.ctr().ok(&["task", "kill", "-s", "KILL", &holder.id])?;
-    case.ctr().wait_status(&holder.id, "STOPPED", std::time::Duration::from_secs(10))?;
-    case.ctr().ok(&["task", "rm", &holder.id])?;
+    end(case, &holder.id)?;
     waiting(case, &asked).map(drop)
 }
 

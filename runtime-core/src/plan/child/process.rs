@@ -13,6 +13,7 @@ use crate::plan::decimal::decimal;
 use crate::plan::passwd;
 use crate::plan::root::{self, Links, Make, Name};
 use crate::sys::namespace::CLONE_NEWTIME;
+use crate::sys::process::is_null;
 use crate::sys::{process, security, tty};
 
 /// As much as the kernel shows (fs/proc/base.c, `proc_pid_attr_read`: a page).
@@ -82,23 +83,19 @@ pub fn enter_time() -> Result<(), Failed> {
 
 /// Gives a descriptor its number. In place of the host's null device, whose mode and owner could be changed by it, one that nobody can change.
 pub fn stream(from: BorrowedFd<'_>, number: i32, null: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
-    let Some(root) = null.filter(|_| is_null(&from).unwrap_or(false)) else { return process::duplicate_onto(from, number, false) };
+    let Some(root) = null.filter(|_| rustix::fs::fstat(from).is_ok_and(|found| is_null(&found))) else {
+        return process::duplicate_onto(from, number, false);
+    };
     let access = rustix::fs::fcntl_getfl(from)? & OFlags::RWMODE;
     let own = rustix::fs::openat(root, c"dev/null", access | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())?;
     process::duplicate_onto(own.as_fd(), number, false)
 }
 
-/// Device 1:3, see the kernel's admin-guide/devices.txt.
-fn is_null(fd: &impl AsFd) -> Result<bool, Errno> {
-    let found = rustix::fs::fstat(fd)?;
-    let is_device = rustix::fs::FileType::from_raw_mode(found.st_mode).is_char_device();
-    Ok(is_device && found.st_rdev == rustix::fs::makedev(1, 3))
-}
-
 pub fn own_streams(uid: u32) -> Result<(), Failed> {
     for number in 0..3 {
         let stream = process::borrow_number(number);
-        if is_null(&stream)? || rustix::fs::fstat(stream)?.st_uid == uid {
+        let found = rustix::fs::fstat(stream)?;
+        if is_null(&found) || found.st_uid == uid {
             continue;
         }
         match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None) {

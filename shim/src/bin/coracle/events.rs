@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use runtime_core::cgroup::stats::{v1, v2};
 use runtime_core::cgroup::{OOM_COUNTED, OomWatch, Stats, Trigger};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 
 use crate::Runtime;
+use crate::launch::timespec;
 use crate::log::print;
 use crate::store::{Status, refused};
 
@@ -82,10 +83,6 @@ fn has_killed(oom: &mut OomWatch, reported: bool, init: &OwnedFd) -> Result<bool
         retry_on_intr(|| poll(&mut [PollFd::new(init, PollFlags::IN)], Some(&timespec(pause)))).context(|| "poll")?;
     }
     Ok(false)
-}
-
-fn timespec(span: Duration) -> Timespec {
-    Timespec { tv_sec: span.as_secs().cast_signed(), tv_nsec: span.subsec_nanos().into() }
 }
 
 /// As Go's time.ParseDuration reads it: numbers with units, one after the other.

@@ -8,11 +8,11 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 use runtime_core::error::{Context as _, Result};
 use runtime_core::sys::process::send_signal;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
-use crate::launch::Child;
+use crate::launch::{Child, timespec};
 
 /// How long output may take to be read after the process has ended.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -52,9 +52,8 @@ pub fn attend(signals: SigSet, child: &Child, master: Option<OwnedFd>) -> Result
     pass_on(signals, child, master)?;
     let status = child.wait()?;
     if let Some(done) = copying {
-        let timeout = Timespec { tv_sec: DRAIN.as_secs().cast_signed(), tv_nsec: 0 };
         // Its last words; a process that it has left behind may hold the terminal for ever.
-        let _ = retry_on_intr(|| poll(&mut [PollFd::new(&done, PollFlags::IN)], Some(&timeout)));
+        let _ = retry_on_intr(|| poll(&mut [PollFd::new(&done, PollFlags::IN)], Some(&timespec(DRAIN))));
     }
     drop(terminal);
     Ok(u8::try_from(status).unwrap_or(u8::MAX))

@@ -14,13 +14,13 @@ use runtime_core::plan::report::{self, send_with};
 use runtime_core::rdt::Groups;
 use runtime_core::seccomp::Filter;
 use runtime_core::spec::{Spec, crun};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, Mode, OFlags, SeekFrom};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{MemfdFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use crate::Runtime;
-use crate::launch::{Child, Progress, unexpected};
+use crate::launch::{Child, Progress, timespec, unexpected};
 use crate::store::State;
 
 /// What is kept of a hook's complaints.
@@ -104,10 +104,7 @@ impl Hooks<'_> {
     ) -> Result<()> {
         let deadline = timeout(hook)?.map(|timeout| Instant::now() + timeout);
         let (stdin, said) = (memory(told)?, memory(&[])?);
-        let stdout = match &self.spec.extensions.stdout {
-            Some(file) => crun::open(file)?,
-            None => rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null")?,
-        };
+        let stdout = crun::stdout(self.spec.extensions.stdout.as_deref())?;
         let stderr = match &self.spec.extensions.stderr {
             Some(file) => crun::open(file)?,
             None => said.try_clone().context(|| "dup")?,
@@ -190,7 +187,7 @@ fn complaints(said: OwnedFd) -> String {
 fn ends(child: &Child, deadline: Option<Instant>) -> Result<bool> {
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let timeout = left.map(|left| Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() });
+        let timeout = left.map(timespec);
         match poll(&mut [PollFd::new(&child.pidfd, PollFlags::IN)], timeout.as_ref()) {
             Ok(count) => return Ok(count > 0),
             Err(Errno::INTR) => {}

@@ -3,6 +3,7 @@
 
 use std::cell::OnceCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use runtime_core::cgroup::CgroupPath;
 use runtime_core::compile::Compiled;
@@ -13,7 +14,7 @@ use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::Launch;
 use runtime_core::plan::launcher::{Launched, Launcher, Request};
 use runtime_core::sys::process;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdGetfdFlags, WaitOptions, pidfd_getfd, waitpid};
 
@@ -171,6 +172,11 @@ fn send(launcher: &Launcher, request: &Request, descriptors: &[BorrowedFd<'_>]) 
 /// A child said what it has no reason to say.
 pub fn unexpected() -> Error {
     Error::new(ErrorKind::Internal, "an unexpected report of a process")
+}
+
+/// A span as poll(2) takes it.
+pub fn timespec(span: Duration) -> Timespec {
+    Timespec { tv_sec: span.as_secs().cast_signed(), tv_nsec: span.subsec_nanos().into() }
 }
 
 fn wait(fd: BorrowedFd<'_>, flags: PollFlags) -> Result<()> {

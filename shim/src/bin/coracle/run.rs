@@ -89,13 +89,12 @@ fn join(hooks: &Hooks<'_>, process: &Process, below: &[String], preserved: Vec<O
     let stopped = || refused("cannot exec in a stopped container");
     let id = state.record.init.ok_or_else(stopped)?;
     let init = id.open()?.ok_or_else(stopped)?;
-    let mut cgroup = state.cgroup(&runtime.host)?;
+    let cgroup = state.cgroup(&runtime.host)?;
     let groups = Groups::here(&state.record.id, spec.linux.intel_rdt.as_ref());
     let view = if below.is_empty() {
         CgroupView { directory: cgroup.joining_dir(id.pid)?, ..CgroupView::of(&cgroup, &groups)? }
     } else {
-        cgroup = cgroup.below(&paths_by_controller(below)?).context(|| "--cgroup")?;
-        CgroupView::of(&cgroup, &groups)?
+        CgroupView::of(&cgroup.below(&paths_by_controller(below)?).context(|| "--cgroup")?, &groups)?
     };
     let (report, child_report) = report::pair().context(|| "socketpair")?;
     let compiled = compile::joining(Joining {

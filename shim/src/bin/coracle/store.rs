@@ -165,13 +165,12 @@ impl Store {
     pub fn abandoned(&self, id: &str) -> Result<Option<(Entry, Option<State>)>> {
         let entry = match self.look(id) {
             // Whoever still ends what there is of it holds the lock.
-            Ok((_, state)) if state.is_abandoned() => Entry::lock(self.path(id)?).map(Some),
-            Err(error) if error.kind() == ErrorKind::NotFound => Entry::lock_if_free(self.path(id)?),
-            _ => return Ok(None),
-        };
-        let entry = match entry {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            result => result?,
+            Ok((_, state)) if state.is_abandoned() => match self.lock(id) {
+                Err(error) if error.kind() == ErrorKind::NotFound => None,
+                result => Some(result?),
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => Entry::lock_if_free(self.path(id)?)?,
+            _ => None,
         };
         let Some(entry) = entry else { return Ok(None) };
         match entry.state() {
