@@ -48,8 +48,8 @@ pub fn an_exec_in_a_cgroup_below(oci: &Oci) -> Result<()> {
     let own: Vec<_> = oci.cgroups(id).into_iter().filter(|dir| dir.ends_with(id)).collect();
     for dir in &own {
         fs::create_dir(dir.join("sub"))?;
-        // Version 1's cpuset begins with none.
-        for file in ["cpuset.cpus", "cpuset.mems"].into_iter().filter(|file| !dir.ends_with("unified") && dir.join(file).exists()) {
+        // Version 1's cpuset begins with none; on version 2 a cgroup below has no such files until its parent gives it the controller.
+        for file in ["cpuset.cpus", "cpuset.mems"].into_iter().filter(|file| dir.join("sub").join(file).exists()) {
             fs::copy(dir.join(file), dir.join("sub").join(file))?;
         }
     }
@@ -71,6 +71,7 @@ pub fn an_exec_in_a_cgroup_below(oci: &Oci) -> Result<()> {
     oci.fails(&["exec", "--cgroup", "..", id, "true"], 255, "--cgroup: open cgroup")?;
     oci.fails(&["exec", "--cgroup", "nonsense:sub", id, "true"], 255, "the cgroup controller \"nonsense\" has no hierarchy here")?;
     oci.fails(&["exec", "--cgroup", "a:b:c", id, "true"], 255, "want [controllers:]path")?;
+    oci.fails(&["exec", "--cgroup", "pids,:sub", id, "true"], 255, "a controller is empty")?;
     oci.fails(&["exec", "--cgroup", "a", "--cgroup", "b", id, "true"], 255, "needs controllers before it")?;
     oci.ok(&["delete", "--force", id]).map(drop)
 }

@@ -117,15 +117,17 @@ fn paths_by_controller(given: &[String]) -> Result<HashMap<String, String>> {
     let wrong = |text: &str, why: &str| Error::invalid(format!("--cgroup {text:?}: {why}"));
     let mut paths = HashMap::new();
     for text in given {
-        let (controllers, path) = match text.split_once(':') {
-            None if given.len() > 1 => return Err(wrong(text, "one of several needs controllers before it")),
-            None => ("", text.as_str()),
-            Some(("", _)) => return Err(wrong(text, "a controller is empty")),
-            Some((_, path)) if path.contains(':') => return Err(wrong(text, "want [controllers:]path")),
-            Some(split) => split,
+        let Some((controllers, path)) = text.split_once(':') else {
+            if given.len() > 1 {
+                return Err(wrong(text, "one of several needs controllers before it"));
+            }
+            return Ok([(String::new(), text.clone())].into());
         };
+        if path.contains(':') {
+            return Err(wrong(text, "want [controllers:]path"));
+        }
         for controller in controllers.split(',') {
-            if controller.is_empty() && given.len() > 1 {
+            if controller.is_empty() {
                 return Err(wrong(text, "a controller is empty"));
             }
             if paths.insert(controller.to_owned(), path.to_owned()).is_some() {
