@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 . deploy/setup/lib.sh
 
-core="vm launch spec systemd shim_rpc cli podman"
+core="vm launch spec systemd shim_rpc cli rootless podman"
 all="$core network limits hooks security bad_input exit_codes contract sandbox"
 case ${1:-core} in
 core) set -- $core ;;

@@ -1,4 +1,4 @@
-//! What the running kernel can do beyond the floor, Linux 5.14: asked once.
+//! What the running kernel can do beyond the floor, Linux 5.14, and what it lets this process do: asked once.
 
 use std::ffi::CStr;
 use std::os::fd::AsFd;
@@ -33,6 +33,17 @@ impl Features {
     }
 }
 
+/// Whether root is only a user's own here: this process is in a user namespace that is not the machine's first one (user_namespaces(7), the
+/// first one maps every id to itself). Device nodes, device rules of a cgroup and the cgroups of others are not for it.
+pub fn in_user_namespace() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| !maps_all(&std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default()))
+}
+
+fn maps_all(uid_map: &str) -> bool {
+    uid_map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
 /// fsconfig(2) refuses an option that the filesystem does not know; nothing is mounted by asking.
 ///
 /// Before Linux 6.5 overlay learned its options only when it was mounted, and fsconfig(2) took any (fs/fs_context.c, `legacy_parse_param`),
@@ -54,6 +65,14 @@ fn overlay_takes_descriptors() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_first_user_namespace_maps_all() {
+        assert!(maps_all("         0          0 4294967295\n"));
+        for map in ["         0       1000          1\n         1     100000      65536\n", "         0          0 65536\n", ""] {
+            assert!(!maps_all(map), "{map:?}");
+        }
+    }
 
     #[test]
     fn an_option_that_overlay_lacks_is_told_from_one_that_it_has() {

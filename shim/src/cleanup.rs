@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use runtime_core::cgroup::{Cgroup, Host};
+use runtime_core::cgroup::{CgroupPath, Host};
 use runtime_core::container::record::{ProcessId, Record};
 use runtime_core::error::{Context as _, Error, Result};
 use runtime_core::net;
@@ -54,9 +54,8 @@ pub fn cleanup(bundle: &Path) -> Result<Exit> {
 }
 
 fn clean(host: &Host, record: &Record) -> Result<()> {
-    let Some(path) = &record.cgroup else { return Ok(()) };
     let what = || format!("container {:?}", record.id);
-    let cgroup = Cgroup::open(host, path).context(what)?;
+    let Some(cgroup) = record.open_cgroup(host).context(what)? else { return Ok(()) };
     let servers = |grace| record.servers.iter().try_for_each(|server| server.end(grace)).context(what);
     match cgroup.kill_and_wait(DEATH) {
         // A process that waits for a server that does not answer cannot be killed.
@@ -65,7 +64,7 @@ fn clean(host: &Host, record: &Record) -> Result<()> {
     }
     servers(SERVERS)?;
     cgroup.remove(REMOVAL).context(what)?;
-    systemd::stop(path.scope(), REMOVAL);
+    systemd::stop(record.cgroup.as_ref().and_then(CgroupPath::scope), REMOVAL);
     if let Some(place) = &record.network {
         net::release(place).context(what)?;
     }

@@ -11,7 +11,7 @@ use crate::containerd::{Containerd, Version};
 use crate::ctr::Ctr;
 use crate::events::Record;
 use crate::ledger::{self, Entries, Scope};
-use crate::{Result, image, paths};
+use crate::{Result, image, paths, rootless};
 
 /// What a case works with.
 pub struct Case<'a> {
@@ -128,7 +128,8 @@ impl<'a> Case<'a> {
     /// The arguments of `ctr run`; `image` may be a directory where the flags have `--rootfs`.
     pub fn run_args(&self, first: &[&str], flags: &[&str], image: &str, id: &str, command: &[&str]) -> Vec<String> {
         let head = ["run", "--runtime", paths::runtime(), "--fifo-dir", &self.fifos().to_string_lossy()].map(str::to_owned);
-        head.into_iter().chain([first, flags, &[image, id], command].concat().into_iter().map(str::to_owned)).collect()
+        let place: &[&str] = if rootless::is_a_user() { &["--cgroup="] } else { &[] };
+        head.into_iter().chain([first, place, flags, &[image, id], command].concat().into_iter().map(str::to_owned)).collect()
     }
 
     /// Removes what the case did not, and fails if anything is left on the host.

@@ -24,6 +24,7 @@ pub mod paths;
 pub mod proc;
 pub mod pty;
 pub mod requests;
+pub mod rootless;
 pub mod rpc;
 pub mod start;
 pub mod stream;

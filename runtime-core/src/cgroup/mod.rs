@@ -26,6 +26,7 @@ mod tree;
 mod v1;
 mod v2;
 mod watch;
+mod without;
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -43,12 +44,14 @@ pub use stats::Stats;
 pub use watch::{OOM_COUNTED, OomWatch, Trigger, Watch};
 
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::kernel::in_user_namespace;
 use crate::spec::resources::Resources;
 use devices::Policy;
 use dir::Dir;
 use host::Version;
 use knobs::{Current, KNOBS, Knob, Setting};
 use tree::{Made, Tree};
+use without::Members;
 
 /// Having one means: in each hierarchy where the directory exists it was reached without following a link or leaving the filesystem, and it is
 /// held by descriptor. Dropping it removes nothing.
@@ -56,6 +59,7 @@ use tree::{Made, Tree};
 pub struct Cgroup {
     mode: Mode,
     trees: Vec<Tree>,
+    members: Option<Members>,
 }
 
 impl Cgroup {
@@ -124,9 +128,12 @@ impl Cgroup {
         let wanted = Self::wanted_of_v2(host, resources);
         let mut trees = Vec::with_capacity(host.hierarchies.len());
         for hierarchy in &host.hierarchies {
-            trees.push(Tree::create(hierarchy, path, wanted.as_deref(), made)?);
+            match Tree::create(hierarchy, path, wanted.as_deref(), made) {
+                Err(error) if path.is_dispensable() && is_refusal(&error) => {}
+                tree => trees.push(tree?),
+            }
         }
-        Ok(Self { mode: host.mode(), trees })
+        Ok(Self { mode: host.mode(), trees, members: None })
     }
 
     /// Which controllers of the v2 tree to hand down: all (`None`) where it is the only tree; on a hybrid host only those that a limit needs
@@ -147,7 +154,7 @@ impl Cgroup {
     /// Where a hierarchy cannot be read.
     pub fn open(host: &Host, path: &CgroupPath) -> Result<Self> {
         let trees = host.hierarchies.iter().map(|hierarchy| Tree::open(hierarchy, path)).collect::<Result<Vec<_>>>()?;
-        Ok(Self { mode: host.mode(), trees: trees.into_iter().flatten().collect() })
+        Ok(Self { mode: host.mode(), trees: trees.into_iter().flatten().collect(), members: None })
     }
 
     /// `cgroup.procs` of each v1 hierarchy, open for writing: the first process, and every one exec'd, writes `0` to each before it does anything
@@ -200,7 +207,7 @@ impl Cgroup {
             Some(path) => tree.open_below(path.trim_matches('/')),
             None => Ok(tree),
         });
-        Ok(Self { mode: self.mode, trees: trees.collect::<Result<_>>()? })
+        Ok(Self { mode: self.mode, trees: trees.collect::<Result<_>>()?, members: None })
     }
 
     /// Moves a process in, in every hierarchy. For processes that exist already; new ones are better born inside.
@@ -239,7 +246,7 @@ impl Cgroup {
     /// # Errors
     /// Where the cgroup cannot be read; one that is gone is empty.
     pub fn pids(&self) -> Result<Vec<i32>> {
-        self.primary().map_or(Ok(Vec::new()), |tree| tree.dir.pids())
+        self.primary().map_or_else(|| Ok(self.members()), |tree| tree.dir.pids())
     }
 
     /// Whether a process is inside, descendants included.
@@ -252,7 +259,7 @@ impl Cgroup {
         {
             return Ok(true);
         }
-        Ok(self.mode != Mode::V2 && !self.pids()?.is_empty())
+        Ok((self.mode != Mode::V2 || self.trees.is_empty()) && !self.pids()?.is_empty())
     }
 
     /// What the cgroup has used, until it is removed.
@@ -281,6 +288,11 @@ impl Cgroup {
         })
     }
 
+    /// Who is inside without a cgroup.
+    fn members(&self) -> Vec<i32> {
+        self.members.as_ref().map(Members::pids).unwrap_or_default()
+    }
+
     /// The v2 tree, if there is one.
     fn unified(&self) -> Option<&Tree> {
         self.trees.iter().find(|tree| tree.version == Version::V2)
@@ -300,7 +312,7 @@ impl Cgroup {
 
     /// Process ids inside according to any hierarchy.
     fn pids_of_any(&self) -> Result<BTreeSet<i32>> {
-        let mut pids = BTreeSet::new();
+        let mut pids = BTreeSet::from_iter(self.members());
         for tree in &self.trees {
             pids.extend(tree.dir.pids()?);
         }
@@ -353,8 +365,12 @@ impl Cgroup {
         }
     }
 
-    /// In the v1 controller where there is one, else as a program on the v2 tree.
+    /// In the v1 controller where there is one, else as a program on the v2 tree. A user namespace can do neither, nor make a device: there a
+    /// container has those that the user may use, as with runc.
     fn apply_devices(&self, policy: &Policy) -> Result<()> {
+        if in_user_namespace() {
+            return Ok(());
+        }
         if let Some(tree) = self.home("devices") {
             let list = tree.dir.read("devices.list").context(|| format!("read {}/devices.list", tree.dir.path()))?;
             let writes = policy.transition(&list);
@@ -373,6 +389,11 @@ impl Host {
     pub fn ignored(&self, resources: &Resources) -> Vec<&'static str> {
         knobs::ignored(version(self.mode()), resources)
     }
+}
+
+/// What the kernel says to a user about the cgroups of others.
+fn is_refusal(error: &Error) -> bool {
+    [Errno::ACCESS, Errno::PERM, Errno::ROFS].iter().any(|errno| error.errno() == Some(errno.raw_os_error()))
 }
 
 /// Settings with the fields they come from, and the directory they go to.

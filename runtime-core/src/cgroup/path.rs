@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::host::{Host, Mode};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::kernel::in_user_namespace;
 use crate::systemd::Scope;
 
 /// NAME_MAX: what mkdir(2) takes for one component.
@@ -23,13 +24,17 @@ pub struct CgroupPath {
     /// The unit of systemd's that it is the cgroup of.
     #[serde(default)]
     scope: Option<Scope>,
+    /// Nobody named it: a user namespace that may make none here does without.
+    #[serde(default)]
+    dispensable: bool,
 }
 
 impl CgroupPath {
     /// Where `cgroups_path` of the container `id` is on this host.
     ///
     /// As in runc: an absolute path counts from the root of each hierarchy, a relative one from the caller's own cgroup (v1) or from its parent
-    /// (v2, where a cgroup with processes cannot hand controllers on); an absent path is the relative path `id`.
+    /// (v2, where a cgroup with processes cannot hand controllers on); an absent path is the relative path `id`, and in a user namespace, where
+    /// that may be refused, no cgroup in that hierarchy.
     ///
     /// # Errors
     /// `InvalidArgument` for `..`, control characters, over-long names, the root, or the systemd form `slice:prefix:name`.
@@ -41,11 +46,14 @@ impl CgroupPath {
             )));
         }
         let path = clean(if given.is_empty() { id } else { given })?;
-        if given.starts_with('/') { Ok(Self::absolute(path)) } else { Ok(Self { prefixes: host.own_cgroups()?, ..Self::absolute(path) }) }
+        if given.starts_with('/') {
+            return Ok(Self::absolute(path));
+        }
+        Ok(Self { prefixes: host.own_cgroups()?, dispensable: given.is_empty() && in_user_namespace(), ..Self::absolute(path) })
     }
 
     fn absolute(path: String) -> Self {
-        Self { path, prefixes: Vec::new(), scope: None }
+        Self { path, prefixes: Vec::new(), scope: None, dispensable: false }
     }
 
     /// Where the cgroup of a scope is whose manager's own is `root`, below the root of each hierarchy.
@@ -60,6 +68,11 @@ impl CgroupPath {
     /// The unit of systemd's that it is the cgroup of.
     pub fn scope(&self) -> Option<&Scope> {
         self.scope.as_ref()
+    }
+
+    /// Whether a container can be without it in a hierarchy that refuses it.
+    pub(crate) fn is_dispensable(&self) -> bool {
+        self.dispensable
     }
 
     /// Whether a process is there according to the hierarchy in which systemd keeps account.

@@ -8,7 +8,7 @@ use super::idmap::Maps;
 use super::options::Options;
 use super::user::Shelf;
 use super::{cstring, relative};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Builder, Node, Slot, Step, Target};
 use crate::spec::Spec;
 
@@ -40,7 +40,7 @@ pub struct Devices {
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a device that makes no sense.
-pub fn make(plan: &mut Builder, spec: &Spec, root: Slot, shelved: &[(CString, Slot)]) -> Result<Devices> {
+pub fn make(plan: &mut Builder, spec: &Spec, root: Slot, given: &[(CString, Slot)]) -> Result<Devices> {
     let directory = plan.slot();
     plan.step(Step::OpenDirectory { root, path: c"dev".to_owned(), directory });
     if let Some(mount) = bound_dev(spec) {
@@ -49,7 +49,7 @@ pub fn make(plan: &mut Builder, spec: &Spec, root: Slot, shelved: &[(CString, Sl
         return Ok(Devices { directory, bound: true, shared });
     }
     for (path, node) in nodes(spec)? {
-        plan.step(match shelved.iter().find(|(known, _)| *known == path) {
+        plan.step(match given.iter().find(|(known, _)| *known == path) {
             Some((_, mount)) => Step::Attach { mount: *mount, root, target: path, rule: Target::Ordinary },
             None => Step::Device { root, path, node },
         });
@@ -59,6 +59,30 @@ pub fn make(plan: &mut Builder, spec: &Spec, root: Slot, shelved: &[(CString, Sl
         plan.step(Step::Symlink { directory, name, target });
     }
     Ok(Devices { directory, bound: false, shared: false })
+}
+
+/// Emits the cloning of the host's own nodes, where none can be made (mknod(2) in a user namespace): they are to be bound to their places.
+///
+/// # Errors
+/// [`ErrorKind::FailedPrecondition`](crate::ErrorKind::FailedPrecondition) for a device that the host has not, or not under this name.
+pub fn of_host(plan: &mut Builder, spec: &Spec) -> Result<Vec<(CString, Slot)>> {
+    if bound_dev(spec).is_some() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for (path, node) in nodes(spec)?.into_iter().filter(|(_, node)| node.kind != libc::S_IFIFO) {
+        let source = [b"/", path.as_bytes()].concat();
+        let source = CString::new(source).unwrap_or_default();
+        let same = rustix::fs::stat(&source).is_ok_and(|host| host.st_mode & libc::S_IFMT == node.kind && host.st_rdev == node.device);
+        if !same {
+            let message = format!("linux.devices: {source:?}: a user namespace can make no device, and the host has no such one there");
+            return Err(Error::new(ErrorKind::FailedPrecondition, message));
+        }
+        let mount = plan.slot();
+        plan.step(Step::CloneTree { source, recursive: false, follow: true, mount });
+        found.push((path, mount));
+    }
+    Ok(found)
 }
 
 /// Emits the making of the nodes on a shelf, for a container that may not make any: they are to be bound to their places.
@@ -96,6 +120,8 @@ fn nodes(spec: &Spec) -> Result<Vec<(CString, Node)>> {
     for device in given {
         nodes.push(node(device)?);
     }
+    // A link would take its place.
+    nodes.retain(|(path, _)| !LINKS.iter().any(|(name, _)| path.to_bytes().strip_prefix(b"dev/") == Some(name.as_bytes())));
     Ok(nodes)
 }
 

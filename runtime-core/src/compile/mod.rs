@@ -105,6 +105,8 @@ pub struct Container<'a> {
     pub layers_one_by_one: bool,
     /// Whether overlay takes detached mounts as layers (Linux 6.15).
     pub layers_by_descriptor: bool,
+    /// Whether device nodes may be made, and need not be bound from the host's `/dev` (in a user namespace).
+    pub makes_devices: bool,
 }
 
 /// What the launcher gets.
@@ -168,22 +170,26 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let places = mounts::Places { bundle, hierarchies: &inputs.cgroup.mounts, pod };
     let mounts = mounts::sources(&mut plan, spec, places, owners)?;
     let masks = mounts.mask_sources(&mut plan, spec)?;
+    let mut given_devices = if inputs.makes_devices { Vec::new() } else { devices::of_host(&mut plan, spec)? };
 
     let hooks = has_early_hooks(spec);
     let root_path = leave_host(&mut plan, by_path, hooks.then_some(target.as_path()), joined.mount())?;
     let mut root = rootfs::attach(&mut plan, &layers, &root_path);
-    let mut shelved = Vec::new();
     if let (Some(user), Some(namespace)) = (&user, namespace) {
         let mut shelf = Shelf::new(&mut plan);
         mounts.of_host().into_iter().for_each(|mount| shelf.put(&mut plan, mount));
-        shelved = devices::shelve(&mut plan, spec, &mut shelf, &user.maps)?;
+        if inputs.makes_devices {
+            given_devices = devices::shelve(&mut plan, spec, &mut shelf, &user.maps)?;
+        } else {
+            given_devices.iter().for_each(|(_, mount)| shelf.put(&mut plan, *mount));
+        }
         user.enter(&mut plan, namespace, joined.unborn());
         joined.prepare(&mut plan);
         process::keyring(&mut plan, inputs.id, inputs.no_new_keyring)?;
         root = shelf.take_down(&mut plan);
     }
     let sealed_later = mounts::attach_all(&mut plan, &mounts, root)?;
-    let devices = devices::make(&mut plan, spec, root, &shelved)?;
+    let devices = devices::make(&mut plan, spec, root, &given_devices)?;
     plan.step(Step::Session);
     process::streams(&mut plan, &streams, process, mounts.devpts, &devices, user.is_some())?;
     if hooks || inputs.networked || !spec.linux.net_devices.is_empty() {

@@ -73,6 +73,7 @@ fn plan(case: &Path) -> Plan {
         no_new_keyring: false,
         layers_one_by_one: true,
         layers_by_descriptor: true,
+        makes_devices: true,
     });
     compiled.unwrap().launch.plan
 }

@@ -12,7 +12,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::CgroupPath;
+use crate::cgroup::{Cgroup, CgroupPath, Host};
 use crate::error::{Context, Error, Result};
 
 const NAME: &str = "coracle.json";
@@ -133,6 +133,21 @@ impl Record {
     /// The same, supervised by the calling process.
     pub fn own(id: &str, cgroup: Option<CgroupPath>) -> Self {
         Self { daemon: ProcessId::of(std::process::id() as i32), ..Self::new(id, cgroup) }
+    }
+
+    /// What there is of its cgroup, or (in a user namespace) who is inside without one; `None` if that is not known.
+    ///
+    /// # Errors
+    /// The hierarchies cannot be read.
+    pub fn open_cgroup(&self, host: &Host) -> Result<Option<Cgroup>> {
+        let Some(path) = &self.cgroup else { return Ok(None) };
+        let mut cgroup = Cgroup::open(host, path)?;
+        if let Some(init) = self.init.filter(|_| path.is_dispensable())
+            && let Some(pidfd) = init.open()?
+        {
+            cgroup.or_processes_of(init.pid, pidfd)?;
+        }
+        Ok(Some(cgroup))
     }
 
     /// Writes the record into the bundle, whole or not at all.

@@ -5,11 +5,13 @@
 //!
 //! It holds a *stub*: a mount namespace with a few empty directories and a null device on a read-only tmpfs. A container's mount namespace is
 //! copied from that, so that its cost does not grow with the host's mount table.
+//! In a user namespace it has the host's procfs and sysfs as well, without which no container may mount its own.
 //!
 //! When the daemon's end of the socket closes, the daemon is gone, and nobody supervises its containers any more: the launcher kills and
 //! removes the cgroups that it was told to watch, and ends.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,7 +20,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
 use rustix::io::{Errno, IoSliceMut};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount, open_tree, unmount,
+};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
@@ -29,6 +33,7 @@ use super::child::{Child, HOME, run};
 use super::passwd::HOME_MAX;
 use crate::cgroup::{Cgroup, CgroupPath, Host};
 use crate::error::{Context, Error, Result};
+use crate::kernel::in_user_namespace;
 use crate::sys::fork::{Fork, fork};
 use crate::sys::memory;
 use crate::sys::mount::{attr, set_attributes};
@@ -221,7 +226,7 @@ fn keep_only(control: OwnedFd) -> Result<OwnedFd> {
     Ok(control)
 }
 
-fn open_namespace(path: &std::ffi::CStr) -> Result<OwnedFd> {
+fn open_namespace(path: &CStr) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context(|| format!("launcher: open {path:?}"))
 }
 
@@ -238,11 +243,15 @@ fn make_stub() -> Result<Stub> {
 
 fn empty_namespace(this: BorrowedFd<'_>) -> std::result::Result<Stub, Errno> {
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let seen = if in_user_namespace() { host_views()? } else { Vec::new() };
     // Any directory that exists everywhere will do as a mount point; the way back is `this`.
     mount(c"coracle", c"/proc", c"tmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, c"mode=755,nr_inodes=8,size=4k")?;
     rustix::process::chdir(c"/proc")?;
     for name in [c"r", c"b", c"proc", c"sys", c"dev"] {
         rustix::fs::mkdirat(CWD, name, Mode::from_raw_mode(0o755))?;
+    }
+    for (name, view) in seen {
+        move_mount(&view, c"", CWD, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     }
     let null = match mknodat(CWD, c"dev/null", FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3)) {
         Ok(()) => true,
@@ -257,6 +266,12 @@ fn empty_namespace(this: BorrowedFd<'_>) -> std::result::Result<Stub, Errno> {
     set_attributes(slash.as_fd(), c"", false, attr::RDONLY, 0, 0)?;
     let namespace = rustix::fs::openat(this, c"ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     Ok(Stub { namespace, null: null.then_some(slash) })
+}
+
+/// The host's procfs and sysfs: a user namespace may mount its own only in their sight (`mount_too_revealing` of the kernel's fs/namespace.c).
+fn host_views() -> std::result::Result<Vec<(&'static CStr, OwnedFd)>, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    [(c"proc", c"/proc"), (c"sys", c"/sys")].into_iter().map(|(name, path)| Ok((name, open_tree(CWD, path, flags)?))).collect()
 }
 
 impl Server {
@@ -358,34 +373,54 @@ impl Server {
             return Err(Errno::INVAL);
         }
         slots.resize_with(usize::from(launch.plan.slots), || None);
-        let arguments = StringArray::new(launch.program.arguments.clone());
-        let mut environment = StringArray::with_room(launch.program.environment.clone(), HOME.len() + HOME_MAX);
-        let find = |slot: Option<super::Slot>| match slot {
-            Some(slot) => slots.get(usize::from(slot.0)).and_then(Option::as_ref).map(Some).ok_or(Errno::BADF),
-            None => Ok(None),
-        };
-        let cgroup = find(launch.cgroup)?.map(AsFd::as_fd);
-        let pid_namespace = find(launch.pid_namespace)?;
-        if let Some(namespace) = pid_namespace {
-            process::setns(namespace.as_fd(), libc::CLONE_NEWPID)?;
-        }
-        let cloned = process::clone_as_sibling(launch.clone_flags, cgroup);
-        if matches!(cloned, Ok(Cloned::Child)) {
+        let pid_namespace = find(&slots, launch.pid_namespace)?.map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 0)).transpose()?;
+        let (arguments, environment) = (launch.program.arguments.clone(), launch.program.environment.clone());
+        let start = || {
+            let arguments = StringArray::new(arguments);
+            let mut environment = StringArray::with_room(environment, HOME.len() + HOME_MAX);
+            let cloned = process::clone_as_sibling(launch.clone_flags, find(&slots, launch.cgroup)?.map(AsFd::as_fd))?;
+            if let Cloned::Parent(pid, pidfd) = cloned {
+                return Ok(Launched { pid, pidfd });
+            }
             // The new process must not keep the daemon's socket open when the launcher dies.
             process::close_number(CONTROL);
             // Nor a lock, when everybody else is dead.
             self.watched.values().flat_map(|(_, held)| held).for_each(|lock| process::close_number(lock.as_raw_fd().cast_unsigned()));
             let Stub { namespace, null } = &self.stub;
             let (stub, null) = (namespace.as_fd(), null.as_ref().map(AsFd::as_fd));
-            run(Child { launch, arguments: &arguments, environment: &mut environment, slots: &mut slots, stub, null });
+            run(Child { launch, arguments: &arguments, environment: &mut environment, slots: &mut slots, stub, null })
+        };
+        match pid_namespace {
+            None => start(),
+            Some(namespace) => self.in_pid_namespace(&namespace, start),
         }
-        if pid_namespace.is_some() && process::setns(self.own_pid_namespace.as_fd(), libc::CLONE_NEWPID).is_err() {
+    }
+
+    /// Has a process started in a pid namespace.
+    fn in_pid_namespace(
+        &self,
+        namespace: &OwnedFd,
+        start: impl FnOnce() -> std::result::Result<Launched, Errno> + Send,
+    ) -> std::result::Result<Launched, Errno> {
+        if in_user_namespace() {
+            // That has no right to the way back (pid_namespaces(7)): a thread goes, and ends there.
+            let visit = || process::setns(namespace.as_fd(), libc::CLONE_NEWPID).and_then(|()| start());
+            return std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, visit) {
+                Ok(thread) => thread.join().unwrap_or(Err(Errno::CANCELED)),
+                Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN)),
+            });
+        }
+        process::setns(namespace.as_fd(), libc::CLONE_NEWPID)?;
+        let started = start();
+        if process::setns(self.own_pid_namespace.as_fd(), libc::CLONE_NEWPID).is_err() {
             // Every later container would be born in this one's namespace.
             process::exit(1);
         }
-        match cloned? {
-            Cloned::Parent(pid, pidfd) => Ok(Launched { pid, pidfd }),
-            Cloned::Child => process::exit(1),
-        }
+        started
     }
+}
+
+fn find(slots: &[Option<OwnedFd>], slot: Option<super::Slot>) -> std::result::Result<Option<&OwnedFd>, Errno> {
+    let held = |slot: super::Slot| slots.get(usize::from(slot.0)).and_then(Option::as_ref).ok_or(Errno::BADF);
+    slot.map(held).transpose()
 }

@@ -23,14 +23,7 @@ pub enum Instance {
 impl Instance {
     /// The one that may be asked by this process: root's is the machine's, unless root is only a user's own.
     pub fn of_this_process() -> Self {
-        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        Self::of(rustix::process::geteuid().as_raw(), &map)
-    }
-
-    fn of(uid: u32, uid_map: &str) -> Self {
-        // user_namespaces(7): the first one maps every id to itself.
-        let first = uid_map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
-        if uid == 0 && first { Self::System } else { Self::User }
+        if rustix::process::geteuid().is_root() && !crate::kernel::in_user_namespace() { Self::System } else { Self::User }
     }
 
     fn default_slice(self) -> &'static str {
@@ -189,13 +182,5 @@ mod tests {
         for (name, slice) in [("../x.scope", "a.slice"), ("x.scope", "../../a.slice")] {
             assert!(Scope { name: name.to_owned(), slice: slice.to_owned(), instance: Instance::System }.cgroup().is_err());
         }
-    }
-
-    #[test]
-    fn only_the_first_root_asks_the_manager_of_the_machine() {
-        let first = "         0          0 4294967295\n";
-        assert_eq!(Instance::of(0, first), Instance::System);
-        assert_eq!(Instance::of(1000, first), Instance::User);
-        assert_eq!(Instance::of(0, "         0       1000          1\n"), Instance::User);
     }
 }

@@ -103,6 +103,7 @@ pub struct Bundle {
     pub cgroup: Option<Cgroup>,
     pub layers_one_by_one: bool,
     pub layers_by_descriptor: bool,
+    pub makes_devices: bool,
     pub terminal: bool,
     pub no_pivot_root: bool,
 }
@@ -120,6 +121,7 @@ impl Bundle {
             cgroup: None,
             layers_one_by_one: Features::get().layers_one_by_one,
             layers_by_descriptor: Features::get().layers_by_descriptor,
+            makes_devices: true,
             terminal: false,
             no_pivot_root: false,
         }
@@ -182,6 +184,7 @@ impl Bundle {
             no_new_keyring: false,
             layers_one_by_one: self.layers_one_by_one,
             layers_by_descriptor: self.layers_by_descriptor,
+            makes_devices: self.makes_devices,
         })?;
         Ok((compiled, parent, output))
     }

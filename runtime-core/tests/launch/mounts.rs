@@ -13,6 +13,7 @@ pub const TESTS: &[Test] = &[
     ("masked and read-only paths", masked),
     ("devices have the spec's modes, whatever the mask", devices),
     ("a bound /dev is left alone", bound_dev),
+    ("devices of the host, where none may be made", devices_of_host),
     ("a read-only tmpfs gets its mount points first", read_only_tmpfs),
     ("a tmpfs has the mode of the directory that it covers", tmpfs_mode),
     ("a file and a directory do not cover each other", file_and_directory),
@@ -73,6 +74,20 @@ fn devices(bed: &Bed) {
     assert_eq!(lines[3], "/dev/deep/block block special file 600 0:0 7:c8", "{output}");
     assert_eq!(lines[4], "/dev/fifo fifo 666 0:0 0:0", "{output}");
     assert_eq!(&lines[5..10], ["/proc/self/fd", "/proc/self/fd/1", "pts/ptmx", "written", "2"], "{output}");
+}
+
+fn devices_of_host(bed: &Bed) {
+    let script = "stat -c '%n %t:%T' /dev/null /dev/tty; echo x > /dev/null; grep -c ' /dev/null ' /proc/self/mountinfo; readlink /dev/ptmx; \
+                  stat -c %F /dev/pipe";
+    let list = json!([{"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2}, {"path": "/dev/pipe", "type": "p"}]);
+    let mut bundle = Bundle::new(script).with("/linux/devices", list);
+    bundle.makes_devices = false;
+    assert_eq!(bundle.output(bed), "/dev/null 1:3\n/dev/tty 5:0\n1\npts/ptmx\nfifo\n");
+    for (path, major) in [("/dev/none", 1), ("/dev/null", 5)] {
+        bundle = bundle.with("/linux/devices", json!([{"path": path, "type": "c", "major": major, "minor": 1}]));
+        let sentence = bundle.failure(bed);
+        assert!(sentence.starts_with(&format!("linux.devices: \"{path}\": a user namespace can make no device")), "{sentence}");
+    }
 }
 
 fn bound_dev(bed: &Bed) {

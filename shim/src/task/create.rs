@@ -14,6 +14,7 @@ use runtime_core::container::hooks::Point;
 use runtime_core::container::passed_over;
 use runtime_core::container::record::{ProcessId, Record, write_atomically};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::kernel::in_user_namespace;
 use runtime_core::net;
 use runtime_core::plan::report;
 use runtime_core::rdt::{self, Groups};
@@ -266,11 +267,13 @@ impl Making<'_> {
             no_new_keyring: self.options.no_new_keyring,
             layers_one_by_one: node.kernel.layers_one_by_one,
             layers_by_descriptor: node.kernel.layers_by_descriptor,
+            makes_devices: !in_user_namespace(),
         })?;
         let child = node.launch(compiled, report).await?;
         undo.child = Some((child.pid, Arc::clone(&child.pidfd)));
         undo.making.settle(node, resources).await?;
         init.launched(child.pid, Arc::clone(&child.pidfd), Arc::clone(&io));
+        undo.making.cgroup.as_mut().map_or(Ok(()), |cgroup| cgroup.or_processes_of(child.pid, &*child.pidfd))?;
         record.init = ProcessId::of(child.pid);
         record.write(self.bundle)?;
         failpoint::inside(Rpc::Create).await?;

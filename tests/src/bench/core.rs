@@ -100,6 +100,7 @@ impl Core {
             no_new_keyring: false,
             layers_one_by_one: true,
             layers_by_descriptor: true,
+            makes_devices: true,
         })?;
         let launched = self.launch(compiled, &parent)?;
         let took = micros(begin);

@@ -73,7 +73,7 @@ pub struct Globals {
     /// Annotations of crun's count: run.oci.keep_original_groups, mount_context_type, hooks.stdout, hooks.stderr
     #[arg(long)]
     pub crun_annotations: bool,
-    /// Accepted as false or auto: permission errors of cgroups are never ignored
+    /// Accepted as it is found to be: true only in a user namespace
     #[arg(long, value_enum, default_value_t = Rootless::Auto)]
     pub rootless: Rootless,
     /// Accepted for the sake of callers of runc: there is no checkpoint

@@ -1,11 +1,11 @@
 //! A container's cgroup, whoever makes it: this program, or systemd as a scope.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use runtime_core::cgroup::{Cgroup, CgroupPath, Host, Intent};
 use runtime_core::compile;
+use runtime_core::container::record::Record;
 use runtime_core::error::{Context as _, Result};
 use runtime_core::plan::report;
 use runtime_core::spec::Resources;
@@ -77,17 +77,16 @@ impl Drop for Guest {
 ///
 /// # Errors
 /// The first step that failed; all are tried.
-pub fn destroy(host: &Host, path: Option<&CgroupPath>, groups: &[PathBuf]) -> Result<()> {
-    let removed = path.map_or(Ok(()), |path| {
-        let cgroup = Cgroup::open(host, path)?;
-        cgroup.kill_and_wait(REMOVAL)?;
-        cgroup.remove(REMOVAL)
-    });
-    let stopped = match path.and_then(CgroupPath::scope) {
+pub fn destroy(host: &Host, record: &Record) -> Result<()> {
+    let removed = match record.open_cgroup(host)? {
+        Some(cgroup) => cgroup.kill_and_wait(REMOVAL).and_then(|()| cgroup.remove(REMOVAL)),
+        None => Ok(()),
+    };
+    let stopped = match record.cgroup.as_ref().and_then(CgroupPath::scope) {
         Some(scope) => manager(scope).and_then(|manager| block_on(manager.stop(scope))),
         None => Ok(()),
     };
-    removed.and(stopped).and(runtime_core::rdt::remove(groups))
+    removed.and(stopped).and(runtime_core::rdt::remove(&record.resctrl))
 }
 
 /// Changes limits.

@@ -16,7 +16,7 @@ use runtime_core::container::hooks::Point;
 use runtime_core::container::passed_over;
 use runtime_core::container::record::{ProcessId, Record, write_atomically};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
-use runtime_core::kernel::Features;
+use runtime_core::kernel::{Features, in_user_namespace};
 use runtime_core::plan::report;
 use runtime_core::rdt::Groups;
 use runtime_core::seccomp::{self, Filter};
@@ -132,7 +132,7 @@ fn new_entry(runtime: &Runtime<'_>, id: &str) -> Result<Entry> {
 }
 
 fn undo(runtime: &Runtime<'_>, entry: &Entry, state: &State) {
-    let destroyed = cgroups::destroy(&runtime.host, state.record.cgroup.as_ref(), &state.record.resctrl);
+    let destroyed = cgroups::destroy(&runtime.host, &state.record);
     if let Err(error) = destroyed.and_then(|()| entry.remove()) {
         runtime.log.warn(&error.to_string());
     }
@@ -178,6 +178,7 @@ impl Making<'_> {
             no_new_keyring: self.options.no_new_keyring,
             layers_one_by_one: kernel.layers_one_by_one,
             layers_by_descriptor: kernel.layers_by_descriptor,
+            makes_devices: !in_user_namespace(),
         })?;
         let child = runtime.launching.launch(compiled, report)?;
         match self.accompany(state, &child, &cgroup, guest) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use runtime_core::compile::Joined;
 use runtime_core::container::hooks::Point;
+use runtime_core::container::record::Record;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::rdt::Groups;
 use runtime_core::sys::process::send_signal;
@@ -93,7 +94,7 @@ pub fn delete(runtime: &Runtime<'_>, id: &str, force: bool) -> Result<()> {
 /// # Errors
 /// The first step that failed; what it has left can be tried again.
 pub fn destroy(runtime: &Runtime<'_>, entry: &Entry, state: &State) -> Result<()> {
-    cgroups::destroy(&runtime.host, state.record.cgroup.as_ref(), &state.record.resctrl)?;
+    cgroups::destroy(&runtime.host, &state.record)?;
     if let Ok(spec) = entry.spec(state.crun_annotations)
         && let Err(error) = (Hooks { runtime, spec: &spec, state, filter: None }).run(Point::Poststop, None, false)
     {
@@ -104,20 +105,20 @@ pub fn destroy(runtime: &Runtime<'_>, entry: &Entry, state: &State) -> Result<()
 
 /// The same for one whose state cannot be read: what it says of its cgroup, or what the configuration says of that.
 fn destroy_remains(runtime: &Runtime<'_>, entry: &Entry, id: &str) -> Result<()> {
-    let (cgroup, groups) = match entry.remains() {
-        Some(record) => (record.cgroup, record.resctrl),
+    let record = match entry.remains() {
+        Some(record) => record,
         None => match entry.spec(false) {
             Ok(spec) => {
-                let groups = Groups::here(id, spec.linux.intel_rdt.as_ref()).of_container();
-                (Some(cgroups::locate(runtime, spec.linux.cgroups_path.as_deref(), id)?), groups)
+                let cgroup = cgroups::locate(runtime, spec.linux.cgroups_path.as_deref(), id)?;
+                Record { resctrl: Groups::here(id, spec.linux.intel_rdt.as_ref()).of_container(), ..Record::new(id, Some(cgroup)) }
             }
             Err(error) => {
                 runtime.log.warn(&format!("{error}, its cgroup is not known"));
-                (None, Vec::new())
+                Record::new(id, None)
             }
         },
     };
-    cgroups::destroy(&runtime.host, cgroup.as_ref(), &groups)?;
+    cgroups::destroy(&runtime.host, &record)?;
     entry.remove()
 }
 

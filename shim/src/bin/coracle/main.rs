@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use runtime_core::cgroup::Host;
 use runtime_core::error::{Error, ErrorKind, Result};
+use runtime_core::kernel::in_user_namespace;
 
 use args::{Command, CommandLine, Globals, Rootless};
 use create::Foreground;
@@ -80,8 +81,8 @@ fn main() -> ExitCode {
 }
 
 fn runtime<'a>(globals: &Globals, log: &'a Log) -> Result<Runtime<'a>> {
-    if globals.rootless == Rootless::True {
-        return Err(unsupported("--rootless true: permission errors of cgroups are never ignored"));
+    if globals.rootless == Rootless::True && !in_user_namespace() {
+        return Err(unsupported("--rootless true: this is not a user namespace"));
     }
     let (store, host) = (Store::new(globals.root.as_deref())?, Host::detect()?);
     let (systemd, crun_annotations) = (globals.systemd_cgroup, globals.crun_annotations);

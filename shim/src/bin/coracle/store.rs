@@ -361,8 +361,7 @@ impl State {
     /// # Errors
     /// The hierarchies cannot be read.
     pub fn cgroup(&self, host: &Host) -> Result<Cgroup> {
-        let path = self.record.cgroup.as_ref().ok_or_else(|| Error::new(ErrorKind::Internal, "state: no cgroup"))?;
-        Cgroup::open(host, path)
+        self.record.open_cgroup(host)?.ok_or_else(|| Error::new(ErrorKind::Internal, "state: no cgroup"))
     }
 
     /// Whether the first process still holds its report: the program that it executes does not get it.
