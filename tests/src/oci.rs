@@ -110,10 +110,15 @@ impl Oci {
     ///
     /// A pipe would be held open by the container, and the test would wait for its end.
     pub fn create(&self, bundle: &Bundle, flags: &[&str]) -> Result<PathBuf> {
+        self.create_with(bundle, &[], flags)
+    }
+
+    /// The same with flags before the command's name.
+    pub fn create_with(&self, bundle: &Bundle, globals: &[&str], flags: &[&str]) -> Result<PathBuf> {
         let path = self.data.join(format!("{}.out", bundle.id));
         let file = fs::File::create(&path)?;
         let dir = bundle.dir.display().to_string();
-        let args = [&["create", "-b", &dir], flags, &[&bundle.id]].concat();
+        let args = [globals, &["create", "-b", &dir], flags, &[&bundle.id]].concat();
         let mut child = self.command(&args)?.stdout(file.try_clone()?).stderr(file).spawn()?;
         let status = command::wait_for(&mut child, std::time::Duration::from_secs(60))?.context(|| "create does not end".to_owned())?;
         if command::code(status) != 0 {

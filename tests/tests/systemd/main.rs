@@ -1,5 +1,6 @@
 //! The systemd cgroup driver on a real systemd: the machine's own, or one in namespaces (`tests/systemd.sh`).
 
+mod command_line;
 mod user;
 
 use std::path::Path;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use tests::bundle::Bundle;
 use tests::command::{self, signal};
 use tests::hand::Hand;
+use tests::oci;
 use tests::requests::{create_as, create_request, create_with_toml, daemon};
 use tests::rpc::{Answer, Shim, refused};
 use tests::start::Protocol;
@@ -45,6 +47,12 @@ const CASES: &[Entry] = &[
 const LIMITS: &[Entry] =
     &[("limits_live_and_after_a_reload", limits_live_and_after_a_reload), ("no_room_for_a_second_process", no_room_for_a_second_process)];
 
+const OF_THE_COMMAND_LINE: &[oci::Entry] = &[
+    ("command_line::life_of_a_scope", command_line::life_of_a_scope),
+    ("command_line::forced_and_refused", command_line::forced_and_refused),
+    ("command_line::a_failed_create_leaves_no_scope", command_line::a_failed_create_leaves_no_scope),
+];
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [word, answer] = arguments.as_slice()
@@ -62,8 +70,8 @@ fn main() -> ExitCode {
     }
     let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
     let limits = if controllers.is_ok_and(|controllers| !controllers.contains("memory")) { &[] } else { LIMITS };
-    let cases = CASES.iter().chain(limits);
-    suite::main_of(cases.map(|(name, case)| named(name, *case)).collect())
+    let cases = CASES.iter().chain(limits).map(|(name, case)| named(name, *case));
+    suite::main_of(cases.chain(oci::named("systemd", OF_THE_COMMAND_LINE)).collect())
 }
 
 fn named(name: &str, case: fn(&mut Hand) -> Result<()>) -> suite::Named {
