@@ -63,7 +63,8 @@ fn run_again() -> Result<ExitCode> {
     mount(Some("tmpfs"), &locked(), Some("tmpfs"), flags, Some("mode=777"))?;
 
     let (data, logs) = (checkout.join("target/run"), paths::log_dir()?);
-    let (own_data, own_logs) = (data.join(format!("rootless{}", std::process::id())), logs.join("rootless"));
+    let on_disk = if is_tmpfs(&data)? { Path::new("/var/tmp") } else { &data };
+    let (own_data, own_logs) = (on_disk.join(format!("coracle-rootless{}", std::process::id())), logs.join("rootless"));
     for dir in [&own_data, &own_logs] {
         fs::create_dir_all(dir)?;
         chown(dir, Some(USER), Some(USER))?;
@@ -87,6 +88,11 @@ fn run_again() -> Result<ExitCode> {
     delegated.remove()?;
     fs::remove_dir_all(&own_data)?;
     Ok(if result?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn is_tmpfs(dir: &Path) -> Result<bool> {
+    fs::create_dir_all(dir)?;
+    Ok(nix::sys::statfs::statfs(dir)?.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
 }
 
 /// What a user cannot pass through on the way to the checkout is hidden behind a directory that leads there only.

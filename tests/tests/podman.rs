@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tests::command::{self, Output};
 use tests::containerd::eventually;
 use tests::oci::{self, Entry, Oci};
+use tests::pty::Pty;
 use tests::{Context, Result, ensure, ensure_eq, fail, image, paths, proc, suite};
 
 const IMAGE: &str = "localhost/busybox";
@@ -19,10 +20,12 @@ fn main() -> ExitCode {
     const CGROUPFS: &[Entry] = &[
         ("containers", |oci| containers(&Podman::new(oci, Manager::Cgroupfs)?)),
         ("confinement", |oci| confinement(&Podman::new(oci, Manager::Cgroupfs)?)),
+        ("execs", |oci| execs(&Podman::new(oci, Manager::Cgroupfs)?)),
     ];
     const SYSTEMD: &[Entry] = &[
         ("systemd::containers", |oci| containers(&Podman::new(oci, Manager::Systemd)?)),
         ("systemd::confinement", |oci| confinement(&Podman::new(oci, Manager::Systemd)?)),
+        ("systemd::execs", |oci| execs(&Podman::new(oci, Manager::Systemd)?)),
     ];
     let systemd = if Path::new("/run/systemd/system").exists() { SYSTEMD } else { &[] };
     suite::main_of([oci::named("podman", CGROUPFS), oci::named("podman", systemd)].into_iter().flatten().collect())
@@ -174,6 +177,33 @@ fn containers(podman: &Podman<'_>) -> Result<()> {
     podman.ok(&["kill", "-s", "KILL", &name])?;
     ensure_eq!(podman.ok(&["wait", &name])?.trim(), "137", "status after podman kill");
     podman.ok(&["rm", &name])?;
+    podman.close()
+}
+
+/// What Podman does by another process in a container, and by another first one.
+fn execs(podman: &Podman<'_>) -> Result<()> {
+    let name = podman.oci.id("e");
+    let init = paths::cache("trixie")?.join("usr/bin/tini-static").display().to_string();
+    let flags = ["-d", "--name", &name, "--init", "--init-path", &init, "--health-cmd", "test -e /well", "--health-interval", "disable"];
+    let started = podman.container(&flags, &["sh", "-c", "sleep 1000 & sleep 1000 & wait"])?;
+    ensure_eq!(started.code, 0, "podman run --init: {}", started.stderr);
+    let first = podman.ok(&["exec", &name, "cat", "/proc/1/cmdline"])?;
+    ensure!(first.contains("init") && first.ends_with("wait\0"), "the first process: {first:?}");
+
+    let mut pty = Pty::spawn(&mut podman.command(&["exec", "-it", &name, "sh"])?, 33, 99)?;
+    pty.send("tty; stty size; exit 6\n")?;
+    pty.expect("/dev/pts/0", SOON)?;
+    pty.expect("33 99", SOON)?;
+    ensure_eq!(pty.finish(SOON)?.1, 6, "exit code of podman exec -it");
+
+    let stats = podman.ok(&["stats", "--no-stream", "--format", "{{.PIDs}} {{.MemUsage}}", &name])?;
+    ensure!(stats.starts_with("4 ") && stats.contains("kB /") | stats.contains("MB /"), "podman stats: {stats:?}");
+    ensure_eq!(podman.run(&["healthcheck", "run", &name])?.code, 1, "a check that fails");
+    podman.ok(&["exec", &name, "touch", "/well"])?;
+    ensure_eq!(podman.run(&["healthcheck", "run", &name])?.code, 0, "a check that passes");
+    ensure_eq!(podman.inspect(&name)?["State"]["Health"]["Status"], "healthy", "after that");
+    podman.ok(&["stop", "-t", "20", &name])?;
+    ensure_eq!(podman.inspect(&name)?["State"]["ExitCode"], 143, "status of an init that was asked to end");
     podman.close()
 }
 

@@ -3,15 +3,15 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use runtime_core::cgroup::stats::{v1, v2};
-use runtime_core::cgroup::{OOM_COUNTED, OomWatch, Stats, Trigger};
+use runtime_core::cgroup::{OOM_COUNTED, OomWatch, Trigger};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::Runtime;
+use crate::figures;
 use crate::launch::timespec;
 use crate::log::print;
 use crate::store::{Status, refused};
@@ -35,7 +35,7 @@ pub fn events(runtime: &Runtime<'_>, id: &str, once: bool, interval: &str) -> Re
             Err(error) if !once && error.kind() == ErrorKind::NotFound => return Ok(()),
             result => result?,
         };
-        print(&format!("{}\n", json!({ "type": "stats", "id": id, "data": data(&stats) })));
+        print(&format!("{}\n", json!({ "type": "stats", "id": id, "data": figures::data(&stats) })));
         let Some(init) = init.as_ref().filter(|_| !once) else { return Ok(()) };
         if wait(id, init, oom.as_mut(), interval)? {
             return Ok(());
@@ -107,77 +107,6 @@ fn duration(text: &str) -> Result<Duration> {
         rest = next;
     }
     Duration::try_from_secs_f64(seconds).ok().filter(|total| !total.is_zero()).ok_or_else(wrong)
-}
-
-fn data(stats: &Stats) -> Value {
-    match stats {
-        Stats::V1(metrics) => of_v1(metrics),
-        Stats::V2(metrics) => of_v2(metrics),
-    }
-}
-
-fn of_v1(metrics: &v1::Metrics) -> Value {
-    let usage = metrics.cpu.as_ref().and_then(|cpu| cpu.usage.as_ref());
-    let throttling = metrics.cpu.as_ref().and_then(|cpu| cpu.throttling.as_ref());
-    let memory = metrics.memory.as_ref();
-    let entry = |entry: Option<&v1::MemoryEntry>| {
-        entry.map_or_else(
-            || json!({ "limit": 0, "failcnt": 0 }),
-            |entry| json!({ "limit": entry.limit, "usage": entry.usage, "max": entry.max, "failcnt": entry.failcnt }),
-        )
-    };
-    json!({
-        "cpu": {
-            "usage": usage.map_or_else(
-                || json!({ "kernel": 0, "user": 0 }),
-                |usage| json!({ "total": usage.total, "percpu": usage.per_cpu, "kernel": usage.kernel, "user": usage.user }),
-            ),
-            "throttling": throttling.map_or_else(|| json!({}), |throttling| json!({
-                "periods": throttling.periods, "throttledPeriods": throttling.throttled_periods, "throttledTime": throttling.throttled_time,
-            })),
-        },
-        "memory": {
-            "cache": memory.map_or(0, |memory| memory.cache),
-            "usage": entry(memory.and_then(|memory| memory.usage.as_ref())),
-            "swap": entry(memory.and_then(|memory| memory.swap.as_ref())),
-            "kernel": entry(memory.and_then(|memory| memory.kernel.as_ref())),
-            "kernelTCP": entry(memory.and_then(|memory| memory.kernel_tcp.as_ref())),
-        },
-        "pids": metrics.pids.as_ref().map_or_else(|| json!({}), |pids| json!({ "current": pids.current, "limit": pids.limit })),
-        "blkio": {},
-        "hugetlb": {},
-        "intel_rdt": {},
-        "network_interfaces": null,
-    })
-}
-
-/// In version 1's terms, as runc shows version 2.
-fn of_v2(metrics: &v2::Metrics) -> Value {
-    let cpu = metrics.cpu.as_ref();
-    let memory = metrics.memory.as_ref();
-    let nanoseconds = |microseconds: u64| microseconds.saturating_mul(1000);
-    json!({
-        "cpu": {
-            "usage": cpu.map_or_else(|| json!({ "kernel": 0, "user": 0 }), |cpu| json!({
-                "total": nanoseconds(cpu.usage_usec), "kernel": nanoseconds(cpu.system_usec), "user": nanoseconds(cpu.user_usec),
-            })),
-            "throttling": cpu.map_or_else(|| json!({}), |cpu| json!({
-                "periods": cpu.nr_periods, "throttledPeriods": cpu.nr_throttled, "throttledTime": nanoseconds(cpu.throttled_usec),
-            })),
-        },
-        "memory": memory.map_or_else(|| json!({}), |memory| json!({
-            "cache": memory.file,
-            "usage": { "limit": memory.usage_limit, "usage": memory.usage, "max": memory.max_usage, "failcnt": 0 },
-            "swap": { "limit": memory.swap_limit, "usage": memory.swap_usage, "failcnt": 0 },
-            "kernel": { "limit": 0, "failcnt": 0 },
-            "kernelTCP": { "limit": 0, "failcnt": 0 },
-        })),
-        "pids": metrics.pids.as_ref().map_or_else(|| json!({}), |pids| json!({ "current": pids.current, "limit": pids.limit })),
-        "blkio": {},
-        "hugetlb": {},
-        "intel_rdt": {},
-        "network_interfaces": null,
-    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod cgroups;
 mod check;
 mod create;
 mod events;
+mod figures;
 mod foreground;
 mod hooks;
 mod launch;
