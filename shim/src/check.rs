@@ -136,21 +136,13 @@ fn controller((name, what): &(&'static str, &str)) -> Finding {
 }
 
 /// What is in force here, and matters to those containers only that ask for it.
-fn in_force() -> Vec<Finding> {
-    let modules = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
-    let selinux = modules.split(',').any(|module| module.trim() == "selinux").then(|| Finding {
-        name: "SELinux",
-        present: true,
-        needed: false,
-        note: "labels are set; this version was never tried with a policy".to_owned(),
-    });
-    let systemd = Path::new("/run/systemd/system").exists().then(|| Finding {
+fn in_force() -> Option<Finding> {
+    Path::new("/run/systemd/system").exists().then(|| Finding {
         name: "systemd cgroup driver",
         present: ["/run/dbus/system_bus_socket", "/run/systemd/private"].iter().any(|socket| Path::new(socket).exists()),
         needed: false,
         note: "used where the option SystemdCgroup is set; without it kubelet and Docker must use cgroupfs".to_owned(),
-    });
-    [selinux, systemd].into_iter().flatten().collect()
+    })
 }
 
 fn is_administrator() -> bool {

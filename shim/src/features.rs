@@ -38,7 +38,7 @@ fn linux() -> Value {
             "supportedFlags": seccomp::flags(),
         },
         "apparmor": { "enabled": true },
-        "selinux": { "enabled": false },
+        "selinux": { "enabled": true },
         "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },
         "memoryPolicy": { "modes": tuning::memory_modes(), "flags": tuning::memory_flags() },
         "mountExtensions": { "idmap": { "enabled": true } },
