@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use rustix::process::Signal;
 
-use crate::{Context, Result, ensure, ensure_eq, paths, proc, wait};
+use crate::requests::status_line;
+use crate::{Context, Result, command, ensure, ensure_eq, paths, proc, wait};
 
 /// Who is root inside; nobody on any machine.
 pub const USER: u32 = 300_000;
@@ -85,14 +87,35 @@ fn run_again() -> Result<ExitCode> {
         child.kill()?;
         child.wait()?;
     }
+    let left = kill_all()?;
     delegated.remove()?;
     fs::remove_dir_all(&own_data)?;
-    Ok(if result?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let status = result?;
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn is_tmpfs(dir: &Path) -> Result<bool> {
     fs::create_dir_all(dir)?;
     Ok(nix::sys::statfs::statfs(dir)?.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
+}
+
+/// Who is there of the user's.
+fn processes() -> Vec<proc::Process> {
+    let of_the_user = |process: &proc::Process| {
+        let status = fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
+        let uid = status_line(&status, "Uid").ok().and_then(|ids| ids.split_whitespace().next()?.parse::<u32>().ok());
+        uid.is_some_and(|uid| (USER..=USER + IDS).contains(&uid)) && !matches!(process.state, 'Z' | 'X')
+    };
+    proc::all().into_iter().filter(of_the_user).collect()
+}
+
+/// Kills whoever stays, and tells who that was.
+fn kill_all() -> Result<Vec<String>> {
+    let _ = wait::until(PATIENCE, || processes().is_empty().then_some(()));
+    let left = processes();
+    left.iter().try_for_each(|process| command::signal(process.pid, Signal::KILL))?;
+    Ok(left.into_iter().map(|process| format!("{} {}", process.pid, process.command_line)).collect())
 }
 
 /// What a user cannot pass through on the way to the checkout is hidden behind a directory that leads there only.

@@ -194,8 +194,9 @@ struct Server {
 /// The life of the launcher process.
 fn serve(control: OwnedFd) -> Result<()> {
     let control = keep_only(control)?;
-    // A key that ends the command which forked it must leave it time to clean up after that.
-    rustix::process::setsid().context(|| "launcher: setsid")?;
+    // A key that ends the command which forked it must leave it time to clean up after that. Keys go to one process group; a session of its own
+    // would be scheduled apart from the daemon's (sched(7), "The autogroup feature").
+    rustix::process::setpgid(None, None).context(|| "launcher: setpgid")?;
     // Children inherit this: none can be looked at in the moment before it says so itself.
     process::forbid_dump().context(|| "launcher: prctl")?;
     // One that replaces another is forked by the daemon as it is by then: its signal handlers and its wish for small pages pass to children.
