@@ -48,16 +48,24 @@ pub fn archive(counts: &[usize], path: &Path) -> Result<()> {
 /// The name of the image whose only program holds a pod's namespaces.
 pub const PAUSE: &str = "docker.io/coracle/pause:1";
 
-/// Writes an archive with the pause image to `path`; `work` is a directory for its compilation.
+/// Writes an archive with the pause image to `path`; `work` is a directory for its compilation, unless `CORACLE_PAUSE` names the program.
 pub fn pause_archive(work: &Path, path: &Path) -> Result<()> {
-    let (source, program) = (work.join("pause.c"), work.join("pause"));
-    std::fs::write(&source, include_str!("pause.c"))?;
-    output(Command::new("cc").args(["-static", "-Os", "-s", "-o"]).arg(&program).arg(&source))?;
+    let program = match std::env::var_os("CORACLE_PAUSE") {
+        Some(program) => program.into(),
+        None => compile_pause(work)?,
+    };
     let mut tar = Tar::default();
     tar.file("pause", 0o755, &std::fs::read(&program)?);
     let mut layout = Layout::default();
     let entry = layout.image_of(PAUSE, &[tar.finish()], json!({"Entrypoint": ["/pause"]}));
     layout.write(&[entry], path)
+}
+
+fn compile_pause(work: &Path) -> Result<PathBuf> {
+    let (source, program) = (work.join("pause.c"), work.join("pause"));
+    std::fs::write(&source, include_str!("pause.c"))?;
+    output(Command::new("cc").args(["-static", "-Os", "-s", "-o"]).arg(&program).arg(&source))?;
+    Ok(program)
 }
 
 #[derive(Default)]
