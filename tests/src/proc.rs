@@ -58,6 +58,16 @@ pub fn mounts() -> Vec<Mount> {
     table.lines().filter_map(mount).collect()
 }
 
+/// The parent of a process: of a container's first one, its daemon.
+pub fn parent(pid: u32) -> Result<u32> {
+    Ok(process(pid).context(|| format!("process {pid} is gone"))?.parent)
+}
+
+/// Whether version 2 of cgroups is alone.
+pub fn is_cgroup_v2() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
 /// The mount points of every cgroup hierarchy, v1 and v2.
 pub fn cgroup_roots() -> Vec<PathBuf> {
     let is_cgroup = |line: &str| line.split_once(" - ").is_some_and(|(_, tail)| tail.starts_with("cgroup"));

@@ -36,7 +36,7 @@ pub fn is_a_user() -> bool {
 
 /// Whether there is a cgroup to make others in.
 pub fn has_cgroups() -> bool {
-    is_version_2()
+    proc::is_cgroup_v2()
 }
 
 /// Where a mount is, `nosuid,nodev,noexec`, that stays so for the user.
@@ -152,13 +152,9 @@ fn let_in(child: &mut Child, delegated: &Delegated) -> Result<()> {
 /// A cgroup that belongs to the user, if they can have one.
 struct Delegated(Option<PathBuf>);
 
-fn is_version_2() -> bool {
-    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
-}
-
 impl Delegated {
     fn new(pid: u32) -> Result<Self> {
-        if !is_version_2() {
+        if !has_cgroups() {
             return Ok(Self(None));
         }
         fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory +pids")?;

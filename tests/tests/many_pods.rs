@@ -9,7 +9,7 @@ use tests::containerd::Version;
 use tests::cri::{Node, PodCase, Style};
 use tests::footprint::{Shims, proportional};
 use tests::suite::{Named, is_long, main_of, versions};
-use tests::{Context, Failure, Result, ensure_eq, proc};
+use tests::{Failure, Result, ensure_eq, proc};
 
 fn main() -> ExitCode {
     let newest = versions().into_iter().next_back();
@@ -121,7 +121,7 @@ fn some_of_many(case: &PodCase<'_>, numbers: impl Iterator<Item = usize>) -> Res
             ensure_eq!(app.shell("hostname")?, format!("pod-{number}"), "name");
             let pid = app.pid()?;
             all.apps.insert(pid);
-            all.daemons.insert(proc::process(pid).context(|| "the container is gone".to_owned())?.parent);
+            all.daemons.insert(proc::parent(pid)?);
         }
     }
     mine.watched().iter().for_each(|id| case.watch(id));

@@ -234,7 +234,7 @@ fn the_cgroup_that_is_asked_for(case: &Case<'_>) -> Result<()> {
 fn killed_daemon(case: &Case<'_>) -> Result<()> {
     let id = case.detached(&[], &["sh", "-c", "sleep 1000 & exec sleep 1000"])?;
     let init = case.ctr().pid(&id)?;
-    let Some(daemon) = proc::process(init).map(|init| init.parent) else { fail!("no process {init}") };
+    let daemon = proc::parent(init)?;
     signal(daemon, Signal::KILL)?;
     eventually("the container ends with its daemon", SOON, || proc::process(init).is_none())?;
     eventually("the task is gone", SOON, || case.ctr().status(&id).is_ok_and(|status| status.is_none()))
@@ -246,17 +246,16 @@ fn killed_containerd_and_daemon(case: &Case<'_>) -> Result<()> {
     own.import(&[1])?;
     let id = case.id("k");
     let log = case.path("k.out")?;
-    let mut args = case.run_args(
+    let args = case.run_args(
         &["--detach", "--log-uri", &format!("file://{}", log.display())],
         &[],
         &tests::image::name(1),
         &id,
         &["sleep", "1000"],
     );
-    args.retain(|word| word != "--rm");
     own.ctr().ok(&tests::case::words(&args))?;
     let init = own.ctr().pid(&id)?;
-    let Some(daemon) = proc::process(init).map(|init| init.parent) else { fail!("no process {init}") };
+    let daemon = proc::parent(init)?;
     own.kill()?;
     signal(daemon, Signal::KILL)?;
     own.restart()?;
@@ -274,7 +273,7 @@ fn pod(case: &Case<'_>) -> Result<()> {
         })
     };
     let (first, second) = (member(&["sleep", "1000"])?, member(&["sleep", "1000"])?);
-    let parent = |id: &str| -> Result<Option<u32>> { Ok(proc::process(case.ctr().pid(id)?).map(|init| init.parent)) };
+    let parent = |id: &str| proc::parent(case.ctr().pid(id)?);
     ensure_eq!(parent(&first)?, parent(&second)?, "the daemon of both");
     ensure_eq!(case.exec(&second, &["echo", "word"])?, "word", "an exec");
     Ok(())
@@ -286,8 +285,14 @@ struct Coracle {
 }
 
 impl Coracle {
+    fn command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = Command::new(paths::shim_dir()?.join("coracle"));
+        command.arg("--root").arg(&self.state).args(args);
+        Ok(command)
+    }
+
     fn ok(&self, args: &[&str]) -> Result<String> {
-        command::output(Command::new(paths::shim_dir()?.join("coracle")).arg("--root").arg(&self.state).args(args))
+        command::output(&mut self.command(args)?)
     }
 }
 
@@ -304,8 +309,7 @@ fn bundle(case: &Case<'_>, args: &[&str], change: impl FnOnce(&mut Value)) -> Re
 fn command_line(case: &Case<'_>) -> Result<()> {
     let (coracle, bundle) = bundle(case, &["sh", "-c", "echo out; exit 4"], |_| {})?;
     let (id, dir) = (bundle.id.as_str(), bundle.dir.display().to_string());
-    let mut run = Command::new(paths::shim_dir()?.join("coracle"));
-    let ran = command::run(run.arg("--root").arg(&coracle.state).args(["--rootless", "true", "run", "-b", &dir, id]))?;
+    let ran = command::run(&mut coracle.command(&["--rootless", "true", "run", "-b", &dir, id])?)?;
     ensure_eq!((ran.code, ran.stdout.as_str()), (4, "out\n"), "run: {}", ran.stderr);
     ensure_eq!(coracle.ok(&["list", "-q"])?, "", "list afterwards");
     Ok(())
@@ -325,9 +329,12 @@ fn command_line_without_a_pid_namespace(case: &Case<'_>) -> Result<()> {
     })?;
     let (id, dir) = (bundle.id.as_str(), bundle.dir.display().to_string());
     let log = fs::File::create(case.path("o.out")?)?;
-    let mut create = Command::new(paths::shim_dir()?.join("coracle"));
-    create.arg("--root").arg(&coracle.state).args(["create", "-b", &dir, id]).stdin(std::process::Stdio::null());
-    ensure!(create.stdout(log.try_clone()?).stderr(log).status()?.success(), "create: {}", fs::read_to_string(case.path("o.out")?)?);
+    let mut create = coracle.command(&["create", "-b", &dir, id])?;
+    ensure!(
+        create.stdin(std::process::Stdio::null()).stdout(log.try_clone()?).stderr(log).status()?.success(),
+        "create: {}",
+        fs::read_to_string(case.path("o.out")?)?
+    );
     coracle.ok(&["start", id])?;
     let state: Value = serde_json::from_str(&coracle.ok(&["state", id])?)?;
     ensure_eq!(coracle.ok(&["ps", "-f", "json", id])?.trim(), format!("[{}]", state["pid"]), "ps");

@@ -444,7 +444,7 @@ fn to_be_killed(hand: &mut Hand, name: &str) -> Result<(Pod, Vec<Bundle>)> {
 }
 
 fn daemon_of(pod: &Pod) -> Result<u32> {
-    Ok(proc::process(pod.status(|_| {})?.pid).context(|| "the pod's process is gone".to_owned())?.parent)
+    proc::parent(pod.status(|_| {})?.pid)
 }
 
 /// Cgroups go, too, which the ledger sees.

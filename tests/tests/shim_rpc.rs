@@ -142,7 +142,7 @@ fn stats_fit_the_cgroup_mode(hand: &mut Hand) -> Result<()> {
     let shim = hand.shim(&bundle)?;
     shim.create_quiet(&bundle)?;
     shim.start(&bundle.id, "")?;
-    let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let unified = proc::is_cgroup_v2();
     let expected = if unified { "io.containerd.cgroups.v2.Metrics" } else { "io.containerd.cgroups.v1.Metrics" };
     ensure_eq!(shim.stats(&bundle.id)?.type_url.trim_start_matches("type.googleapis.com/"), expected, "type of Stats");
     shim.kill(&bundle.id, "", 9)?;

@@ -254,12 +254,14 @@ impl Cgroup {
     /// # Errors
     /// As [`Cgroup::pids`].
     pub fn populated(&self) -> Result<bool> {
-        if let Some(tree) = self.unified()
-            && v2::events(&tree.dir)?.populated
-        {
-            return Ok(true);
+        let populated = match self.unified() {
+            Some(tree) => v2::events(&tree.dir)?.populated,
+            None => false,
+        };
+        if populated || (self.mode == Mode::V2 && !self.trees.is_empty()) {
+            return Ok(populated);
         }
-        Ok((self.mode != Mode::V2 || self.trees.is_empty()) && !self.pids()?.is_empty())
+        Ok(!self.pids()?.is_empty())
     }
 
     /// What the cgroup has used, until it is removed.

@@ -66,11 +66,8 @@ pub fn make(plan: &mut Builder, spec: &Spec, root: Slot, given: &[(CString, Slot
 /// # Errors
 /// [`ErrorKind::FailedPrecondition`](crate::ErrorKind::FailedPrecondition) for a device that the host has not, or not under this name.
 pub fn of_host(plan: &mut Builder, spec: &Spec) -> Result<Vec<(CString, Slot)>> {
-    if bound_dev(spec).is_some() {
-        return Ok(Vec::new());
-    }
     let mut found = Vec::new();
-    for (path, node) in nodes(spec)?.into_iter().filter(|(_, node)| node.kind != libc::S_IFIFO) {
+    for (path, node) in to_be_bound(spec)? {
         let source = [b"/", path.as_bytes()].concat();
         let source = CString::new(source).unwrap_or_default();
         let same = rustix::fs::stat(&source).is_ok_and(|host| host.st_mode & libc::S_IFMT == node.kind && host.st_rdev == node.device);
@@ -90,11 +87,8 @@ pub fn of_host(plan: &mut Builder, spec: &Spec) -> Result<Vec<(CString, Slot)>> 
 /// # Errors
 /// A device whose owner is not mapped.
 pub fn shelve(plan: &mut Builder, spec: &Spec, shelf: &mut Shelf, maps: &Maps) -> Result<Vec<(CString, Slot)>> {
-    if bound_dev(spec).is_some() {
-        return Ok(Vec::new());
-    }
     let mut shelved = Vec::new();
-    for (path, node) in nodes(spec)?.into_iter().filter(|(_, node)| node.kind != libc::S_IFIFO) {
+    for (path, node) in to_be_bound(spec)? {
         let unmapped = || Error::invalid(format!("linux.devices: {:?}: its owner is not mapped", path.to_string_lossy()));
         let uid = maps.host_uid(node.uid).ok_or_else(unmapped)?;
         let gid = maps.host_gid(node.gid).ok_or_else(unmapped)?;
@@ -104,6 +98,14 @@ pub fn shelve(plan: &mut Builder, spec: &Spec, shelf: &mut Shelf, maps: &Maps) -
         shelved.push((path, mount));
     }
     Ok(shelved)
+}
+
+/// The devices of a container that can make none itself.
+fn to_be_bound(spec: &Spec) -> Result<Vec<(CString, Node)>> {
+    if bound_dev(spec).is_some() {
+        return Ok(Vec::new());
+    }
+    Ok(nodes(spec)?.into_iter().filter(|(_, node)| node.kind != libc::S_IFIFO).collect())
 }
 
 /// What is to be below the root.

@@ -374,9 +374,11 @@ impl Server {
             return Err(Errno::INVAL);
         }
         slots.resize_with(usize::from(launch.plan.slots), || None);
-        let pid_namespace = find(&slots, launch.pid_namespace)?.map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 0)).transpose()?;
         let (arguments, environment) = (launch.program.arguments.clone(), launch.program.environment.clone());
         let start = || {
+            if let Some(namespace) = find(&slots, launch.pid_namespace)? {
+                process::setns(namespace.as_fd(), libc::CLONE_NEWPID)?;
+            }
             let arguments = StringArray::new(arguments);
             let mut environment = StringArray::with_room(environment, HOME.len() + HOME_MAX);
             let cloned = process::clone_as_sibling(launch.clone_flags, find(&slots, launch.cgroup)?.map(AsFd::as_fd))?;
@@ -391,27 +393,21 @@ impl Server {
             let (stub, null) = (namespace.as_fd(), null.as_ref().map(AsFd::as_fd));
             run(Child { launch, arguments: &arguments, environment: &mut environment, slots: &mut slots, stub, null })
         };
-        match pid_namespace {
+        match launch.pid_namespace {
             None => start(),
-            Some(namespace) => self.in_pid_namespace(&namespace, start),
+            Some(_) => self.visiting(start),
         }
     }
 
-    /// Has a process started in a pid namespace.
-    fn in_pid_namespace(
-        &self,
-        namespace: &OwnedFd,
-        start: impl FnOnce() -> std::result::Result<Launched, Errno> + Send,
-    ) -> std::result::Result<Launched, Errno> {
+    /// Lets `start` enter a pid namespace, and is in its own one afterwards.
+    fn visiting(&self, start: impl FnOnce() -> std::result::Result<Launched, Errno> + Send) -> std::result::Result<Launched, Errno> {
         if in_user_namespace() {
             // That has no right to the way back (pid_namespaces(7)): a thread goes, and ends there.
-            let visit = || process::setns(namespace.as_fd(), libc::CLONE_NEWPID).and_then(|()| start());
-            return std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, visit) {
+            return std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, start) {
                 Ok(thread) => thread.join().unwrap_or(Err(Errno::CANCELED)),
                 Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN)),
             });
         }
-        process::setns(namespace.as_fd(), libc::CLONE_NEWPID)?;
         let started = start();
         if process::setns(self.own_pid_namespace.as_fd(), libc::CLONE_NEWPID).is_err() {
             // Every later container would be born in this one's namespace.

@@ -18,7 +18,7 @@ pub fn about(quick: bool) -> Result<Vec<(String, String)>> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let containerd = command::output(Command::new(Version::V16.program("containerd")?).arg("--version"))?;
     let hierarchies = crate::proc::cgroup_roots().len();
-    let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let unified = crate::proc::is_cgroup_v2();
     let mut about = vec![
         ("kernel".to_owned(), read("/proc/sys/kernel/osrelease")),
         ("processors".to_owned(), std::thread::available_parallelism()?.to_string()),

@@ -1,6 +1,6 @@
 //! Update, Stats and Pids, compared with the cgroup's files.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use proto::protobuf::Message;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use crate::SOON;
 const MIB: u64 = 1 << 20;
 
 fn unified() -> bool {
-    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+    proc::is_cgroup_v2()
 }
 
 /// The limit files of version 1 or 2, and what they say of the container with this pid.

@@ -152,7 +152,7 @@ fn block_device() -> (u64, u64) {
 
 /// What of a row this host can do: the file, as the container sees it.
 fn here(row: &Row) -> Option<(&File, String)> {
-    let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let v2 = proc::is_cgroup_v2();
     let file = if v2 { row.v2.as_ref() } else { row.v1.as_ref() }?;
     let directory = if v2 {
         fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")

@@ -6,7 +6,7 @@ use tests::containerd::eventually;
 use tests::oci::Oci;
 use tests::{Result, ensure, ensure_eq, proc};
 
-use crate::{SLICE, SOON, cgroup_of, expect_no_unit, is_v2, property, unit};
+use crate::{SLICE, SOON, cgroup_of, expect_no_unit, property, unit};
 
 fn bundle(oci: &Oci) -> Result<Bundle> {
     let mut bundle = oci.bundle("a", &["sleep", "1000"])?;
@@ -33,7 +33,7 @@ pub fn life_of_a_scope(oci: &Oci) -> Result<()> {
     systemd(&["pause", id])?;
     ensure_eq!(oci.state(id)?["status"], "paused", "after pause");
     oci.ok(&["resume", id])?;
-    if is_v2() && property(&unit, "TasksCurrent")? != "[not set]" {
+    if proc::is_cgroup_v2() && property(&unit, "TasksCurrent")? != "[not set]" {
         systemd(&["update", "--pids-limit", "55", id])?;
         ensure_eq!(property(&unit, "TasksMax")?, "55", "TasksMax after update");
     }

@@ -81,7 +81,7 @@ fn named(name: &str, case: fn(&mut Hand) -> Result<()>) -> suite::Named {
 /// And on another one, where the host has controllers of version 1 to give to it.
 fn on_a_machine_of_its_own() -> Result<ExitCode> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd.sh");
-    let modes = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { &["v2"][..] } else { &["v2", "hybrid"] };
+    let modes = if proc::is_cgroup_v2() { &["v2"][..] } else { &["v2", "hybrid"] };
     let mut all = true;
     for mode in modes {
         println!("on a machine of its own, cgroups {mode}:");
@@ -141,13 +141,9 @@ fn expect_no_unit(bundle: &Bundle) -> Result<()> {
     Ok(())
 }
 
-fn is_v2() -> bool {
-    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
-}
-
 /// Where the tree of version 2 is.
 fn tree() -> &'static str {
-    if is_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/unified" }
+    if proc::is_cgroup_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/unified" }
 }
 
 fn cgroup_of(pid: u32) -> Result<String> {
@@ -412,9 +408,13 @@ fn limits_live_and_after_a_reload(hand: &mut Hand) -> Result<()> {
     let place = cgroup_of(pid)?;
     let expect = |values: &[(&str, &str, &str, &str)]| -> Result<()> {
         for (v2, value, controller, v1) in values {
-            let file = if is_v2() { format!("/sys/fs/cgroup{place}/{v2}") } else { format!("/sys/fs/cgroup/{controller}{place}/{v1}") };
+            let file = if proc::is_cgroup_v2() {
+                format!("/sys/fs/cgroup{place}/{v2}")
+            } else {
+                format!("/sys/fs/cgroup/{controller}{place}/{v1}")
+            };
             let found = std::fs::read_to_string(&file).context(|| file.clone())?;
-            let value = if is_v2() { *value } else { value.split(' ').next().unwrap_or_default() };
+            let value = if proc::is_cgroup_v2() { *value } else { value.split(' ').next().unwrap_or_default() };
             ensure_eq!(found.trim(), value, "{file}");
         }
         Ok(())
@@ -426,13 +426,13 @@ fn limits_live_and_after_a_reload(hand: &mut Hand) -> Result<()> {
         ("pids.max", "20", "pids", "pids.max"),
     ];
     let only_v2 = [("memory.low", "33554432", "", ""), ("cpu.weight", "174", "", "")];
-    let only_v2 = if is_v2() { &only_v2[..] } else { &[] };
+    let only_v2 = if proc::is_cgroup_v2() { &only_v2[..] } else { &[] };
     expect(&first)?;
     expect(only_v2)?;
     systemctl(&["daemon-reload"])?;
     expect(&first)?;
     let unit = unit(&bundle);
-    ensure_eq!(property(&unit, if is_v2() { "MemoryMax" } else { "MemoryLimit" })?, "67108864", "limit of memory");
+    ensure_eq!(property(&unit, if proc::is_cgroup_v2() { "MemoryMax" } else { "MemoryLimit" })?, "67108864", "limit of memory");
     shim.update_to(&bundle.id, &json!({"memory": {"limit": 96 << 20}, "cpu": {"quota": 10_000}, "pids": {"limit": 30}}))?;
     let second = [
         ("memory.max", "100663296", "memory", "memory.limit_in_bytes"),
@@ -453,7 +453,7 @@ fn limits_live_and_after_a_reload(hand: &mut Hand) -> Result<()> {
 /// The process that keeps a scope until the container's own one is inside does not count.
 fn no_room_for_a_second_process(hand: &mut Hand) -> Result<()> {
     let (bundle, shim, pid) = running(hand, "a", |spec| spec["linux"]["resources"]["pids"] = json!({"limit": 1}))?;
-    let pids = if is_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" };
+    let pids = if proc::is_cgroup_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" };
     let limit = std::fs::read_to_string(format!("{pids}{}/pids.max", cgroup_of(pid)?))?;
     ensure_eq!(limit.trim(), "1", "pids.max");
     end(&shim, &bundle)
