@@ -55,7 +55,8 @@ LimitNOFILE=1048576
 END
 cat >"$work/root/usr/local/sbin/coracle-run" <<'END'
 #!/bin/sh
-# Mounts the checkout where it is on the host, with what is written to it kept in memory, and runs the command that lies in it.
+# Mounts the checkout where it is on the host, with what is written to it kept in memory, and runs the command that lies in it. Containers' data are
+# on the disk: this kernel has no idmapped tmpfs.
 status=125
 ports=/dev/virtio-ports
 for _ in $(seq 600); do
@@ -70,7 +71,7 @@ exec >$ports/output 2>&1
 		top=$(cat /run/host/target/vm/top) && mkdir -p "$top" &&
 		mount -t overlay -o lowerdir=/run/host,upperdir=/run/write/upper,workdir=/run/write/work overlay "$top" &&
 		cd "$top" && {
-		mount -t tmpfs tmpfs "$top/target/run" 2>/dev/null || { mkdir -p "$top/target/run" && mount -t tmpfs tmpfs "$top/target/run"; }
+		mkdir -p /var/lib/coracle-run "$top/target/run" && mount --bind /var/lib/coracle-run "$top/target/run"
 		sh target/vm/command
 		status=$?
 	}
@@ -91,7 +92,7 @@ for unit in getty@tty1.service serial-getty@ttyS0.service apt-daily.timer apt-da
 done
 cp "$work"/root/boot/vmlinuz-* "$work/vmlinuz"
 cp "$work"/root/boot/initrd.img-* "$work/initrd"
-mkfs.ext4 -q -d "$work/root" -E root_owner=0:0 "$work/root.img" 4G
+mkfs.ext4 -q -d "$work/root" -E root_owner=0:0 "$work/root.img" 8G
 rm -rf "$work/root" "$work/sources"
 echo "$key" >"$work/key"
 rm -rf "$cache"

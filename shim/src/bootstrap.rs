@@ -31,7 +31,7 @@ const TASK_API: &str = "CORACLE_TASK_API";
 /// The operator's wish for who shares a daemon: `pod` (the default) or `node`.
 const GROUPING: &str = "CORACLE_GROUPING";
 
-/// The operator's wish for who makes cgroups, `cgroupfs` (the default) or `systemd`: containerd does not hand the option for it to every runtime.
+/// The operator's wish for who makes cgroups, `cgroupfs` or `systemd`: containerd does not hand the option for it to every runtime.
 const CGROUP_DRIVER: &str = "CORACLE_CGROUP_DRIVER";
 
 /// Where the node's networks are said, if not in [`node::PATH`].
@@ -142,8 +142,8 @@ pub struct Bootstrap {
     pub task_api: TaskApi,
     /// Who shares the daemon, unless the runtime's options say otherwise.
     pub grouping: Grouping,
-    /// systemd makes cgroups, whatever the runtime's options say.
-    pub systemd_cgroup: bool,
+    /// systemd makes cgroups, whatever the runtime's options say, or does not, unless they say so.
+    pub systemd_cgroup: Option<bool>,
     /// The node's networks, and what annotations may ask for (`runtime_core::net::node`).
     pub network_file: PathBuf,
     /// The form of the answer.
@@ -199,10 +199,11 @@ pub fn classify(input: &[u8], id: &str, namespace: &str) -> Result<Input> {
     }
 }
 
-fn by_systemd(driver: &str) -> Result<bool> {
+fn by_systemd(driver: &str) -> Result<Option<bool>> {
     match driver {
-        "" | "cgroupfs" => Ok(false),
-        "systemd" => Ok(true),
+        "" => Ok(None),
+        "cgroupfs" => Ok(Some(false)),
+        "systemd" => Ok(Some(true)),
         _ => Err(Error::invalid(format!("{CGROUP_DRIVER}={driver:?}: want cgroupfs or systemd"))),
     }
 }

@@ -141,7 +141,7 @@ fn in_force() -> Option<Finding> {
         name: "systemd cgroup driver",
         present: ["/run/dbus/system_bus_socket", "/run/systemd/private"].iter().any(|socket| Path::new(socket).exists()),
         needed: false,
-        note: "used where the option SystemdCgroup is set; without it kubelet and Docker must use cgroupfs".to_owned(),
+        note: "used where the option SystemdCgroup is set, or a path has the form slice:prefix:name".to_owned(),
     })
 }
 

@@ -44,8 +44,8 @@ pub struct Options {
     pub binary_name: String,
     /// The directory for state.
     pub root: String,
-    /// Cgroups are made by systemd.
-    pub systemd_cgroup: bool,
+    /// Cgroups are made by systemd, or not; where nobody says, the form of the container's path does.
+    pub systemd_cgroup: Option<bool>,
     /// Annotations may set properties of the scopes that systemd makes; only in TOML.
     pub systemd_properties: bool,
     /// Annotations of crun's count; only in TOML.
@@ -130,7 +130,7 @@ impl Options {
             io_gid: runc.io_gid,
             binary_name: runc.binary_name,
             root: runc.root,
-            systemd_cgroup: runc.systemd_cgroup,
+            systemd_cgroup: Some(runc.systemd_cgroup),
             systemd_properties: false,
             crun_annotations: false,
             criu_path,
@@ -270,7 +270,7 @@ mod tests {
         wire.extend(b"\x42\x05/criu");
         for url in ["containerd.runc.v1.Options", "type.googleapis.com/containerd.runc.v1.Options"] {
             let options = Options::from_any(&any(url, wire.clone())).unwrap().unwrap();
-            assert!(options.no_pivot_root && options.systemd_cgroup);
+            assert!(options.no_pivot_root && options.systemd_cgroup == Some(true));
             assert_eq!((options.io_uid, options.shim_cgroup.as_str(), options.criu_path.as_str()), (1000, "/shims", "/criu"));
         }
     }
@@ -290,7 +290,7 @@ mod tests {
             "systemd_cgroup = true\nno_pivot_root = true\nio_uid = 7\nshim_cgroup = \"/s\"\nroot = \"/r\"\nbinary_name = \"crun\"\n";
         let options = Options::from_toml(go).unwrap();
         assert_eq!(options, Options::from_toml(snake).unwrap());
-        assert_eq!((options.io_uid, options.root.as_str(), options.systemd_cgroup), (7, "/r", true));
+        assert_eq!((options.io_uid, options.root.as_str(), options.systemd_cgroup), (7, "/r", Some(true)));
         let keys = serde_json::to_value(Options::default()).unwrap();
         assert_eq!(keys.as_object().unwrap().len(), KEYS.len());
         assert!(KEYS.iter().all(|key| keys.get(key).is_some()));

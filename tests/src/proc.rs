@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::{Context, Result};
 
@@ -66,6 +67,19 @@ pub fn parent(pid: u32) -> Result<u32> {
 /// Whether version 2 of cgroups is alone.
 pub fn is_cgroup_v2() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+/// Stops a slice of systemd's and removes its cgroups, unless there is a scope in it: that is for the ledger to find, as is what stays.
+pub fn remove_slice(slice: &str) {
+    let all = cgroup_roots().into_iter().flat_map(|root| cgroups_below(&root));
+    let left: Vec<_> = all.filter(|dir| dir.components().any(|name| name.as_os_str() == slice)).collect();
+    if left.iter().any(|dir| dir.extension().is_some_and(|kind| kind == "scope")) {
+        return;
+    }
+    let _ = Command::new("systemctl").args(["stop", slice]).status();
+    for dir in left.iter().rev() {
+        let _ = std::fs::remove_dir(dir);
+    }
 }
 
 /// The mount points of every cgroup hierarchy, v1 and v2.

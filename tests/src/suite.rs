@@ -23,6 +23,11 @@ macro_rules! cases {
     ($($name:path),* $(,)?) => { &[$((stringify!($name), $name as fn(&$crate::Case<'_>) -> $crate::Result<()>)),*] };
 }
 
+/// Whether the cgroup driver of those who use the shim is systemd's: `TEST_CGROUPS=systemd`.
+pub fn by_systemd() -> bool {
+    std::env::var("TEST_CGROUPS").is_ok_and(|driver| driver == "systemd")
+}
+
 /// How a suite runs.
 pub struct Suite {
     /// Its name.

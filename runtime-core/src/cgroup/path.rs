@@ -40,7 +40,7 @@ impl CgroupPath {
     /// `InvalidArgument` for `..`, control characters, over-long names, the root, or the systemd form `slice:prefix:name`.
     pub fn new(host: &Host, cgroups_path: Option<&str>, id: &str) -> Result<Self> {
         let given = cgroups_path.unwrap_or_default();
-        if !given.starts_with('/') && given.split(':').count() == 3 {
+        if Scope::has_form(given) {
             return Err(Error::invalid(format!(
                 "cgroupsPath {given:?}: the form slice:prefix:name is for the systemd cgroup driver, and the option SystemdCgroup is not set"
             )));

@@ -83,6 +83,14 @@ pub struct OomWatch {
     /// v1: the file with the counter; on v2 it is the one that reports.
     counter: Option<OwnedFd>,
     seen: u64,
+    above: Option<Above>,
+}
+
+/// The counter of the cgroup above, which counts for all below it (cgroup-v2.rst, memory.events), and what it said before the own one was read last.
+#[derive(Debug)]
+struct Above {
+    counter: OwnedFd,
+    seen: u64,
 }
 
 impl OomWatch {
@@ -95,15 +103,33 @@ impl OomWatch {
     /// Where the counter cannot be read; that the cgroup is gone is none.
     pub fn take(&mut self) -> Result<u64> {
         self.watch.acknowledge()?;
-        let fd = self.counter.as_ref().unwrap_or(&self.watch.fd);
-        let text = match read_to_end(fd.as_fd()) {
-            Err(Errno::NODEV) => return Ok(0),
-            result => result.context(|| "read the counter of out-of-memory kills")?,
-        };
-        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(self.seen);
+        // In this order a kill between the two is told of twice rather than never.
+        let above = self.above.as_ref().map_or(Ok(None), |above| kills(&above.counter))?;
+        let Some(count) = kills(self.own())? else { return Ok(0) };
+        if let (Some(above), Some(count)) = (&mut self.above, above) {
+            above.seen = count;
+        }
         let new = count.saturating_sub(self.seen);
         self.seen = count;
         Ok(new)
+    }
+
+    /// How many processes were killed for want of memory, in the cgroup above and all below it, since [`OomWatch::take`] last found the cgroup;
+    /// 0 for one that is still there. For a process that was killed by nobody else.
+    ///
+    /// # Errors
+    /// As [`OomWatch::take`].
+    pub fn take_from_above(&mut self) -> Result<u64> {
+        if kills(self.own())?.is_some() {
+            return Ok(0);
+        }
+        let Some(above) = &mut self.above else { return Ok(0) };
+        let count = kills(&above.counter)?.unwrap_or(above.seen);
+        Ok(count.saturating_sub(std::mem::replace(&mut above.seen, count)))
+    }
+
+    fn own(&self) -> &OwnedFd {
+        self.counter.as_ref().unwrap_or(&self.watch.fd)
     }
 
     /// What to poll; no need to acknowledge, [`OomWatch::take`] does.
@@ -129,11 +155,39 @@ impl Cgroup {
         let Some(tree) = self.home("memory") else { return Ok(None) };
         let watch = match tree.version {
             Version::V1 => Some(oom_v1(&tree.dir)?),
-            Version::V2 => Watch::file(&tree.dir, "memory.events")?.map(|watch| OomWatch { watch, counter: None, seen: 0 }),
+            Version::V2 => Watch::file(&tree.dir, "memory.events")?.map(|watch| OomWatch { watch, counter: None, seen: 0, above: None }),
         };
         let Some(mut watch) = watch else { return Ok(None) };
         watch.take()?;
         Ok(Some(watch))
+    }
+
+    /// As [`Cgroup::oom_watch`], of a cgroup that somebody else removes as soon as it is empty, as systemd does: in version 2 the cgroup above is
+    /// asked when it is gone.
+    ///
+    /// # Errors
+    /// Where the kernel refuses the watch.
+    pub fn oom_watch_of_scope(&self) -> Result<Option<OomWatch>> {
+        let Some(mut watch) = self.oom_watch()? else { return Ok(None) };
+        if let Some(tree) = self.home("memory").filter(|tree| tree.version == Version::V2)
+            && let Some((parent, _)) = tree.parent()?
+            && let Some(Watch { fd: counter, .. }) = Watch::file(&parent, "memory.events")?
+        {
+            watch.above = Some(Above { counter, seen: 0 });
+            watch.take()?;
+        }
+        Ok(Some(watch))
+    }
+}
+
+/// What a counter of kills says; nothing once its cgroup is gone.
+fn kills(counter: &OwnedFd) -> Result<Option<u64>> {
+    match read_to_end(counter.as_fd()) {
+        Err(Errno::NODEV) => Ok(None),
+        result => {
+            let text = result.context(|| "read the counter of out-of-memory kills")?;
+            Ok(text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()))
+        }
     }
 }
 
@@ -143,7 +197,7 @@ fn oom_v1(dir: &Dir) -> Result<OomWatch> {
     let counter = dir.open_file("memory.oom_control", OFlags::RDONLY).context(what)?;
     let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context(what)?;
     dir.write("cgroup.event_control", &format!("{} {}", fd.as_raw_fd(), counter.as_raw_fd())).context(what)?;
-    Ok(OomWatch { watch: Watch { fd, trigger: Trigger::Readable }, counter: Some(counter), seen: 0 })
+    Ok(OomWatch { watch: Watch { fd, trigger: Trigger::Readable }, counter: Some(counter), seen: 0, above: None })
 }
 
 /// Waits for `event` to report (POLLPRI), or a pidfd to become readable, at most for `timeout`. Without an event it is a pause.

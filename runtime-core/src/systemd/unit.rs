@@ -1,5 +1,7 @@
 //! Names of units and slices, and the cgroups that they mean.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -67,6 +69,17 @@ impl Scope {
         };
         let slice = if slice.is_empty() { instance.default_slice() } else { slice };
         Self::checked(slice, prefix, name, instance).map_err(|error| error.context(format!("cgroupsPath {given:?}")))
+    }
+
+    /// Whether a cgroupsPath has the form `slice:prefix:name`.
+    pub fn has_form(cgroups_path: &str) -> bool {
+        !cgroups_path.starts_with('/') && cgroups_path.split(':').count() == 3
+    }
+
+    /// Whether systemd is to make the cgroup of a cgroupsPath where nobody has said who is: the path has the form, and systemd runs here
+    /// (sd_booted(3)). So it is with Docker, which hands its cgroup driver on to runc only.
+    pub fn is_meant_by(cgroups_path: Option<&str>) -> bool {
+        cgroups_path.is_some_and(Self::has_form) && Path::new("/run/systemd/system").is_dir()
     }
 
     fn checked(slice: &str, prefix: &str, name: &str, instance: Instance) -> Result<Self> {

@@ -154,7 +154,7 @@ fn the_cgroup_driver_comes_by_the_environment() {
         let environment = Environment { cgroup_driver: driver.into(), ..Environment::default() };
         Bootstrap::resolve(&flags("web", "k8s.io"), &[], &environment).map(|bootstrap| bootstrap.systemd_cgroup)
     };
-    for (driver, by_systemd) in [("", false), ("cgroupfs", false), ("systemd", true)] {
+    for (driver, by_systemd) in [("", None), ("cgroupfs", Some(false)), ("systemd", Some(true))] {
         assert_eq!(resolve(driver).unwrap(), by_systemd, "{driver}");
     }
     assert_eq!(resolve("Systemd").unwrap_err().to_string(), "CORACLE_CGROUP_DRIVER=\"Systemd\": want cgroupfs or systemd");

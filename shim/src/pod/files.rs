@@ -2,7 +2,7 @@
 //! them for the pods that it starts itself (`internal/cri/server/podsandbox/sandbox_run_linux.go`, `setupSandboxFiles`).
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, lchown};
 use std::path::Path;
 
 use proto::cri::DnsConfig;
@@ -32,6 +32,18 @@ pub fn write(bundle: &Path, settings: &Settings) -> Result<()> {
         write_atomic(bundle, name, &content)?;
         let path = bundle.join(name);
         fs::set_permissions(&path, Permissions::from_mode(MODE)).context(|| format!("chmod {path:?}"))?;
+    }
+    Ok(())
+}
+
+/// Makes them the pod's own root's. A mount with mapped ids would do as well, but not on the tmpfs of kernels before 6.3, and its root could make
+/// programs of the host's root of them.
+///
+/// # Errors
+/// The errno of the file that cannot be changed.
+pub fn give_to(bundle: &Path, uid: u32, gid: u32) -> Result<()> {
+    for path in NAMES.map(|name| bundle.join(name)) {
+        lchown(&path, Some(uid), Some(gid)).map_err(|error| Error::io(format!("chown {path:?}"), &error))?;
     }
     Ok(())
 }

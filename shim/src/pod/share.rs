@@ -8,11 +8,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use oci_spec::runtime::{LinuxNamespaceType, Mount};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::spec::Spec;
 
-use super::files::NAMES;
+use super::files::{self, NAMES};
 use super::settings::Network;
 use super::{Held, Pod};
 
@@ -37,6 +37,10 @@ impl Pod {
         self.lend_namespaces(&held, spec);
         if self.settings.files {
             add_files(&self.bundle, spec);
+            let root = |mappings: &[LinuxIdMapping]| mappings.iter().find(|it| it.container_id() == 0).map(LinuxIdMapping::host_id);
+            if let (Some(uid), Some(gid)) = (root(&spec.linux.uid_mappings), root(&spec.linux.gid_mappings)) {
+                files::give_to(&self.bundle, uid, gid)?;
+            }
         }
         let shares_ipc = spec.linux.namespaces.iter().any(|it| it.typ() == LinuxNamespaceType::Ipc && it.path().is_some());
         let mounts = held.mounts.as_ref().filter(|_| shares_ipc).map(|fd| fd.try_clone().context(|| "dup")).transpose()?;
@@ -84,9 +88,6 @@ fn add_files(bundle: &Path, spec: &mut Spec) {
         let options = ["rbind", "rprivate", if read_only { "ro" } else { "rw" }].map(str::to_owned).to_vec();
         let mut mount = Mount::default();
         mount.set_destination(destination).set_typ(Some("bind".to_owned())).set_source(Some(bundle.join(name))).set_options(Some(options));
-        if !spec.linux.uid_mappings.is_empty() {
-            mount.set_uid_mappings(Some(spec.linux.uid_mappings.clone())).set_gid_mappings(Some(spec.linux.gid_mappings.clone()));
-        }
         spec.mounts.push(mount);
     }
 }

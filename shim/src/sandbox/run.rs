@@ -16,6 +16,7 @@ use runtime_core::rdt::Groups;
 use runtime_core::spec::Resources;
 use runtime_core::sys::namespace;
 use runtime_core::sys::process::send_signal;
+use runtime_core::systemd::Scope;
 use rustix::fs::{Mode, OFlags};
 use tokio::time::timeout;
 
@@ -151,9 +152,12 @@ async fn cgroup_path(node: &Node, pod: &Pod) -> Result<CgroupPath> {
     let parent = &pod.settings.cgroup_parent;
     let slice = Path::new(parent).file_name().and_then(|name| name.to_str()).filter(|name| name.ends_with(".slice"));
     let config = &node.context.config;
-    if let Some(slice) = slice.filter(|_| config.options.systemd_cgroup || config.bootstrap.systemd_cgroup) {
+    if let Some(slice) = slice {
         let path = format!("{slice}:cri-containerd:{}", pod.id);
-        return scope::place(node, true, Some(&path), &pod.id).await.context(|| "cgroup_parent");
+        let by_systemd = scope::driver(config.options.systemd_cgroup, config.bootstrap.systemd_cgroup);
+        if by_systemd.unwrap_or_else(|| Scope::is_meant_by(Some(&path))) {
+            return scope::place(node, Some(true), Some(&path), &pod.id).await.context(|| "cgroup_parent");
+        }
     }
     let path = Path::new(if parent.is_empty() { "/" } else { parent }).join(&pod.id);
     CgroupPath::new(&node.host, path.to_str(), &pod.id).context(|| "cgroup_parent")

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -32,6 +33,8 @@ use crate::sync::lock;
 
 /// How long an exit waits for those of the container's other processes, which were killed.
 const OTHERS: Duration = Duration::from_secs(10);
+/// What a process ends with that was killed by SIGKILL, or a shell whose last child was.
+const KILLED: u32 = 128 + libc::SIGKILL as u32;
 
 /// See the module.
 pub struct Container {
@@ -78,16 +81,23 @@ pub struct Account {
     execs: Mutex<HashMap<String, Arc<Process>>>,
     record: Mutex<Record>,
     oom: Mutex<Option<OomWatch>>,
+    killed: AtomicBool,
 }
 
 impl Account {
     /// Of a container that has been made: what is on disk, and where its memory is counted.
-    pub fn new(record: Record, cgroup: &Cgroup) -> Self {
-        let oom = cgroup.oom_watch().unwrap_or_else(|error| {
+    pub fn new(record: Record, cgroup: &Cgroup, scope: Option<&Scope>) -> Self {
+        let oom = if scope.is_some() { cgroup.oom_watch_of_scope() } else { cgroup.oom_watch() };
+        let oom = oom.unwrap_or_else(|error| {
             log::warn!("{}: out-of-memory kills will not be reported: {error}", record.id);
             None
         });
-        Self { execs: Mutex::default(), record: Mutex::new(record), oom: Mutex::new(oom) }
+        Self { execs: Mutex::default(), record: Mutex::new(record), oom: Mutex::new(oom), killed: AtomicBool::new(false) }
+    }
+
+    /// The first process is killed on request.
+    pub fn note_kill(&self) {
+        self.killed.store(true, Ordering::Relaxed);
     }
 }
 
@@ -130,8 +140,12 @@ impl Container {
 
     /// Tells of kills that nobody has been told of: whether there were any.
     pub fn tell_oom(&self, node: &Node) -> bool {
+        self.tell_oom_by(node, OomWatch::take)
+    }
+
+    fn tell_oom_by(&self, node: &Node, take: impl FnOnce(&mut OomWatch) -> Result<u64>) -> bool {
         let mut oom = lock(&self.account.oom);
-        let killed = oom.as_mut().map_or(Ok(0), OomWatch::take).unwrap_or_else(|error| {
+        let killed = oom.as_mut().map_or(Ok(0), take).unwrap_or_else(|error| {
             log::warn!("{}: {error}", self.id);
             0
         });
@@ -140,6 +154,16 @@ impl Container {
             node.context.events.publish(&TaskOOM { container_id: self.id.clone(), ..TaskOOM::default() });
         }
         killed > 0
+    }
+
+    /// The first process has just ended: systemd is about to remove the cgroup, or was quicker.
+    fn tell_last_oom(&self, node: &Node, exit: Exit) {
+        if self.scope.is_none() || self.tell_oom(node) {
+            return;
+        }
+        if exit.status == KILLED && !self.account.killed.load(Ordering::Relaxed) {
+            self.tell_oom_by(node, OomWatch::take_from_above);
+        }
     }
 
     /// Waits for out-of-memory kills and tells of them, for as long as the container lives.
@@ -184,6 +208,7 @@ impl Container {
         tokio::spawn(async move {
             let init = &container.init;
             let Some(exit) = end_of(&node, init).await else { return };
+            container.tell_last_oom(&node, exit);
             container.note_exit(exit);
             if let Some(network) = container.network.clone() {
                 // Nobody waits for it, but for Delete.

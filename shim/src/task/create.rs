@@ -137,9 +137,9 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     for sentence in passed_over(&node.host, &spec, filter.as_deref()) {
         log::warn!("{}: {sentence}", request.id);
     }
-    let properties =
-        if options.systemd_cgroup && options.systemd_properties { annotated_properties(&spec.annotations)? } else { Vec::new() };
     let path = scope::place(node, options.systemd_cgroup, spec.linux.cgroups_path.as_deref(), &request.id).await?;
+    let properties =
+        if path.scope().is_some() && options.systemd_properties { annotated_properties(&spec.annotations)? } else { Vec::new() };
     let init = Arc::new(Process::new("", stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));
     let owner = owner(&options);
 
@@ -180,7 +180,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
             let cgroup = undo.making.take().ok_or_else(lost)?;
             let container = Container {
                 id: request.id.clone(),
-                account: Account::new(record, &cgroup),
+                account: Account::new(record, &cgroup, path.scope()),
                 hooks: Hooks::of(&spec, &request.id, &bundle),
                 listener: Listener::of(filter.as_deref(), &spec, &request.id, &bundle),
                 bundle,
@@ -356,7 +356,7 @@ fn options(node: &Node, request: &CreateTaskRequest) -> Result<Options> {
     let given = request.options.as_ref().map(Options::from_any).transpose().context(|| "options")?.flatten();
     let config = &node.context.config;
     let mut options = given.unwrap_or_else(|| config.options.clone());
-    options.systemd_cgroup |= config.bootstrap.systemd_cgroup;
+    options.systemd_cgroup = scope::driver(options.systemd_cgroup, config.bootstrap.systemd_cgroup);
     options.tell_ignored();
     Ok(options)
 }

@@ -151,7 +151,12 @@ pub fn resume(node: &Node, container: &Container) -> Result<()> {
 /// The field that could not be changed.
 pub async fn update(node: &Node, container: &Container, resources: &Resources) -> Result<()> {
     container.init.state().allow(Action::Update)?;
-    scope::update(node, container.scope.as_ref(), &container.cgroup, resources).await.context(|| "update")
+    let updated = scope::update(node, container.scope.as_ref(), &container.cgroup, resources).await;
+    // A limit that the container does not fit into ends it, and systemd removes its cgroup at once.
+    if updated.is_err() && container.scope.is_some() && container.cgroup.stats().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+        return Err(Error::new(ErrorKind::NotFound, "update: the container has ended meanwhile, its cgroup is gone"));
+    }
+    updated.context(|| "update")
 }
 
 /// Sends a signal to a process, or to all of the container.
@@ -163,6 +168,7 @@ pub fn kill(container: &Arc<Container>, process: &Process, signal: i32, all: boo
         return Err(Error::invalid(format!("{signal} is no signal")));
     }
     if signal == libc::SIGKILL && process.exec_id.is_empty() {
+        container.account.note_kill();
         outlast_servers(container);
     }
     if all && process.exec_id.is_empty() {

@@ -18,12 +18,20 @@ use crate::systemd::Systemd;
 /// How long a cgroup that nobody wants any more may take to go.
 const REMOVAL: Duration = Duration::from_secs(2);
 
-/// Where the cgroup of the container `id` is, which is not there yet.
+/// Whether systemd makes cgroups, by what the runtime's options and the operator say of it.
+pub fn driver(options: Option<bool>, operator: Option<bool>) -> Option<bool> {
+    match (options, operator) {
+        (Some(true), _) | (_, Some(true)) => Some(true),
+        (options, operator) => options.or(operator),
+    }
+}
+
+/// Where the cgroup of the container `id` is, which is not there yet. Where nobody has said who makes it, the form of the path does.
 ///
 /// # Errors
 /// `InvalidArgument` where the path does not have the form of the driver; `FailedPrecondition` for a scope that is in use.
-pub async fn place(node: &Node, by_systemd: bool, cgroups_path: Option<&str>, id: &str) -> Result<CgroupPath> {
-    if !by_systemd {
+pub async fn place(node: &Node, by_systemd: Option<bool>, cgroups_path: Option<&str>, id: &str) -> Result<CgroupPath> {
+    if !by_systemd.unwrap_or_else(|| Scope::is_meant_by(cgroups_path)) {
         return CgroupPath::new(&node.host, cgroups_path, id);
     }
     let scope = Scope::new(cgroups_path, id, Systemd::instance())?;

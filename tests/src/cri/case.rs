@@ -1,16 +1,16 @@
 //! One case on one node and in one style: names of its own, and a ledger that must balance at its end.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::api::{self, ListPodSandboxRequest, PodSandboxFilter, RemovePodSandboxRequest};
 use super::client::Cri;
-use super::node::{NAMESPACE, Node, Style, by_systemd};
+use super::node::{NAMESPACE, Node, Style};
 use super::pod::Pod;
 use crate::containerd::Version;
 use crate::ledger::{self, Entries, Scope};
+use crate::suite::by_systemd;
 use crate::{Context, Result, paths, proc};
 
 /// What a case works with.
@@ -152,26 +152,12 @@ impl<'a> PodCase<'a> {
     /// The cgroups of pods are the kubelet's to remove. What still has a container's in it stays, for the ledger to find.
     fn remove_parents(&self) {
         if by_systemd() {
-            return self.remove_slices();
+            return proc::remove_slice(&format!("{}.slice", self.word));
         }
         for dir in proc::cgroup_roots().into_iter().map(|root| root.join(&self.word)) {
             for below in proc::cgroups_below(&dir) {
                 let _ = std::fs::remove_dir(below);
             }
-            let _ = std::fs::remove_dir(dir);
-        }
-    }
-
-    fn remove_slices(&self) {
-        let slice = format!("{}.slice", self.word);
-        let all = proc::cgroup_roots().into_iter().flat_map(|root| proc::cgroups_below(&root));
-        let left: Vec<_> = all.filter(|dir| dir.components().any(|name| name.as_os_str() == slice.as_str())).collect();
-        if left.iter().any(|dir| dir.extension().is_some_and(|kind| kind == "scope")) {
-            return;
-        }
-        // The ledger finds what could not be stopped.
-        let _ = Command::new("systemctl").args(["stop", &slice]).status();
-        for dir in left.iter().rev() {
             let _ = std::fs::remove_dir(dir);
         }
     }

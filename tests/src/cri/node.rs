@@ -11,6 +11,7 @@ use serde_json::json;
 use super::api::{ImageSpec, ImageStatusRequest, ListPodSandboxRequest};
 use super::client::Cri;
 use crate::containerd::{Containerd, Setup, Version, eventually};
+use crate::suite::by_systemd;
 use crate::{Result, image, paths};
 
 /// The namespace that CRI uses in containerd.
@@ -93,16 +94,11 @@ impl Style {
         let options = match self {
             Style::Runc if by_systemd() => "SystemdCgroup = true\n".to_owned(),
             Style::Path | Style::DropIn if by_systemd() => format!("[{runtime}.{}.options]\nSystemdCgroup = true\n", self.name()),
-            // By the environment: options do not come everywhere.
+            // Options do not come everywhere; the form of the path is enough.
             _ => String::new(),
         };
         Ok(format!("[{runtime}.{}]\n{lines}{options}", self.name()))
     }
-}
-
-/// Whether kubelet's part is played with its systemd cgroup driver: `TEST_CGROUPS=systemd`.
-pub fn by_systemd() -> bool {
-    std::env::var("TEST_CGROUPS").is_ok_and(|driver| driver == "systemd")
 }
 
 /// A running containerd with CRI, its images and its network.
@@ -122,9 +118,6 @@ impl Node {
                 setup.cri = Some(cri);
                 setup.shim = Some(dir.join("bin"));
             });
-            if by_systemd() {
-                setup.environment.push(("CORACLE_CGROUP_DRIVER".to_owned(), "systemd".to_owned()));
-            }
             setup
         });
         prepared?;
@@ -206,7 +199,7 @@ fn tables(version: Version, net: &Path, bin: &Path) -> Result<String> {
     };
     let mut text = format!("[{grpc}]\nstream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\ndisable_tcp_service = false\n");
     let mut rest = "restrict_oom_score_adj = true\nnetns_mounts_under_state_dir = true\ntolerate_missing_hugetlb_controller = true\n\
-         enable_unprivileged_ports = true\nenable_unprivileged_icmp = true\nmax_container_log_line_size = 16384\n"
+         disable_hugetlb_controller = false\nenable_unprivileged_ports = true\nenable_unprivileged_icmp = true\nmax_container_log_line_size = 16384\n"
         .to_owned();
     if version == Version::V2 {
         let images = "plugins.\"io.containerd.cri.v1.images\"";

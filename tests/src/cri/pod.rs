@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::api::{self, ContainerState, LinuxContainerSecurityContext, NamespaceMode, NamespaceOption};
 use super::case::PodCase;
-use super::node::by_systemd;
 use crate::containerd::eventually;
+use crate::suite::by_systemd;
 use crate::{Context, Result, ensure, ensure_eq, fail, image};
 
 /// Time for a container to come to a state.

@@ -11,6 +11,7 @@ use serde_json::json;
 use tests::command::{self, signal};
 use tests::containerd::{Containerd, Setup, Version, eventually};
 use tests::oci::Oci;
+use tests::suite::by_systemd;
 use tests::{Context, Result, ensure, fail, image, paths, proc};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -82,11 +83,11 @@ impl<'a> Engine<'a> {
             "coracle": {"runtimeType": paths::OURS},
             "coracle-cli": {"path": paths::shim_dir()?.join("coracle")},
         });
-        let exec_options = ["native.cgroupdriver=cgroupfs"];
+        let exec_options = [format!("native.cgroupdriver={}", if by_systemd() { "systemd" } else { "cgroupfs" })];
         fs::write(&config, json!({"runtimes": runtimes, "default-runtime": default, "exec-opts": exec_options}).to_string())?;
         let mut daemon = Command::new(paths::cache("trixie")?.join("usr/sbin/dockerd"));
         daemon.arg("--config-file").arg(config).arg("--containerd").arg(containerd).args(["-s", "overlay2"]);
-        daemon.arg("--cgroup-parent").arg(format!("/{}/{WORD}", paths::tag()));
+        daemon.arg("--cgroup-parent").arg(if by_systemd() { slice() } else { format!("/{}/{WORD}", paths::tag()) });
         daemon.arg("--data-root").arg(self.data.join("root")).arg("--exec-root").arg(self.dir.join("exec"));
         daemon.arg("-p").arg(self.dir.join("pid")).arg("-H").arg(format!("unix://{}/sock", self.dir.display()));
         if self.runtime == Runtime::Coracle {
@@ -162,7 +163,8 @@ impl<'a> Engine<'a> {
     pub fn stop(mut self) -> Result<()> {
         ensure!(self.docker(&["ps", "-aq"])?.is_empty(), "containers are left");
         // The parents that the engine and its builder have made.
-        let parents = [Path::new(WORD), &Path::new(WORD).join("buildkit")];
+        let slice = slice();
+        let parents = [Path::new(WORD), &Path::new(WORD).join("buildkit"), Path::new(&slice)];
         let groups = self.oci.cgroups(WORD).into_iter().filter(|path| !parents.iter().any(|parent| path.ends_with(parent)));
         let groups: Vec<_> = groups.collect();
         ensure!(groups.is_empty(), "cgroups are left: {groups:?}");
@@ -184,6 +186,9 @@ impl<'a> Engine<'a> {
             // The engine's storage is a mount point of its own, and so is its network namespace.
             rustix::mount::unmount(&mount.target, rustix::mount::UnmountFlags::DETACH)?;
         }
+        if by_systemd() {
+            proc::remove_slice(&slice());
+        }
         for path in self.oci.cgroups(WORD).into_iter().rev() {
             // One that is in use is told of by the ledger.
             let _ = fs::remove_dir(path);
@@ -197,6 +202,11 @@ impl Drop for Engine<'_> {
         // After a failure; what it leaves is told of by the ledger.
         let _ = self.end();
     }
+}
+
+/// The parent of all containers' scopes with systemd's driver.
+fn slice() -> String {
+    format!("{}-{WORD}.slice", paths::tag())
 }
 
 fn program(path: &Path, script: &str) -> Result<()> {

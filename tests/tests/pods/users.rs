@@ -43,6 +43,13 @@ pub fn user_namespace(case: &PodCase<'_>) -> Result<()> {
     ensure_eq!(link(a.pid()?)?, link(b.pid()?)?, "user namespace of both");
     ensure_eq!(fs::metadata(format!("/proc/{}", a.pid()?))?.uid(), FIRST, "owner of the process on the host");
     ensure_eq!(a.shell("id -u; stat -c %u /; stat -c %u /dev/null /proc/1 /bin/busybox")?, "0\n0\n0\n0\n0", "owners inside");
+    if !case.style.has_pause() {
+        ensure_eq!(
+            a.shell("stat -c %u:%g /etc/hosts && echo 127.0.0.9 nine >> /etc/hosts && cat /etc/hostname")?,
+            "0:0\npod",
+            "the pod's files"
+        );
+    }
     a.shell("echo x > /file && chown 1000:1000 /file && echo y > /dev/shm/file && echo z > /dev/null")?;
     ensure_eq!(b.shell("cat /dev/shm/file")?, "y", "what the other wrote");
     let done = a.exec(&[
@@ -98,10 +105,10 @@ pub fn user_namespace_is_locked(case: &PodCase<'_>) -> Result<()> {
     let app = pod.container_with("app", &["sleep", "9999"], |config| {
         in_users(config);
         security(config).capabilities = Some(api::Capability { add_capabilities: vec!["ALL".to_owned()], ..api::Capability::default() });
-        security(config).seccomp = Some(api::SecurityProfile {
-            profile_type: api::security_profile::ProfileType::Unconfined.into(),
-            localhost_ref: String::new(),
-        });
+        let unconfined = api::security_profile::ProfileType::Unconfined.into();
+        let profile = api::SecurityProfile { profile_type: unconfined, localhost_ref: String::new() };
+        security(config).seccomp = Some(profile.clone());
+        security(config).apparmor = Some(profile);
         let (container_path, host_path) = ("/data".to_owned(), shared.path().display().to_string());
         let propagation = api::MountPropagation::PropagationBidirectional.into();
         config.mounts = vec![Mount { container_path, host_path, readonly: true, propagation, ..Mount::default() }];

@@ -31,6 +31,7 @@ const CASES: &[Entry] = &[
     ("life_of_a_scope", life_of_a_scope),
     ("exec_pause_and_stats_in_a_scope", exec_pause_and_stats_in_a_scope),
     ("path_and_driver_must_fit", path_and_driver_must_fit),
+    ("the_path_says_who_where_nobody_does", the_path_says_who_where_nobody_does),
     ("a_name_that_is_taken", a_name_that_is_taken),
     ("a_failed_unit_of_the_name", a_failed_unit_of_the_name),
     ("devices_after_a_reload", devices_after_a_reload),
@@ -200,7 +201,7 @@ fn path_and_driver_must_fit(hand: &mut Hand) -> Result<()> {
     let shim = hand.shim(&bundle)?;
     let path = format!("{SLICE}:test:{}", bundle.id);
     for text in [path.as_str(), "SystemdCgroup"] {
-        refused(shim.create(create_request(&bundle)?), Code::INVALID_ARGUMENT, text)?;
+        refused(create_with_toml(&shim, &bundle, "SystemdCgroup = false\n")?, Code::INVALID_ARGUMENT, text)?;
     }
     for wrong in ["/a/plain/path", "a.slice:b", "a.slice:b:c:d", "not-a-slice:b:c", "a.slice:b:../c", "a--b.slice:x:y"] {
         bundle.edit(|spec| spec["linux"]["cgroupsPath"] = json!(wrong))?;
@@ -208,6 +209,16 @@ fn path_and_driver_must_fit(hand: &mut Hand) -> Result<()> {
     }
     ensure!(!Path::new(tree()).join("coracletest.slice").join(SLICE).join(unit(&bundle)).exists(), "a cgroup was made");
     shim.shutdown(&bundle.id)
+}
+
+/// As Docker has it, which hands its driver on to runc only.
+fn the_path_says_who_where_nobody_does(hand: &mut Hand) -> Result<()> {
+    let bundle = bundle(hand, "a", &["sleep", "1000"])?;
+    let shim = hand.shim(&bundle)?;
+    let pid = shim.create(create_request(&bundle)?)?.pid;
+    ensure_eq!(cgroup_of(pid)?, format!("/coracletest.slice/{SLICE}/{}", unit(&bundle)), "cgroup of the first process");
+    shim.start(&bundle.id, "")?;
+    end(&shim, &bundle)
 }
 
 /// Somebody else's scope, which has the name and stays as it is.

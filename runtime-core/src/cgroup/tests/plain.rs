@@ -157,6 +157,23 @@ fn kills_for_want_of_memory_are_counted_once() {
 }
 
 #[test]
+fn the_cgroup_above_is_asked_when_it_is_gone() {
+    let (tree, host) = v2_tree(&[]);
+    let cgroup = make(&host);
+    let [own, above] = ["pod/web/memory.events", "pod/memory.events"].map(|name| tree.path().join(name));
+    let count = |file: &Path, kills: u64| std::fs::write(file, format!("oom {kills}\noom_kill {kills}\n")).unwrap();
+    count(&own, 0);
+    count(&above, 4);
+    let mut watch = cgroup.oom_watch_of_scope().unwrap().unwrap();
+    count(&above, 5);
+    assert_eq!((watch.take_from_above().unwrap(), watch.take().unwrap()), (0, 0), "it is there, and a neighbour's kill is none of its own");
+    count(&above, 6);
+    // On a plain directory a counter that says nothing stands for one that is gone.
+    std::fs::write(&own, "").unwrap();
+    assert_eq!((watch.take().unwrap(), watch.take_from_above().unwrap(), watch.take_from_above().unwrap()), (0, 1, 0));
+}
+
+#[test]
 fn a_path_survives_the_record() {
     let host = Host::with_own(&[("", "outer")]);
     let path = CgroupPath::new(&host, None, "web").unwrap();

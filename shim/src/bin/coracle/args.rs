@@ -67,7 +67,7 @@ pub struct Globals {
     /// Accepted for the sake of callers of runc
     #[arg(long)]
     pub debug: bool,
-    /// systemd makes the containers' cgroups; cgroupsPath has the form slice:prefix:name
+    /// systemd makes the containers' cgroups; cgroupsPath has the form slice:prefix:name, and where systemd runs that says as much
     #[arg(long)]
     pub systemd_cgroup: bool,
     /// Annotations of crun's count: run.oci.keep_original_groups, mount_context_type, hooks.stdout, hooks.stderr

@@ -23,7 +23,7 @@ pub const REMOVAL: Duration = Duration::from_secs(10);
 /// # Errors
 /// A path that does not have the form of the driver; a scope that is in use.
 pub fn place(runtime: &Runtime<'_>, cgroups_path: Option<&str>, id: &str) -> Result<CgroupPath> {
-    if !runtime.systemd {
+    if !runtime.systemd && !Scope::is_meant_by(cgroups_path) {
         return CgroupPath::new(&runtime.host, cgroups_path, id);
     }
     let scope = Scope::new(cgroups_path, id, Instance::of_this_process())?;
