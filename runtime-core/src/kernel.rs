@@ -2,12 +2,13 @@
 
 use std::ffi::CStr;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsOpenFlags, fsconfig_set_fd, fsconfig_set_string, fsopen};
 
-/// Newer calls, each of which has a plain path with the same result.
+/// Newer calls, each of which has a plain path with the same result, and what the kernel of this process has and lets it do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Features {
@@ -15,6 +16,10 @@ pub struct Features {
     pub layers_one_by_one: bool,
     /// Overlay takes detached mounts as layers (Linux 6.15, which also lets fsconfig(2) take `O_PATH` descriptors, as these are).
     pub layers_by_descriptor: bool,
+    /// Device nodes may be made, and need not be bound from the host's `/dev`.
+    pub makes_devices: bool,
+    /// There is `/proc/kcore` (CONFIG_PROC_KCORE), to which runc's `/dev/core` is a link.
+    pub has_kcore: bool,
 }
 
 impl Features {
@@ -26,10 +31,15 @@ impl Features {
 
     fn probe() -> Self {
         #[cfg(feature = "failpoints")]
-        if crate::failpoints::old_overlay() {
-            return Self { layers_one_by_one: false, layers_by_descriptor: false };
+        let newer_overlay = !crate::failpoints::old_overlay();
+        #[cfg(not(feature = "failpoints"))]
+        let newer_overlay = true;
+        Self {
+            layers_one_by_one: newer_overlay && overlay_takes(c"lowerdir+"),
+            layers_by_descriptor: newer_overlay && overlay_takes_descriptors(),
+            makes_devices: !in_user_namespace(),
+            has_kcore: Path::new("/proc/kcore").exists(),
         }
-        Self { layers_one_by_one: overlay_takes(c"lowerdir+"), layers_by_descriptor: overlay_takes_descriptors() }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Device nodes, links and the directory they are in.
 
 use std::ffi::CString;
+use std::path::Path;
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount};
 
@@ -9,6 +10,7 @@ use super::options::Options;
 use super::user::Shelf;
 use super::{cstring, relative};
 use crate::error::{Error, ErrorKind, Result};
+use crate::kernel::Features;
 use crate::plan::{Builder, Node, Slot, Step, Target};
 use crate::spec::Spec;
 
@@ -23,6 +25,9 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
 ];
+
+/// The link that runc's and crun's containers have besides, where the kernel has its target.
+const CORE: (&str, &str) = ("core", "/proc/kcore");
 
 const MODE: u32 = 0o666;
 
@@ -40,7 +45,7 @@ pub struct Devices {
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a device that makes no sense.
-pub fn make(plan: &mut Builder, spec: &Spec, root: Slot, given: &[(CString, Slot)]) -> Result<Devices> {
+pub fn make(plan: &mut Builder, spec: &Spec, root: Slot, given: &[(CString, Slot)], kernel: Features) -> Result<Devices> {
     let directory = plan.slot();
     plan.step(Step::OpenDirectory { root, path: c"dev".to_owned(), directory });
     if let Some(mount) = bound_dev(spec) {
@@ -54,7 +59,8 @@ pub fn make(plan: &mut Builder, spec: &Spec, root: Slot, given: &[(CString, Slot
             None => Step::Device { root, path, node },
         });
     }
-    for (name, target) in LINKS {
+    let has_core = kernel.has_kcore && !spec.linux.devices.iter().any(|device| device.path().as_path() == Path::new("/dev/core"));
+    for (name, target) in LINKS.into_iter().chain(has_core.then_some(CORE)) {
         let (name, target) = (cstring("link", name)?, cstring("link", target)?);
         plan.step(Step::Symlink { directory, name, target });
     }

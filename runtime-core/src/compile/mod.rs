@@ -24,6 +24,7 @@ use std::path::{Component, Path};
 
 use crate::cgroup::{self, Cgroup};
 use crate::error::{Context, Error, Result};
+use crate::kernel::Features;
 use crate::plan::{Builder, Launch, Slot, Step};
 use crate::rdt::Groups;
 use crate::seccomp::Filter;
@@ -101,12 +102,8 @@ pub struct Container<'a> {
     pub networked: bool,
     /// Leave the caller's session keyring in place.
     pub no_new_keyring: bool,
-    /// Whether overlay takes its layers one by one (Linux 6.8).
-    pub layers_one_by_one: bool,
-    /// Whether overlay takes detached mounts as layers (Linux 6.15).
-    pub layers_by_descriptor: bool,
-    /// Whether device nodes may be made, and need not be bound from the host's `/dev` (in a user namespace).
-    pub makes_devices: bool,
+    /// What the kernel has.
+    pub kernel: Features,
 }
 
 /// What the launcher gets.
@@ -161,8 +158,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let target = if inputs.rootfs.is_empty() { spec.root_path(bundle) } else { bundle.join("rootfs") };
     let whole = [whole_root(spec, bundle)];
     let roots = if inputs.rootfs.is_empty() { &whole } else { inputs.rootfs };
-    let place =
-        rootfs::Place { target: &target, layers_one_by_one: inputs.layers_one_by_one, layers_by_descriptor: inputs.layers_by_descriptor };
+    let place = rootfs::Place { target: &target, kernel: inputs.kernel };
     let mut namespaces = idmap::Namespaces::default();
     let namespace = user.as_ref().map(|user| user.namespace(&mut plan, &mut namespaces));
     let (layers, by_path) = rootfs::assemble(&mut plan, roots, helped, &mut namespaces, place)?;
@@ -170,7 +166,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let places = mounts::Places { bundle, hierarchies: &inputs.cgroup.mounts, pod };
     let mounts = mounts::sources(&mut plan, spec, places, owners)?;
     let masks = mounts.mask_sources(&mut plan, spec)?;
-    let mut given_devices = if inputs.makes_devices { Vec::new() } else { devices::of_host(&mut plan, spec)? };
+    let mut given_devices = if inputs.kernel.makes_devices { Vec::new() } else { devices::of_host(&mut plan, spec)? };
 
     let hooks = has_early_hooks(spec);
     let root_path = leave_host(&mut plan, by_path, hooks.then_some(target.as_path()), joined.mount())?;
@@ -178,7 +174,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     if let (Some(user), Some(namespace)) = (&user, namespace) {
         let mut shelf = Shelf::new(&mut plan);
         mounts.of_host().into_iter().for_each(|mount| shelf.put(&mut plan, mount));
-        if inputs.makes_devices {
+        if inputs.kernel.makes_devices {
             given_devices = devices::shelve(&mut plan, spec, &mut shelf, &user.maps)?;
         } else {
             given_devices.iter().for_each(|(_, mount)| shelf.put(&mut plan, *mount));
@@ -189,7 +185,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
         root = shelf.take_down(&mut plan);
     }
     let sealed_later = mounts::attach_all(&mut plan, &mounts, root)?;
-    let devices = devices::make(&mut plan, spec, root, &given_devices)?;
+    let devices = devices::make(&mut plan, spec, root, &given_devices, inputs.kernel)?;
     plan.step(Step::Session);
     process::streams(&mut plan, &streams, process, mounts.devpts, &devices, user.is_some())?;
     if hooks || inputs.networked || !spec.linux.net_devices.is_empty() {

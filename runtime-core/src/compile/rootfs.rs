@@ -9,6 +9,7 @@ use super::options::{Options, clear_mask};
 use super::overlay::Overlay;
 use super::{cstring, relative};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::kernel::Features;
 use crate::plan::{Builder, Filesystem, Slot, Step, Target};
 
 /// A mount of a snapshot, as containerd's snapshotters describe it (containerd `api/types/mount.proto`).
@@ -67,10 +68,8 @@ impl ByPath {
 pub struct Place<'a> {
     /// An existing directory of the host, needed by the old way.
     pub target: &'a Path,
-    /// Whether overlay takes its layers one by one.
-    pub layers_one_by_one: bool,
-    /// Whether overlay takes detached mounts as layers.
-    pub layers_by_descriptor: bool,
+    /// How overlay takes its layers.
+    pub kernel: Features,
 }
 
 /// Emits the steps that make each mount of the root filesystem; those that need a helper are there already.
@@ -138,11 +137,11 @@ impl Assembly<'_> {
     /// Through descriptors alone, if the kernel can.
     fn overlay(&mut self, options: &Options, namespace: Option<Slot>, slot: Slot) -> Result<()> {
         let overlay = Overlay::parse(options, slot)?;
-        let Place { layers_one_by_one, layers_by_descriptor, target } = self.place;
+        let Place { kernel, target } = self.place;
         match namespace {
-            None if layers_one_by_one => overlay.one_by_one(self.plan),
+            None if kernel.layers_one_by_one => overlay.one_by_one(self.plan),
             None => overlay.by_path(&mut self.by_path, target),
-            Some(namespace) if layers_by_descriptor => overlay.of_mounts(self.plan, namespace),
+            Some(namespace) if kernel.layers_by_descriptor => overlay.of_mounts(self.plan, namespace),
             Some(namespace) => overlay.of_gathered(self.plan, &mut self.by_path, namespace, target),
         }
     }
@@ -218,7 +217,8 @@ mod tests {
     use super::*;
 
     fn place(layers_one_by_one: bool) -> Place<'static> {
-        Place { target: Path::new("/t"), layers_one_by_one, layers_by_descriptor: layers_one_by_one }
+        let kernel = Features { layers_one_by_one, layers_by_descriptor: layers_one_by_one, makes_devices: true, has_kcore: true };
+        Place { target: Path::new("/t"), kernel }
     }
 
     fn mounts(kind: &str, options: &[&str]) -> Vec<RootMount> {

@@ -71,9 +71,7 @@ fn plan(case: &Path) -> Plan {
         no_pivot_root: false,
         networked: false,
         no_new_keyring: false,
-        layers_one_by_one: true,
-        layers_by_descriptor: true,
-        makes_devices: true,
+        kernel: Features { layers_one_by_one: true, layers_by_descriptor: true, makes_devices: true, has_kcore: true },
     });
     compiled.unwrap().launch.plan
 }

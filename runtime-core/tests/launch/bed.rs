@@ -101,9 +101,7 @@ pub struct Bundle {
     pub rootfs: Vec<RootMount>,
     pub by_helper: Vec<OwnedFd>,
     pub cgroup: Option<Cgroup>,
-    pub layers_one_by_one: bool,
-    pub layers_by_descriptor: bool,
-    pub makes_devices: bool,
+    pub kernel: Features,
     pub terminal: bool,
     pub no_pivot_root: bool,
 }
@@ -119,9 +117,7 @@ impl Bundle {
             rootfs: Vec::new(),
             by_helper: Vec::new(),
             cgroup: None,
-            layers_one_by_one: Features::get().layers_one_by_one,
-            layers_by_descriptor: Features::get().layers_by_descriptor,
-            makes_devices: true,
+            kernel: Features::get(),
             terminal: false,
             no_pivot_root: false,
         }
@@ -182,9 +178,7 @@ impl Bundle {
             no_pivot_root: self.no_pivot_root,
             networked: false,
             no_new_keyring: false,
-            layers_one_by_one: self.layers_one_by_one,
-            layers_by_descriptor: self.layers_by_descriptor,
-            makes_devices: self.makes_devices,
+            kernel: self.kernel,
         })?;
         Ok((compiled, parent, output))
     }

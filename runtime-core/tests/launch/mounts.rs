@@ -81,7 +81,7 @@ fn devices_of_host(bed: &Bed) {
                   stat -c %F /dev/pipe";
     let list = json!([{"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2}, {"path": "/dev/pipe", "type": "p"}]);
     let mut bundle = Bundle::new(script).with("/linux/devices", list);
-    bundle.makes_devices = false;
+    bundle.kernel.makes_devices = false;
     assert_eq!(bundle.output(bed), "/dev/null 1:3\n/dev/tty 5:0\n1\npts/ptmx\nfifo\n");
     for (path, major) in [("/dev/none", 1), ("/dev/null", 5)] {
         bundle = bundle.with("/linux/devices", json!([{"path": path, "type": "c", "major": major, "minor": 1}]));
@@ -350,7 +350,7 @@ fn given_namespace(bed: &Bed) {
         }
         let lower = bundle.root().display().to_string();
         bundle.rootfs = vec![overlay(snapshots.path(), &lower)];
-        bundle.layers_one_by_one &= one_by_one;
+        bundle.kernel.layers_one_by_one &= one_by_one;
         let fifo = bundle.root().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
         let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();

@@ -59,7 +59,7 @@ fn writes_go_up(bed: &Bed) {
         let mut bundle = Bundle::new("echo /f*; echo hello > /new; stat -f -c %t /");
         let lower = layers(snapshots.path(), 3, |index| index.to_string());
         overlay(&mut bundle, &lower, &["index=off"]);
-        bundle.layers_one_by_one = one_by_one;
+        bundle.kernel.layers_one_by_one = one_by_one;
         assert_eq!(bundle.output(bed), "/f0 /f1 /f2\n794c7630\n", "one by one: {one_by_one}");
         assert_eq!(std::fs::read_to_string(snapshots.path().join("upper/new")).unwrap(), "hello\n");
         assert!(!lower[0].join("new").exists());
@@ -74,7 +74,7 @@ fn long_paths(bed: &Bed) {
     for one_by_one in ways(Features::get().layers_one_by_one) {
         let mut bundle = Bundle::new("ls / | grep -c ^f");
         overlay(&mut bundle, &lower, &[]);
-        bundle.layers_one_by_one = one_by_one;
+        bundle.kernel.layers_one_by_one = one_by_one;
         assert_eq!(bundle.output(bed), "120\n", "one by one: {one_by_one}");
     }
 }
@@ -83,11 +83,11 @@ fn many_layers(bed: &Bed) {
     let snapshots = tempfile::tempdir().unwrap();
     let mut bundle = Bundle::new("ls / | grep -c ^f");
     overlay(&mut bundle, &layers(snapshots.path(), 300, |index| format!("layer-number-{index}")), &[]);
-    if bundle.layers_one_by_one {
+    if bundle.kernel.layers_one_by_one {
         assert_eq!(bundle.output(bed), "300\n");
     }
     // What does not fit a page is refused before anything is done, in words.
-    bundle.layers_one_by_one = false;
+    bundle.kernel.layers_one_by_one = false;
     assert!(bundle.failure(bed).contains("300 layers need"), "{}", bundle.failure(bed));
 }
 
@@ -98,11 +98,11 @@ fn data_only(bed: &Bed) {
     overlay(&mut bundle, &lower[..1], &["metacopy=on", "redirect_dir=on"]);
     let list = format!("lowerdir={}::{}::{}", lower[0].display(), lower[1].display(), lower[2].display());
     bundle.rootfs[0].options[2] = list;
-    if bundle.layers_one_by_one {
+    if bundle.kernel.layers_one_by_one {
         // The contents of data-only layers are reached through other layers alone.
         assert_eq!(bundle.output(bed), "/f0\n");
     }
-    bundle.layers_one_by_one = false;
+    bundle.kernel.layers_one_by_one = false;
     assert!(bundle.failure(bed).contains("data-only layers need"), "{}", bundle.failure(bed));
 }
 
@@ -117,7 +117,7 @@ fn read_only_overlay(bed: &Bed) {
         overlay(&mut bundle, &lower, &[]);
         let options = vec![format!("lowerdir={}:{}", lower[0].display(), lower[1].display())];
         bundle.rootfs[0].options = options;
-        bundle.layers_one_by_one = one_by_one;
+        bundle.kernel.layers_one_by_one = one_by_one;
         assert!(bundle.output(bed).contains("Read-only file system"));
     }
 }
@@ -190,7 +190,7 @@ fn idmapped_overlay(bed: &Bed) {
         std::os::unix::fs::chown(lower[2].join("f2"), Some(1005), Some(1006)).unwrap();
         open_to_all(&lower[1].join("f1"));
         overlay(&mut bundle, &lower, &MAPS);
-        bundle.layers_by_descriptor = by_descriptor;
+        bundle.kernel.layers_by_descriptor = by_descriptor;
         let output = bundle.output(bed);
         // A copy in the upper directory has the owner that the layer shows; what is on disk below stays.
         assert_eq!(output, "/f0 100000:200000\n/f1 100001:200002\n/f2 7005:8006\n/f1 100001:200002\n1\n", "{by_descriptor}");
@@ -206,7 +206,7 @@ fn many_idmapped_layers(bed: &Bed) {
     let mut bundle = Bundle::new("ls / | grep -c ^f; stat -c %u /f299");
     overlay(&mut bundle, &layers(snapshots.path(), 300, |index| format!("layer-number-{index}")), &MAPS);
     for by_descriptor in ways(Features::get().layers_by_descriptor) {
-        bundle.layers_by_descriptor = by_descriptor;
+        bundle.kernel.layers_by_descriptor = by_descriptor;
         assert_eq!(bundle.output(bed), "300\n100000\n", "{by_descriptor}");
     }
 }

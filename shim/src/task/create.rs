@@ -14,7 +14,6 @@ use runtime_core::container::hooks::Point;
 use runtime_core::container::passed_over;
 use runtime_core::container::record::{ProcessId, Record, write_atomically};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
-use runtime_core::kernel::in_user_namespace;
 use runtime_core::net;
 use runtime_core::plan::report;
 use runtime_core::rdt::{self, Groups};
@@ -265,9 +264,7 @@ impl Making<'_> {
             no_pivot_root: self.options.no_pivot_root,
             networked: undo.network.is_some(),
             no_new_keyring: self.options.no_new_keyring,
-            layers_one_by_one: node.kernel.layers_one_by_one,
-            layers_by_descriptor: node.kernel.layers_by_descriptor,
-            makes_devices: !in_user_namespace(),
+            kernel: node.kernel,
         })?;
         let child = node.launch(compiled, report).await?;
         undo.child = Some((child.pid, Arc::clone(&child.pidfd)));

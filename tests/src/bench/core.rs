@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use runtime_core::cgroup::{self, Cgroup, CgroupPath};
 use runtime_core::compile::{self, CgroupView, Compiled, Container, Joined, Joining, RootMount, Streams};
 use runtime_core::container::failure;
+use runtime_core::kernel::Features;
 use runtime_core::plan::launcher::{Launched, Launcher, Request};
 use runtime_core::plan::report::{self, GO, Message};
 use runtime_core::rdt::Groups;
@@ -98,9 +99,7 @@ impl Core {
             no_pivot_root: false,
             networked: false,
             no_new_keyring: false,
-            layers_one_by_one: true,
-            layers_by_descriptor: true,
-            makes_devices: true,
+            kernel: Features::get(),
         })?;
         let launched = self.launch(compiled, &parent)?;
         let took = micros(begin);

@@ -16,7 +16,7 @@ use runtime_core::container::hooks::Point;
 use runtime_core::container::passed_over;
 use runtime_core::container::record::{ProcessId, Record, write_atomically};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
-use runtime_core::kernel::{Features, in_user_namespace};
+use runtime_core::kernel::Features;
 use runtime_core::plan::report;
 use runtime_core::rdt::Groups;
 use runtime_core::seccomp::{self, Filter};
@@ -158,7 +158,6 @@ impl Making<'_> {
         let (cgroup, guest) = cgroups::make(runtime, &path, &state.record.id, resources)?;
         let (report, child_report) = report::pair().context(|| "socketpair")?;
         state.report = rustix::fs::fstat(&report).context(|| "fstat of a socket")?.st_ino;
-        let kernel = Features::get();
         let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
         let compiled = compile::container(compile::Container {
             id: &state.record.id,
@@ -176,9 +175,7 @@ impl Making<'_> {
             no_pivot_root: self.options.no_pivot,
             networked: false,
             no_new_keyring: self.options.no_new_keyring,
-            layers_one_by_one: kernel.layers_one_by_one,
-            layers_by_descriptor: kernel.layers_by_descriptor,
-            makes_devices: !in_user_namespace(),
+            kernel: Features::get(),
         })?;
         let child = runtime.launching.launch(compiled, report)?;
         match self.accompany(state, &child, &cgroup, guest) {
