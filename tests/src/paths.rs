@@ -81,7 +81,12 @@ pub fn search_path(suite: &str) -> Result<String> {
 /// The word in every name that this run makes, by which the ledger knows what is ours.
 pub fn tag() -> &'static str {
     static TAG: OnceLock<String> = OnceLock::new();
-    TAG.get_or_init(|| format!("cor{}", process::id()))
+    TAG.get_or_init(|| tag_of(process::id()))
+}
+
+/// The [`tag`] of a process that runs a suite.
+pub fn tag_of(pid: u32) -> String {
+    format!("cor{pid}")
 }
 
 /// Sockets, state and fifos of this run; short, since a socket's path ends at 107 bytes.

@@ -13,6 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use rustix::process::Signal;
 
+use crate::netns::NODE_FILE;
 use crate::requests::status_line;
 use crate::{Context, Result, command, ensure, ensure_eq, paths, proc, wait};
 
@@ -23,6 +24,14 @@ pub const IDS: u32 = 65_536;
 
 /// Says that we are inside.
 const INSIDE: &str = "CORACLE_TEST_ROOTLESS";
+/// The user's networks, in the user's own network namespace.
+const NETWORKS: &str = r#"
+    state = "/run/coracle-network"
+    [networks.front]
+    subnets = ["10.31.0.0/24", "fd31::/64"]
+    [namespaces.NAMESPACE]
+    ports = ["8080/tcp"]
+"#;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// For the arguments: directories of the user's and their places, for data and for logs, and the program with its arguments. Data is on disk,
 /// since containerd tells overlay to use the extended attributes of users (`userxattr`) where these are not on a tmpfs.
@@ -79,8 +88,12 @@ fn run_again() -> Result<ExitCode> {
         .arg(std::env::current_exe()?)
         .args(std::env::args().skip(1))
         .env(INSIDE, "1")
+        .env("CORACLE_NETWORK_FILE", data.join(NODE_FILE))
         .stdin(Stdio::piped())
         .spawn()?;
+    let node_file = own_data.join(NODE_FILE);
+    fs::write(&node_file, NETWORKS.replace("NAMESPACE", &paths::tag_of(child.id())))?;
+    chown(&node_file, Some(USER), Some(USER))?;
     let delegated = Delegated::new(child.id())?;
     let result = let_in(&mut child, &delegated).and_then(|()| Ok(child.wait()?));
     if result.is_err() {

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
             layers,
             own_user_namespace,
             networks,
+            networks_of_the_node,
             signals,
             limits,
             pause,
@@ -181,6 +182,32 @@ fn networks(case: &Case<'_>) -> Result<()> {
     let up = case.run(&[], &["sh", "-c", "cat /sys/class/net/lo/flags"])?;
     ensure_eq!(up, "0x9", "its loopback device is up");
     Ok(())
+}
+
+/// By annotations, in the user's own network namespace, which is the host here.
+fn networks_of_the_node(case: &Case<'_>) -> Result<()> {
+    let asked = |more: &[&str], command: &str| -> Result<String> {
+        let flags = more.iter().flat_map(|annotation| ["--annotation", annotation]);
+        let flags: Vec<&str> = ["--annotation", "coracle.network=front"].into_iter().chain(flags).collect();
+        case.detached(&flags, &["sh", "-c", command])
+    };
+    let page = "mkdir /w && echo page >/w/index.html && exec httpd -f -p 80 -h /w";
+    let web = asked(&["coracle.aliases=web", "coracle.ports=8080:80/tcp"], page)?;
+    let other = asked(&[], "sleep 1000")?;
+    let get = |url: &str| case.exec(&other, &["wget", "-qO-", url]);
+    eventually("it serves", SOON, || get("http://web/").is_ok_and(|page| page == "page"))?;
+    let address = case.exec(&web, &["sh", "-c", "ip -o -4 addr show dev eth0 | tr -s ' ' | cut -d' ' -f4"])?;
+    ensure!(address.starts_with("10.31.0.") && address.ends_with("/24"), "address: {address}");
+    let published =
+        |host: &str| command::output(Command::new("busybox").args(["wget", "-qO-", &format!("http://{host}:8080/")]));
+    for host in ["127.0.0.1", "10.31.0.1"] {
+        ensure_eq!(published(host)?, "page\n", "the published port at {host}");
+    }
+    for id in [&web, &other] {
+        case.ctr().ok(&["task", "kill", "-s", "KILL", id])?;
+        case.ctr().wait_status(id, "STOPPED", SOON)?;
+    }
+    eventually("nothing serves any more", SOON, || published("127.0.0.1").is_err())
 }
 
 fn signals(case: &Case<'_>) -> Result<()> {
