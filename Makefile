@@ -48,13 +48,14 @@ failpoints: tools
 demo: build peers
 	@deploy/demo.sh
 
-# What is tested is the program that is shipped, not the one that cargo builds beside the tests. The last line repeats what is different on
-# cgroup v2 in a mount namespace that has nothing else, where the host has version 1 as well.
+# What is tested is the program that is shipped, not the one that cargo builds beside the tests. The last lines repeat what is different on
+# cgroup v2 alone and on v1 alone, in mount namespaces that have nothing else, where the host has both.
 test: export CORACLE_BIN = $(CURDIR)/$(RELEASE)
 test: build failpoints peers
 	$(CARGO) test --workspace --no-fail-fast
 	$(CARGO) test -p runtime-core --features failpoints --target-dir target/failpoints --test launch
 	[ -e /sys/fs/cgroup/cgroup.controllers ] || unshare --mount --propagation private sh -c 'mount -t cgroup2 none /sys/fs/cgroup && $(CARGO) test -p tests --test shim_rpc'
+	[ ! -e /sys/fs/cgroup/unified/cgroup.controllers ] || unshare --mount --propagation private sh -c 'umount /sys/fs/cgroup/unified && $(CARGO) test -p tests --test shim_rpc --test limits'
 
 # What only a machine of its own shows: cgroup v2 with all controllers, systemd, AppArmor. VM_SUITES=all, or the names of some.
 test-vm: export CORACLE_BIN = $(CURDIR)/$(RELEASE)

@@ -14,6 +14,11 @@ use crate::spec::rdt::IntelRdt;
 /// Where resctrl is mounted, if it is.
 const MOUNT_POINT: &str = "/sys/fs/resctrl";
 
+/// The group that all others are in.
+pub fn root() -> &'static Path {
+    Path::new(MOUNT_POINT)
+}
+
 /// Whether the host has it.
 pub fn is_mounted() -> bool {
     Path::new(MOUNT_POINT).join(SCHEMATA).exists()
@@ -51,6 +56,16 @@ impl Groups {
         };
         let monitor = spec.enable_monitoring.then(|| class.join(MONITORS).join(id));
         Self { class: Some(class), own: given.is_none(), monitor, must_exist: given.is_some() && schemata.is_empty(), schemata }
+    }
+
+    /// The class of service, if the host has it.
+    pub fn class(&self) -> Option<&Path> {
+        self.class.as_deref().filter(|class| class.is_dir())
+    }
+
+    /// The monitoring group, or else the class: where what the container uses is counted.
+    pub fn monitored(&self) -> Option<&Path> {
+        self.monitor.as_deref().or_else(|| self.class())
     }
 
     /// What goes with the container, the innermost first.

@@ -130,7 +130,8 @@ impl Options {
             io_gid: runc.io_gid,
             binary_name: runc.binary_name,
             root: runc.root,
-            systemd_cgroup: Some(runc.systemd_cgroup),
+            // false is no word of anybody's: containerd sends it for runtimes that nobody has set it for.
+            systemd_cgroup: runc.systemd_cgroup.then_some(true),
             systemd_properties: false,
             crun_annotations: false,
             criu_path,

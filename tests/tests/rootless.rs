@@ -198,8 +198,7 @@ fn networks_of_the_node(case: &Case<'_>) -> Result<()> {
     eventually("it serves", SOON, || get("http://web/").is_ok_and(|page| page == "page"))?;
     let address = case.exec(&web, &["sh", "-c", "ip -o -4 addr show dev eth0 | tr -s ' ' | cut -d' ' -f4"])?;
     ensure!(address.starts_with("10.31.0.") && address.ends_with("/24"), "address: {address}");
-    let published =
-        |host: &str| command::output(Command::new("busybox").args(["wget", "-qO-", &format!("http://{host}:8080/")]));
+    let published = |host: &str| command::output(Command::new("busybox").args(["wget", "-qO-", &format!("http://{host}:8080/")]));
     for host in ["127.0.0.1", "10.31.0.1"] {
         ensure_eq!(published(host)?, "page\n", "the published port at {host}");
     }

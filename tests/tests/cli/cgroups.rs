@@ -1,6 +1,7 @@
 //! Commands about what a container uses and may use.
 
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::{Value, json};
@@ -115,5 +116,30 @@ pub fn classes_of_service(oci: &Oci) -> Result<()> {
     output(&mut with_resctrl(oci.data(), &update))?;
     ensure_eq!(fs::read_to_string(root.join(id).join("schemata"))?, "L3:0=f\nMB:0=50\n", "schemata");
     ensure_eq!(fs::read_to_string(root.join(id).join("tasks"))?, oci.state(id)?["pid"].to_string(), "tasks");
+    figures_of_classes(oci, id, &root)?;
     oci.ok(&["delete", "--force", id]).map(drop)
+}
+
+fn figures_of_classes(oci: &Oci, id: &str, root: &Path) -> Result<()> {
+    let cache = format!("{id}/mon_data/mon_L3_00");
+    for (directory, files) in [
+        ("info/L3", &[("cbm_mask", "fffff"), ("min_cbm_bits", "1"), ("num_closids", "16")][..]),
+        ("info/MB", &[("bandwidth_gran", "10"), ("delay_linear", "1"), ("min_bandwidth", "10"), ("num_closids", "8")]),
+        (&cache, &[("mbm_total_bytes", "77"), ("mbm_local_bytes", "Unavailable"), ("llc_occupancy", "4096")]),
+        ("", &[("schemata", "    L3:0=fffff\n    MB:0=100")]),
+    ] {
+        fs::create_dir_all(root.join(directory))?;
+        files.iter().try_for_each(|(name, text)| fs::write(root.join(directory).join(name), format!("{text}\n")))?;
+    }
+    let told = output(&mut with_resctrl(oci.data(), &oci.command(&["events", "--stats", id])?))?;
+    let told: Value = serde_json::from_str(&told)?;
+    let wanted = json!({
+        "l3_cache_info": { "cbm_mask": "fffff", "min_cbm_bits": 1, "num_closids": 16 },
+        "l3_cache_schema_root": "L3:0=fffff", "l3_cache_schema": "L3:0=f",
+        "mem_bw_info": { "bandwidth_gran": 10, "delay_linear": 1, "min_bandwidth": 10, "num_closids": 8 },
+        "mem_bw_schema_root": "MB:0=100", "mem_bw_schema": "MB:0=50",
+        "mbm_stats": [{ "mbm_total_bytes": 77 }], "cmt_stats": [{ "llc_occupancy": 4096 }],
+    });
+    ensure_eq!(told["data"]["intel_rdt"], wanted, "figures of RDT");
+    Ok(())
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use runtime_core::cgroup::{OOM_COUNTED, OomWatch, Trigger};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::rdt::Groups;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -22,11 +23,14 @@ use crate::store::{Status, refused};
 /// It does not run.
 pub fn events(runtime: &Runtime<'_>, id: &str, once: bool, interval: &str) -> Result<()> {
     let interval = duration(interval)?;
-    let (_, state) = runtime.store.look(id)?;
+    let (entry, state) = runtime.store.look(id)?;
     if state.status(&runtime.host)? == Status::Stopped {
         return Err(refused(format!("container with id {id} is not running")));
     }
     let cgroup = state.cgroup(&runtime.host)?;
+    // An update may have given it a class of its own.
+    let class = entry.spec(state.crun_annotations)?.linux.intel_rdt.unwrap_or_default();
+    let groups = Groups::here(id, Some(&class));
     let init = Pid::from_raw(state.pid()).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let mut oom = if once { None } else { cgroup.oom_watch()? };
     loop {
@@ -35,7 +39,7 @@ pub fn events(runtime: &Runtime<'_>, id: &str, once: bool, interval: &str) -> Re
             Err(error) if !once && error.kind() == ErrorKind::NotFound => return Ok(()),
             result => result?,
         };
-        print(&format!("{}\n", json!({ "type": "stats", "id": id, "data": figures::data(&stats) })));
+        print(&format!("{}\n", json!({ "type": "stats", "id": id, "data": figures::data(&stats, &groups) })));
         let Some(init) = init.as_ref().filter(|_| !once) else { return Ok(()) };
         if wait(id, init, oom.as_mut(), interval)? {
             return Ok(());

@@ -2,14 +2,19 @@
 
 use runtime_core::cgroup::Stats;
 use runtime_core::cgroup::stats::{v1, v2};
+use runtime_core::rdt::Groups;
 use serde_json::{Map, Value, json};
 
+use crate::rdt;
+
 /// What a container has used, in version 1's terms whatever the version, as `runc events` has it (types/events.go).
-pub fn data(stats: &Stats) -> Value {
-    match stats {
+pub fn data(stats: &Stats, groups: &Groups) -> Value {
+    let mut data = match stats {
         Stats::V1(metrics) => of_v1(metrics),
         Stats::V2(metrics) => of_v2(metrics),
-    }
+    };
+    data["intel_rdt"] = rdt::figures(groups);
+    data
 }
 
 fn of_v1(metrics: &v1::Metrics) -> Value {
@@ -42,7 +47,6 @@ fn of_v1(metrics: &v1::Metrics) -> Value {
         "pids": metrics.pids.as_ref().map_or_else(|| json!({}), |pids| json!({ "current": pids.current, "limit": pids.limit })),
         "blkio": metrics.blkio.as_ref().map_or_else(|| json!({}), block_io_of_v1),
         "hugetlb": metrics.hugetlb.iter().map(|pages| huge_pages(&pages.pagesize, pages.usage, pages.max, pages.failcnt)).collect::<Map<_, _>>(),
-        "intel_rdt": {},
         "network_interfaces": null,
     })
 }
@@ -71,7 +75,6 @@ fn of_v2(metrics: &v2::Metrics) -> Value {
         "pids": metrics.pids.as_ref().map_or_else(|| json!({}), |pids| json!({ "current": pids.current, "limit": pids.limit })),
         "blkio": metrics.io.as_ref().map_or_else(|| json!({}), block_io_of_v2),
         "hugetlb": metrics.hugetlb.iter().map(|pages| huge_pages(&pages.pagesize, pages.current, 0, pages.failcnt)).collect::<Map<_, _>>(),
-        "intel_rdt": {},
         "network_interfaces": null,
     })
 }
@@ -138,14 +141,15 @@ mod tests {
             hugetlb: vec![v1::HugetlbStat { usage: 4096, failcnt: 2, pagesize: "2MB".to_owned(), ..Default::default() }],
             ..Default::default()
         };
-        let shown = data(&Stats::V1(Box::new(metrics)));
+        let shown = data(&Stats::V1(Box::new(metrics)), &Groups::default());
         assert_eq!(
             shown["blkio"],
             json!({ "ioServicedRecursive": [{ "major": 8, "op": "Read", "value": 3 }, { "major": 8, "op": "Write" }] })
         );
         assert_eq!(shown["hugetlb"], json!({ "2MB": { "usage": 4096, "failcnt": 2 } }));
         let usage = vec![v2::IoEntry { major: 8, minor: 1, rbytes: 10, wbytes: 20, rios: 1, wios: 2 }];
-        let shown = data(&Stats::V2(Box::new(v2::Metrics { io: Some(v2::IoStat { usage, psi: None }), ..Default::default() })));
+        let shown =
+            data(&Stats::V2(Box::new(v2::Metrics { io: Some(v2::IoStat { usage, psi: None }), ..Default::default() })), &Groups::default());
         let two = |read: u64, write: u64| json!([{ "major": 8, "minor": 1, "op": "Read", "value": read }, { "major": 8, "minor": 1, "op": "Write", "value": write }]);
         assert_eq!(shown["blkio"], json!({ "ioServiceBytesRecursive": two(10, 20), "ioServicedRecursive": two(1, 2) }));
         assert_eq!(shown["hugetlb"], json!({}));

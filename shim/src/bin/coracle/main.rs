@@ -13,6 +13,7 @@ mod launch;
 mod lifecycle;
 mod log;
 mod network;
+mod rdt;
 mod run;
 mod show;
 mod spec;
