@@ -1,15 +1,18 @@
 #!/bin/sh
 # Runs suites in the virtual machine: cgroup v2 alone with all its controllers, systemd as the first process, AppArmor; in another boot SELinux.
-# usage: test.sh [core|all|suite ...]      CORACLE_BIN says which program is tested
+# usage: test.sh [core|all|suite ...]      suite@systemd is with that cgroup driver; CORACLE_BIN says which program is tested
 set -eu
 cd "$(dirname "$0")/../.."
 . deploy/setup/lib.sh
 
-core="vm launch spec systemd shim_rpc cli rootless podman selinux"
-all="$core network limits hooks security bad_input exit_codes contract sandbox"
+core="vm launch spec systemd shim_rpc cli rootless podman pods@systemd selinux"
+all="$core network limits hooks security bad_input exit_codes contract sandbox pods docker docker@systemd"
 case ${1:-core} in
 core) set -- $core ;;
-all) set -- $all ;;
+all)
+	set -- $all
+	export VM_TIMEOUT="${VM_TIMEOUT:-7200}"
+	;;
 esac
 PATH=$(find_cargo):$PATH
 mkdir -p target/vm
@@ -22,10 +25,12 @@ run() {
 	[ -s "$list" ] || return 0
 	env "$@" deploy/vm/run.sh sh -c '
 		failed=
-		while read -r name program; do
-			echo "== vm: $name"
-			case $name in launch) cd runtime-core ;; *) cd tests ;; esac
-			"$program" || failed="$failed $name"
+		while read -r suite program; do
+			echo "== vm: $suite"
+			case $suite in launch) cd runtime-core ;; *) cd tests ;; esac
+			driver=
+			case $suite in *@*) driver=${suite#*@} ;; esac
+			TEST_CGROUPS=$driver "$program" || failed="$failed $suite"
 			cd ..
 		done <"$1"
 		[ -z "$failed" ] || { echo "vm: failed:$failed"; exit 1; }
@@ -35,7 +40,9 @@ run() {
 : >target/vm/selinux
 for suite; do
 	case $suite in selinux) list=target/vm/selinux ;; *) list=target/vm/suites ;; esac
-	grep "^$suite " target/vm/executables >>$list || die "there is no suite $suite"
+	program=$(sed -n "s/^${suite%@*} //p" target/vm/executables)
+	[ -n "$program" ] || die "there is no suite $suite"
+	echo "$suite $program" >>$list
 done
 # Programs are slow there, and what containerd's versions differ in is tested on the host.
 export TEST_VERSIONS="${TEST_VERSIONS:-1.7}"
