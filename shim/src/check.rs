@@ -137,7 +137,7 @@ fn controller((name, what): &(&'static str, &str)) -> Finding {
 
 /// What is in force here, and matters to those containers only that ask for it.
 fn in_force() -> Option<Finding> {
-    Path::new("/run/systemd/system").exists().then(|| Finding {
+    runtime_core::systemd::is_running().then(|| Finding {
         name: "systemd cgroup driver",
         present: ["/run/dbus/system_bus_socket", "/run/systemd/private"].iter().any(|socket| Path::new(socket).exists()),
         needed: false,

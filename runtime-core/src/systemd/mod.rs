@@ -22,7 +22,7 @@ pub use annotation::properties as annotated_properties;
 pub use blocking::{Blocking, block_on, stop};
 pub use client::{Answer, Client, Done, Failure, Reply};
 pub use manager::{Bus, Manager, New};
-pub use unit::{Instance, Scope};
+pub use unit::{Instance, Scope, is_running};
 pub use wire::{Call, Property, Value};
 
 #[cfg(test)]

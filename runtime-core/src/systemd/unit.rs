@@ -36,6 +36,11 @@ impl Instance {
     }
 }
 
+/// Whether systemd is this host's first process (sd_booted(3)).
+pub fn is_running() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
 /// A transient scope that holds one container.
 ///
 /// Having one means: both names are ones that systemd takes, and neither leads out of its slice.
@@ -76,10 +81,10 @@ impl Scope {
         !cgroups_path.starts_with('/') && cgroups_path.split(':').count() == 3
     }
 
-    /// Whether systemd is to make the cgroup of a cgroupsPath where nobody has said who is: the path has the form, and systemd runs here
-    /// (sd_booted(3)). So it is with Docker, which hands its cgroup driver on to runc only.
+    /// Whether systemd is to make the cgroup of a cgroupsPath where nobody has said who is: the path has the form, and systemd runs here. So it is
+    /// with Docker, which hands its cgroup driver on to runc only.
     pub fn is_meant_by(cgroups_path: Option<&str>) -> bool {
-        cgroups_path.is_some_and(Self::has_form) && Path::new("/run/systemd/system").is_dir()
+        cgroups_path.is_some_and(Self::has_form) && is_running()
     }
 
     fn checked(slice: &str, prefix: &str, name: &str, instance: Instance) -> Result<Self> {

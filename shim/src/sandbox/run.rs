@@ -16,7 +16,6 @@ use runtime_core::rdt::Groups;
 use runtime_core::spec::Resources;
 use runtime_core::sys::namespace;
 use runtime_core::sys::process::send_signal;
-use runtime_core::systemd::Scope;
 use rustix::fs::{Mode, OFlags};
 use tokio::time::timeout;
 
@@ -154,9 +153,8 @@ async fn cgroup_path(node: &Node, pod: &Pod) -> Result<CgroupPath> {
     let config = &node.context.config;
     if let Some(slice) = slice {
         let path = format!("{slice}:cri-containerd:{}", pod.id);
-        let by_systemd = scope::driver(config.options.systemd_cgroup, config.bootstrap.systemd_cgroup);
-        if by_systemd.unwrap_or_else(|| Scope::is_meant_by(Some(&path))) {
-            return scope::place(node, Some(true), Some(&path), &pod.id).await.context(|| "cgroup_parent");
+        if scope::by_systemd(config.options.systemd_cgroup, config.bootstrap.systemd_cgroup, Some(&path)) {
+            return scope::place(node, true, Some(&path), &pod.id).await.context(|| "cgroup_parent");
         }
     }
     let path = Path::new(if parent.is_empty() { "/" } else { parent }).join(&pod.id);

@@ -136,7 +136,9 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
     for sentence in passed_over(&node.host, &spec, filter.as_deref()) {
         log::warn!("{}: {sentence}", request.id);
     }
-    let path = scope::place(node, options.systemd_cgroup, spec.linux.cgroups_path.as_deref(), &request.id).await?;
+    let cgroups_path = spec.linux.cgroups_path.as_deref();
+    let by_systemd = scope::by_systemd(options.systemd_cgroup, node.context.config.bootstrap.systemd_cgroup, cgroups_path);
+    let path = scope::place(node, by_systemd, cgroups_path, &request.id).await?;
     let properties =
         if path.scope().is_some() && options.systemd_properties { annotated_properties(&spec.annotations)? } else { Vec::new() };
     let init = Arc::new(Process::new("", stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));
@@ -352,8 +354,7 @@ fn unexpected() -> Error {
 fn options(node: &Node, request: &CreateTaskRequest) -> Result<Options> {
     let given = request.options.as_ref().map(Options::from_any).transpose().context(|| "options")?.flatten();
     let config = &node.context.config;
-    let mut options = given.unwrap_or_else(|| config.options.clone());
-    options.systemd_cgroup = scope::driver(options.systemd_cgroup, config.bootstrap.systemd_cgroup);
+    let options = given.unwrap_or_else(|| config.options.clone());
     options.tell_ignored();
     Ok(options)
 }

@@ -18,20 +18,20 @@ use crate::systemd::Systemd;
 /// How long a cgroup that nobody wants any more may take to go.
 const REMOVAL: Duration = Duration::from_secs(2);
 
-/// Whether systemd makes cgroups, by what the runtime's options and the operator say of it.
-pub fn driver(options: Option<bool>, operator: Option<bool>) -> Option<bool> {
-    match (options, operator) {
-        (Some(true), _) | (_, Some(true)) => Some(true),
-        (options, operator) => options.or(operator),
+/// Whether systemd makes the cgroup of a path, by what the runtime's options and the operator say; where neither does, the form of the path does.
+pub fn by_systemd(options: Option<bool>, operator: Option<bool>, cgroups_path: Option<&str>) -> bool {
+    match options.max(operator) {
+        Some(said) => said,
+        None => Scope::is_meant_by(cgroups_path),
     }
 }
 
-/// Where the cgroup of the container `id` is, which is not there yet. Where nobody has said who makes it, the form of the path does.
+/// Where the cgroup of the container `id` is, which is not there yet.
 ///
 /// # Errors
 /// `InvalidArgument` where the path does not have the form of the driver; `FailedPrecondition` for a scope that is in use.
-pub async fn place(node: &Node, by_systemd: Option<bool>, cgroups_path: Option<&str>, id: &str) -> Result<CgroupPath> {
-    if !by_systemd.unwrap_or_else(|| Scope::is_meant_by(cgroups_path)) {
+pub async fn place(node: &Node, by_systemd: bool, cgroups_path: Option<&str>, id: &str) -> Result<CgroupPath> {
+    if !by_systemd {
         return CgroupPath::new(&node.host, cgroups_path, id);
     }
     let scope = Scope::new(cgroups_path, id, Systemd::instance())?;
@@ -146,5 +146,25 @@ pub async fn update(node: &Node, scope: Option<&Scope>, cgroup: &Cgroup, resourc
     match scope {
         Some(scope) => node.systemd.manager().update(&node.host, scope, cgroup, resources).await,
         None => cgroup.update(resources),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_word_for_systemd_counts_and_none_leaves_it_to_the_path() {
+        let scope = Some("a.slice:b:c");
+        for (options, operator, wanted) in [
+            (Some(true), None, true),
+            (Some(false), Some(true), true),
+            (Some(true), Some(false), true),
+            (None, Some(false), false),
+            (Some(false), None, false),
+        ] {
+            assert_eq!(by_systemd(options, operator, scope), wanted, "{options:?} {operator:?}");
+        }
+        assert!(!by_systemd(None, None, Some("/a/b")) && !by_systemd(None, None, None));
     }
 }
