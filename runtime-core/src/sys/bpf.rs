@@ -1,8 +1,10 @@
 //! bpf(2), as far as a device filter of a cgroup needs it.
 //!
 //! The structs are the leading fields of the kernel's `union bpf_attr` (include/uapi/linux/bpf.h); bpf(2) takes a shorter attr and reads the rest
-//! as zero. Everything here acts on the descriptors given and on no state of the process, so it may be called from anywhere but a signal handler.
+//! as zero. It does not always write a shorter one: [`Room`] holds what the kernel may write. Everything here acts on the descriptors given and
+//! on no state of the process, so it may be called from anywhere but a signal handler.
 
+use std::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -38,6 +40,7 @@ pub struct Insn {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct LoadAttr {
     prog_type: u32,
     insn_cnt: u32,
@@ -51,6 +54,7 @@ struct LoadAttr {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct AttachAttr {
     target_fd: u32,
     attach_bpf_fd: u32,
@@ -59,7 +63,9 @@ struct AttachAttr {
     replace_bpf_fd: u32,
 }
 
+/// Up to and with `revision`, which Linux 6.17 to 7.1 write for cgroups, too, whatever size they were given (runc#5403).
 #[repr(C)]
+#[derive(Clone, Copy, Default)]
 struct QueryAttr {
     target_fd: u32,
     attach_type: u32,
@@ -68,9 +74,14 @@ struct QueryAttr {
     prog_ids: u64,
     prog_cnt: u32,
     padding: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
 }
 
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct IdAttr {
     prog_id: u32,
     next_id: u32,
@@ -152,11 +163,9 @@ impl DeviceProgram {
         let mut attr = QueryAttr {
             target_fd: number(cgroup),
             attach_type: ATTACH_TYPE_CGROUP_DEVICE,
-            query_flags: 0,
-            attach_flags: 0,
             prog_ids: ids.as_mut_ptr() as u64,
             prog_cnt: PROGRAMS_MAX as u32,
-            padding: 0,
+            ..QueryAttr::default()
         };
         // SAFETY: `attr` has the layout BPF_PROG_QUERY reads and writes; `prog_ids` points at `prog_cnt` numbers that live until after the call.
         unsafe { call(PROG_QUERY, &mut attr) }?;
@@ -180,13 +189,69 @@ fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
+/// More than `union bpf_attr` has had on any kernel (168 bytes on Linux 6.18).
+const ROOM: usize = 512;
+
+/// Where the kernel finds an attr: it may write beyond the size that it was given, and finds zeroes there.
+#[repr(C)]
+union Room<T: Copy> {
+    attr: T,
+    bytes: [u64; ROOM / 8],
+}
+
 /// # Safety
 /// `T` must be laid out as the leading part of `union bpf_attr` that `command` uses, and every pointer in it must be good for what `command` does with it.
-unsafe fn call<T>(command: libc::c_int, attr: &mut T) -> Result<libc::c_int, Errno> {
-    // SAFETY: `attr` is live and `size_of::<T>()` bytes long; the rest is this function's own contract.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
-    if result < 0 {
-        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
+unsafe fn call<T: Copy>(command: libc::c_int, attr: &mut T) -> Result<libc::c_int, Errno> {
+    let result = in_room(attr, |place, size| {
+        // SAFETY: `place` is live and longer than any attr; the rest is this function's own contract.
+        unsafe { libc::syscall(libc::SYS_bpf, command, place, size) }
+    });
+    super::check(result).map(|value| value as libc::c_int)
+}
+
+/// Lets `ask` read and write the attr in a [`Room`] of its own, by address and size.
+fn in_room<T: Copy, R>(attr: &mut T, ask: impl FnOnce(*mut c_void, usize) -> R) -> R {
+    const { assert!(size_of::<T>() <= ROOM) };
+    let mut room: Room<T> = Room { bytes: [0; ROOM / 8] };
+    room.attr = *attr;
+    let result = ask((&raw mut room).cast(), size_of::<T>());
+    // SAFETY: the attr was written above; the kernel has replaced fields of it by numbers.
+    *attr = unsafe { room.attr };
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What stands beside an attr on the stack of a caller.
+    #[repr(C)]
+    struct Beside {
+        before: [u64; 8],
+        attr: QueryAttr,
+        after: [u64; 64],
     }
-    Ok(result as libc::c_int)
+
+    #[test]
+    fn what_the_kernel_writes_beyond_an_attr_hits_nothing_else() {
+        let attr = QueryAttr { target_fd: 7, prog_ids: 9, prog_cnt: 64, ..QueryAttr::default() };
+        let mut beside = Beside { before: [!0; 8], attr, after: [!0; 64] };
+        let seen = in_room(&mut beside.attr, |place, size| {
+            let place = place.cast::<u64>();
+            // SAFETY: the room is of that many words, by its contract.
+            let words = unsafe { std::slice::from_raw_parts_mut(place, ROOM / 8) };
+            let seen = (size, words[..4].to_vec(), words[size / 8..].iter().all(|word| *word == 0));
+            // A kernel that knows nothing of sizes: the count of programs, the revision, and all that may come later.
+            words[3] = 2;
+            words[7..].fill(u64::from_ne_bytes(*b"revision"));
+            seen
+        });
+        let (size, head, zeroed) = seen;
+        // Offset and length of `query.revision`.
+        assert!(size >= 56 + 8 && size % 8 == 0, "{size}");
+        assert_eq!(head, [7, 0, 9, 64]);
+        assert!(zeroed, "the kernel refuses what it does not know and is not zero");
+        assert_eq!((beside.attr.prog_cnt, beside.attr.revision), (2, u64::from_ne_bytes(*b"revision")));
+        assert!(beside.before.iter().chain(&beside.after).all(|word| *word == !0));
+    }
 }

@@ -107,12 +107,13 @@ pub fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> Res
         pid: i32,
     }
     const VERSION_3: u32 = 0x2008_0522;
-    let header = Header { version: VERSION_3, pid: 0 };
+    let mut header = Header { version: VERSION_3, pid: 0 };
     let half = |set: u64, shift: u32| (set >> shift) as u32;
     let data =
         [[half(effective, 0), half(permitted, 0), half(inheritable, 0)], [half(effective, 32), half(permitted, 32), half(inheritable, 32)]];
-    // SAFETY: version 3 reads the header and two structures of three words each, which `data` is.
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
+    // SAFETY: version 3 reads the header and two structures of three words each, which `data` is. A kernel that does not know the version writes
+    // its own to the header.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) }).map(drop)
 }
 
 /// `PR_SET_NO_NEW_PRIVS`.

@@ -46,6 +46,6 @@ pub fn set_loopback_up(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     request.ifr_name[0] = b'l' as libc::c_char;
     request.ifr_name[1] = b'o' as libc::c_char;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: the kernel reads one `ifreq`, whose name is NUL-terminated by the zeroes.
-    check(libc::c_long::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) })).map(drop)
+    // SAFETY: the kernel reads one `ifreq`, whose name is NUL-terminated by the zeroes, and may write it back as a whole.
+    check(libc::c_long::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) })).map(drop)
 }

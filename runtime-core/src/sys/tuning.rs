@@ -34,8 +34,8 @@ pub struct SchedulerAttributes {
 /// `EPERM` without CAP_SYS_NICE, `EINVAL`, `EBUSY` where there is no bandwidth.
 pub fn set_scheduler(mut attributes: SchedulerAttributes) -> Result<(), Errno> {
     attributes.size = size_of::<SchedulerAttributes>() as u32;
-    // SAFETY: the kernel reads `size` bytes of the structure, all of which are initialised.
-    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) }).map(drop)
+    // SAFETY: the kernel reads `size` bytes of the structure, all of which are initialised; with E2BIG it writes the size that it knows.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw mut attributes, 0) }).map(drop)
 }
 
 /// ioprio_set(2) of the caller.
