@@ -60,7 +60,7 @@ pub(super) struct Policy {
 /// The devices that every container may use, whatever its rules say: the nodes that the specification puts into every `/dev`, its ptys, and
 /// making nodes (which opens nothing).
 ///
-/// The list of runc but for `/dev/net/tun` (10:200), which crun leaves out too: a container that needs it says so.
+/// The list of runc. `/dev/net/tun` (10:200) is in it for those who cannot add a rule: runc and crun took it out and put it back (runc#4555).
 pub fn default_rules() -> Vec<DeviceRule> {
     let rule = |kind: &str, major: Option<i64>, minor: Option<i64>, access: &str| DeviceRule {
         allow: true,
@@ -69,11 +69,26 @@ pub fn default_rules() -> Vec<DeviceRule> {
         minor,
         access: access.to_owned(),
     };
-    let numbers = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)];
+    let numbers = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 200)];
     let mut rules = vec![rule("c", None, None, "m"), rule("b", None, None, "m")];
     rules.extend(numbers.map(|(major, minor)| rule("c", Some(major), Some(minor), "rwm")));
     rules.push(rule("c", Some(136), None, "rwm"));
     rules
+}
+
+impl DeviceRule {
+    /// Whether it takes the place of all rules before it. Its numbers and its access are ignored, as cgroup v1 does (security/device_cgroup.c,
+    /// `devcgroup_update_access`), and runc on both versions.
+    fn is_for_all(&self) -> bool {
+        matches!(self.kind.as_str(), "" | "a")
+    }
+
+    /// Whether it allows more than it says.
+    pub(crate) fn is_wider_than_it_says(&self) -> bool {
+        let every = |number: Option<i64>| matches!(number, None | Some(-1));
+        let all = every(self.major) && every(self.minor) && access(&self.access).is_ok_and(|access| access.is_all());
+        self.allow && self.is_for_all() && !all
+    }
 }
 
 impl Policy {
@@ -107,15 +122,16 @@ impl Policy {
     }
 
     fn apply(&mut self, rule: &DeviceRule) -> Result<()> {
-        let access = access(&rule.access)?;
-        let (major, minor) = (number(rule.major)?, number(rule.minor)?);
         let kind = match rule.kind.as_str() {
             "c" => Kind::Char,
             "b" => Kind::Block,
-            "a" | "" => return self.reset(rule, access, major.or(minor).is_none()),
+            _ if rule.is_for_all() => {
+                *self = Self { allow: rule.allow, exceptions: BTreeMap::new() };
+                return Ok(());
+            }
             other => return Err(Error::invalid(format!("{other:?} is not a type of device that a rule can name"))),
         };
-        let devices = Devices { kind, major, minor };
+        let (devices, access) = (Devices { kind, major: number(rule.major)?, minor: number(rule.minor)? }, access(&rule.access)?);
         if rule.allow == self.allow {
             return self.remove(devices, access);
         }
@@ -123,16 +139,10 @@ impl Policy {
         Ok(())
     }
 
-    /// A rule for all devices replaces all before it, and the kernel ignores whatever else it says. So a rule that says more must not allow.
-    fn reset(&mut self, rule: &DeviceRule, access: Access, every: bool) -> Result<()> {
-        if rule.allow && !(every && access.is_all()) {
-            return Err(Error::invalid("a rule that allows some devices or some access only needs a type, c or b"));
-        }
-        *self = Self { allow: rule.allow, exceptions: BTreeMap::new() };
-        Ok(())
-    }
-
     fn add(&mut self, devices: Devices, access: Access) {
+        if access.is_empty() {
+            return;
+        }
         let entry = self.exceptions.entry(devices).or_insert(Access::empty());
         *entry |= access;
     }
@@ -178,16 +188,17 @@ impl Policy {
     }
 }
 
+/// Letters other than `r`, `w` and `m` mean nothing, as with runc.
 fn access(letters: &str) -> Result<Access> {
     if letters.is_empty() {
-        return Ok(Access::all());
+        return Err(Error::invalid("access cannot be empty"));
     }
-    letters.chars().try_fold(Access::empty(), |access, letter| match letter {
-        'r' => Ok(access | Access::READ),
-        'w' => Ok(access | Access::WRITE),
-        'm' => Ok(access | Access::MKNOD),
-        _ => Err(Error::invalid(format!("access {letters:?} has letters other than r, w and m"))),
-    })
+    Ok(letters.chars().fold(Access::empty(), |access, letter| match letter {
+        'r' => access | Access::READ,
+        'w' => access | Access::WRITE,
+        'm' => access | Access::MKNOD,
+        _ => access,
+    }))
 }
 
 fn number(value: Option<i64>) -> Result<Option<u32>> {

@@ -48,14 +48,14 @@ pub struct Resources {
 pub struct DeviceRule {
     /// Whether the access is allowed or denied.
     pub allow: bool,
-    /// `c`, `b`, or `a` (also when absent or empty) for all.
+    /// `c`, `b`, or `a` (also when absent or empty) for all, whatever the other fields say.
     #[serde(rename = "type", deserialize_with = "null_is_default")]
     pub kind: String,
     /// Major number; absent or -1 for every one.
     pub major: Option<i64>,
     /// Minor number; absent or -1 for every one.
     pub minor: Option<i64>,
-    /// Any of `r`, `w`, `m`; absent or empty for all three.
+    /// Any of `r`, `w`, `m`.
     #[serde(deserialize_with = "null_is_default")]
     pub access: String,
 }

@@ -273,7 +273,7 @@ mod tests {
         }
         for all in [
             json!([{ "allow": true, "access": "rwm" }]),
-            json!([{ "allow": true }, { "allow": false, "type": "c", "major": 1, "minor": 1 }]),
+            json!([{ "allow": true }, { "allow": false, "type": "c", "major": 1, "minor": 1, "access": "rwm" }]),
         ] {
             let all = limits(json!({ "devices": all }), NOW).unwrap();
             assert_eq!(find(&all, "DevicePolicy"), [Value::Text("auto".to_owned())]);

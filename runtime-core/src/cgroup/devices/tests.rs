@@ -101,7 +101,7 @@ fn any_number() -> impl Strategy<Value = i64> {
 }
 
 fn any_rule() -> impl Strategy<Value = DeviceRule> {
-    let single = (any::<bool>(), "[cb]", any_number(), any_number(), "r?w?m?");
+    let single = (any::<bool>(), "[cb]", any_number(), any_number(), "r?w?m?a?").prop_filter("access", |rule| !rule.4.is_empty());
     let single = single.prop_map(|(allow, kind, major, minor, access)| rule(allow, &kind, major, minor, &access));
     let all = any::<bool>().prop_map(|allow| DeviceRule { allow, ..DeviceRule::default() });
     prop_oneof![5 => single, 1 => all]
@@ -160,13 +160,25 @@ fn a_container_starts_from_nothing_allowed() {
     let writes = policy.transition("a *:* rwm\n");
     assert_eq!(writes[0], ("devices.deny", "a".to_owned()));
     let allowed: Vec<_> = writes[1..].iter().map(|(file, line)| format!("{file} {line}")).collect();
-    let expected =
-        ["b *:* m", "c *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:2 rwm", "c 136:* rwm"];
+    let expected = [
+        "b *:* m",
+        "c *:* m",
+        "c 1:3 rwm",
+        "c 1:5 rwm",
+        "c 1:7 rwm",
+        "c 1:8 rwm",
+        "c 1:9 rwm",
+        "c 5:0 rwm",
+        "c 5:2 rwm",
+        "c 10:200 rwm",
+        "c 136:* rwm",
+    ];
     assert_eq!(allowed, expected.map(|line| format!("devices.allow {line}")));
     let open = |kind, major, minor, access| Attempt { kind, major, minor, access }.filtered(&bytes(&policy));
     assert!(open(Kind::Char, 1, 3, Access::READ | Access::WRITE) && open(Kind::Char, 136, 77, Access::all()));
     assert!(open(Kind::Block, 8, 0, Access::MKNOD) && !open(Kind::Block, 8, 0, Access::READ));
-    assert!(!open(Kind::Char, 1, 1, Access::READ) && !open(Kind::Char, 10, 200, Access::WRITE));
+    assert!(open(Kind::Char, 10, 200, Access::READ | Access::WRITE), "/dev/net/tun");
+    assert!(!open(Kind::Char, 1, 1, Access::READ) && !open(Kind::Char, 10, 201, Access::WRITE));
 }
 
 #[test]
@@ -186,13 +198,38 @@ fn a_privileged_container_is_allowed_everything() {
 }
 
 #[test]
-fn what_would_allow_more_than_it_says_is_refused() {
-    let all = |access: &str, major| DeviceRule { allow: true, major, access: access.into(), ..DeviceRule::default() };
+fn a_rule_for_all_devices_ignores_what_else_it_says() {
+    let rule = |kind: &str, major, minor, access: &str| DeviceRule { allow: true, kind: kind.into(), major, minor, access: access.into() };
+    for (rule, wider) in [
+        (rule("a", None, None, "rwm"), false),
+        (rule("a", Some(-1), Some(-1), "rwmx"), false),
+        (rule("a", Some(7), Some(1), "rwm"), true),
+        (rule("a", Some(7), None, "rw"), true),
+        (rule("", None, None, "m"), true),
+        (rule("", None, None, ""), true),
+    ] {
+        let denied = DeviceRule { access: "rwm".into(), ..DeviceRule::default() };
+        let policy = Policy::of_container(&[denied, rule.clone()]).unwrap();
+        assert!(policy.allow && policy.exceptions.is_empty(), "{rule:?}");
+        assert_eq!(rule.is_wider_than_it_says(), wider, "{rule:?}");
+        let denied = DeviceRule { allow: false, ..rule };
+        assert!(!denied.is_wider_than_it_says());
+        assert_eq!(Policy::of_container(&[denied]).unwrap(), Policy::of_container(&[]).unwrap());
+    }
+}
+
+#[test]
+fn letters_that_mean_nothing_are_passed_over() {
+    let of = |access: &str| Policy::of_container(&[rule(true, "c", 10, 229, access)]).unwrap();
+    assert_eq!(of("rwa"), of("rw"));
+    assert_eq!(of("a"), Policy::of_container(&[]).unwrap());
+}
+
+#[test]
+fn what_no_version_can_express_is_refused() {
     let cases = [
-        (vec![all("m", None)], "resources.devices[0]: a rule that allows some devices"),
-        (vec![all("rwm", Some(10))], "resources.devices[0]: a rule that allows some devices"),
-        (vec![rule(true, "c", 1, 1, "x")], "has letters other than"),
-        (vec![rule(true, "p", 1, 1, "r")], "\"p\" is not a type of device"),
+        (vec![rule(true, "p", 1, 1, "r")], "resources.devices[0]: \"p\" is not a type of device"),
+        (vec![rule(true, "c", 1, 1, "")], "resources.devices[0]: access cannot be empty"),
         (vec![rule(true, "c", -2, 1, "r")], "-2 is not a device number"),
         (vec![rule(true, "c", 1 << 32, 1, "r")], "is not a device number"),
         (
