@@ -73,15 +73,15 @@ pub(super) const KNOBS: &[Knob] = &[
     knob("cpu.mems", "cpuset", Some(cpuset_mems), Some(cpuset_mems)),
 
     knob("memory.limit", "memory",
-        Some(|r, _| Ok(bytes(r.memory.limit, "memory.limit_in_bytes", signed))),
+        Some(|r, _| bytes(r.memory.limit, "memory.limit_in_bytes", signed)),
         None), // written after the swap limit, below
     knob("memory.swap", "memory", Some(swap_v1), Some(swap_v2)),
     knob("memory.limit", "memory",
         None,
-        Some(|r, _| Ok(bytes(r.memory.limit, "memory.max", or_max)))),
+        Some(|r, _| bytes(r.memory.limit, "memory.max", or_max))),
     knob("memory.reservation", "memory",
-        Some(|r, _| Ok(bytes(r.memory.reservation, "memory.soft_limit_in_bytes", signed))),
-        Some(|r, _| Ok(bytes(r.memory.reservation, "memory.low", or_max)))),
+        Some(|r, _| bytes(r.memory.reservation, "memory.soft_limit_in_bytes", signed)),
+        Some(|r, _| bytes(r.memory.reservation, "memory.low", or_max))),
     knob("memory.disableOOMKiller", "memory",
         Some(|r, _| Ok(list(r.memory.disable_oom_killer.filter(|on| *on).map(|_| set("memory.oom_control", 1))))),
         None),
@@ -90,24 +90,24 @@ pub(super) const KNOBS: &[Knob] = &[
     knob("cpu.idle", "cpu", Some(cpu_idle), Some(cpu_idle)),
     knob("cpu.shares", "cpu", Some(shares_v1), Some(shares_v2)),
     knob("cpu.period", "cpu",
-        Some(|r, _| Ok(list(given(r.cpu.period).map(|us| set("cpu.cfs_period_us", us).dispensable_if(us == CFS_PERIOD_US))))),
+        Some(|r, _| Ok(list(period(r)?.map(|us| set("cpu.cfs_period_us", us).dispensable_if(us == CFS_PERIOD_US))))),
         Some(period_v2)),
     knob("cpu.burst", "cpu",
         Some(|r, _| Ok(list(r.cpu.burst.map(|us| set("cpu.cfs_burst_us", us).dispensable_if(us == 0))))),
         Some(|r, _| Ok(list(r.cpu.burst.map(|us| set("cpu.max.burst", us).dispensable_if(us == 0)))))),
     knob("cpu.quota", "cpu",
-        Some(|r, _| Ok(list(given(r.cpu.quota).map(|us| set("cpu.cfs_quota_us", us).dispensable_if(us < 0))))),
+        Some(|r, _| Ok(list(quota(r)?.map(|us| set("cpu.cfs_quota_us", us).dispensable_if(us < 0))))),
         Some(quota_v2)),
     knob("cpu.realtimePeriod", "cpu",
         Some(|r, _| Ok(list(given(r.cpu.realtime_period).map(|us| set("cpu.rt_period_us", us))))),
         None),
     knob("cpu.realtimeRuntime", "cpu",
-        Some(|r, _| Ok(list(given(r.cpu.realtime_runtime).map(|us| set("cpu.rt_runtime_us", us))))),
+        Some(realtime_runtime),
         None),
 
     knob("blockIO.weight", "blkio", Some(weight_v1), Some(weight_v2)),
     knob("blockIO.leafWeight", "blkio",
-        Some(|r, _| Ok(list(given(r.block_io.leaf_weight).map(|weight| set("blkio.leaf_weight", weight))))),
+        Some(|r, _| Ok(list(weight(r.block_io.leaf_weight)?.map(|weight| set("blkio.leaf_weight", weight))))),
         None),
     knob("blockIO.weightDevice", "blkio", Some(weight_device_v1), Some(weight_device_v2)),
     knob("blockIO.throttleReadBpsDevice", "blkio",
@@ -225,6 +225,9 @@ pub(super) fn refused(field: &str, setting: &Setting, dir: &Dir, errno: Errno) -
 
 /// The kernel's `default_cfs_period`.
 const CFS_PERIOD_US: u64 = 100_000;
+/// The kernel's least quota and period, and its longest period.
+const CFS_MIN_US: u64 = 1000;
+const CFS_PERIOD_MAX_US: u64 = 1_000_000;
 /// The kernel's default weight of a group.
 const SHARES: u64 = 1024;
 
@@ -245,8 +248,47 @@ fn or_max(value: i64) -> String {
     if value < 0 { "max".to_owned() } else { value.to_string() }
 }
 
-fn bytes(value: Option<i64>, file: &'static str, text: fn(i64) -> String) -> Vec<Setting> {
-    list(given(value).map(|value| set(file, text(value)).dispensable_if(value < 0)))
+fn bytes(value: Option<i64>, file: &'static str, text: fn(i64) -> String) -> Result<Vec<Setting>> {
+    Ok(list(limit(value)?.map(|value| set(file, text(value)).dispensable_if(value < 0))))
+}
+
+/// A number of bytes, or -1: the kernel and runc take no other negative number.
+fn limit(value: Option<i64>) -> Result<Option<i64>> {
+    match given(value) {
+        Some(value) if value < -1 => Err(Error::invalid(format!("{value} is neither a number of bytes nor -1 for no limit"))),
+        value => Ok(value),
+    }
+}
+
+/// The kernel's bounds of a period (kernel/sched/core.c, `max_cfs_quota_period` and `min_cfs_quota_period`).
+fn period(r: &Resources) -> Result<Option<u64>> {
+    match given(r.cpu.period) {
+        Some(us) if !(CFS_MIN_US..=CFS_PERIOD_MAX_US).contains(&us) => {
+            Err(Error::invalid(format!("{us} us is not in the range {CFS_MIN_US}-{CFS_PERIOD_MAX_US}")))
+        }
+        period => Ok(period),
+    }
+}
+
+/// As with the kernel and runc, each negative number is no limit.
+fn quota(r: &Resources) -> Result<Option<i64>> {
+    match given(r.cpu.quota) {
+        Some(us @ 1..) if us.unsigned_abs() < CFS_MIN_US => {
+            Err(Error::invalid(format!("{us} us is less than the kernel's minimum of {CFS_MIN_US}")))
+        }
+        quota => Ok(quota),
+    }
+}
+
+fn realtime_runtime(r: &Resources, _: Current<'_>) -> Result<Vec<Setting>> {
+    match given(r.cpu.realtime_runtime) {
+        Some(us) if us < -1 => Err(Error::invalid(format!("{us} is neither a number of microseconds nor -1 for no limit"))),
+        runtime => Ok(list(runtime.map(|us| set("cpu.rt_runtime_us", us)))),
+    }
+}
+
+fn weight(weight: Option<u16>) -> Result<Option<u16>> {
+    given(weight).map(|weight| convert::io_weight(weight).map(|_| weight)).transpose()
 }
 
 /// 0 is a limit, but one under which not even the first process can be cloned into the group; 1 forbids forks just as well.
@@ -264,19 +306,20 @@ fn cpuset_mems(r: &Resources, _: Current<'_>) -> Result<Vec<Setting>> {
 
 /// Lifting the memory limit alone lifts the swap limit too: it cannot stay below the new one.
 fn swap_v1(r: &Resources, _: Current<'_>) -> Result<Vec<Setting>> {
-    let swap = given(r.memory.swap).or_else(|| r.memory.limit.filter(|limit| *limit < 0));
+    let swap = given(r.memory.swap).or_else(|| r.memory.limit.filter(|limit| *limit == -1));
     if let (Some(swap @ 1..), Some(limit @ 1..)) = (swap, r.memory.limit) {
         convert::swap(swap, limit)?;
     }
-    Ok(bytes(swap, "memory.memsw.limit_in_bytes", signed))
+    bytes(swap, "memory.memsw.limit_in_bytes", signed)
 }
 
 /// v2 limits swap alone, the specification memory and swap together. Without swap accounting there is nothing to forbid or to lift.
 fn swap_v2(r: &Resources, current: Current<'_>) -> Result<Vec<Setting>> {
-    let limit = given(r.memory.limit);
-    let swap = match (limit, given(r.memory.swap)) {
-        (Some(..0), None) | (_, Some(..0)) => return Ok(vec![set("memory.swap.max", "max").dispensable_if(true)]),
+    let swap = match (given(r.memory.limit), limit(r.memory.swap)?) {
+        (Some(-1), None) | (_, Some(..0)) => return Ok(vec![set("memory.swap.max", "max").dispensable_if(true)]),
         (_, None) => return Ok(Vec::new()),
+        // Without a limit of memory there is nothing to take off, as with runc.
+        (Some(-1), Some(swap)) => swap,
         (limit, Some(swap)) => {
             let limit = limit.or_else(|| current.read("memory.max")?.trim().parse().ok()).filter(|limit| *limit > 0);
             convert::swap(swap, limit.ok_or_else(|| Error::invalid("a limit of memory and swap needs a memory.limit"))?)?
@@ -295,7 +338,10 @@ fn swappiness(r: &Resources, _: Current<'_>) -> Result<Vec<Setting>> {
 }
 
 fn cpu_idle(r: &Resources, _: Current<'_>) -> Result<Vec<Setting>> {
-    Ok(list(r.cpu.idle.map(|idle| set("cpu.idle", idle).dispensable_if(idle == 0))))
+    match r.cpu.idle {
+        Some(idle) if !(0..=1).contains(&idle) => Err(Error::invalid(format!("{idle} is neither 0 nor 1"))),
+        idle => Ok(list(idle.map(|idle| set("cpu.idle", idle).dispensable_if(idle == 0)))),
+    }
 }
 
 /// An idle group has a fixed weight and refuses another with EINVAL (kernel/sched/fair.c, `sched_group_set_shares`).
@@ -318,7 +364,7 @@ fn shares_v2(r: &Resources, _: Current<'_>) -> Result<Vec<Setting>> {
 
 /// The period alone: the quota stays.
 fn period_v2(r: &Resources, current: Current<'_>) -> Result<Vec<Setting>> {
-    let (Some(period), None) = (given(r.cpu.period), given(r.cpu.quota)) else { return Ok(Vec::new()) };
+    let (Some(period), None) = (period(r)?, given(r.cpu.quota)) else { return Ok(Vec::new()) };
     let now = current.read("cpu.max").unwrap_or_default();
     let quota = now.split_whitespace().next().unwrap_or("max");
     Ok(vec![set("cpu.max", format!("{quota} {period}")).dispensable_if(quota == "max")])
@@ -326,7 +372,7 @@ fn period_v2(r: &Resources, current: Current<'_>) -> Result<Vec<Setting>> {
 
 /// The quota alone: the kernel keeps the period.
 fn quota_v2(r: &Resources, _: Current<'_>) -> Result<Vec<Setting>> {
-    let Some(quota) = given(r.cpu.quota) else { return Ok(Vec::new()) };
+    let Some(quota) = quota(r)? else { return Ok(Vec::new()) };
     let period = given(r.cpu.period).map(|period| format!(" {period}")).unwrap_or_default();
     Ok(vec![set("cpu.max", format!("{}{period}", or_max(quota))).dispensable_if(quota < 0)])
 }
@@ -339,7 +385,7 @@ fn device(major: i64, minor: i64) -> Result<String> {
 }
 
 fn weight_v1(r: &Resources, _: Current<'_>) -> Result<Vec<Setting>> {
-    Ok(list(given(r.block_io.weight).map(|weight| set("blkio.weight", weight).or(set("blkio.bfq.weight", weight)))))
+    Ok(list(weight(r.block_io.weight)?.map(|weight| set("blkio.weight", weight).or(set("blkio.bfq.weight", weight)))))
 }
 
 fn weight_v2(r: &Resources, _: Current<'_>) -> Result<Vec<Setting>> {
@@ -351,11 +397,11 @@ fn weight_device_v1(r: &Resources, _: Current<'_>) -> Result<Vec<Setting>> {
     let mut settings = Vec::new();
     for entry in &r.block_io.weight_device {
         let device = device(entry.major, entry.minor)?;
-        settings.extend(given(entry.weight).map(|weight| {
+        settings.extend(weight(entry.weight)?.map(|weight| {
             let text = format!("{device} {weight}");
             set("blkio.weight_device", &text).or(set("blkio.bfq.weight_device", &text))
         }));
-        settings.extend(given(entry.leaf_weight).map(|weight| set("blkio.leaf_weight_device", format!("{device} {weight}"))));
+        settings.extend(weight(entry.leaf_weight)?.map(|weight| set("blkio.leaf_weight_device", format!("{device} {weight}"))));
     }
     Ok(settings)
 }

@@ -53,6 +53,11 @@ fn memory() {
     refused_with(Version::V2, r#"{"memory": {"limit": 100, "swap": 99}}"#, "below memory.limit");
     refused_with(Version::V1, r#"{"memory": {"limit": 100, "swap": 99}}"#, "below memory.limit");
     refused_with(Version::V2, r#"{"memory": {"swap": 99}}"#, "needs a memory.limit");
+    both(
+        r#"{"memory": {"limit": -1, "swap": 99}}"#,
+        &["memory.limit_in_bytes=-1?", "memory.memsw.limit_in_bytes=99"],
+        &["memory.swap.max=99", "memory.max=max?"],
+    );
     refused_with(Version::V1, r#"{"memory": {"swappiness": 101}}"#, "resources.memory.swappiness: 101");
 }
 
@@ -73,6 +78,31 @@ fn cpu() {
     both(r#"{"cpu": {"cpus": "0-1", "mems": ""}}"#, &["cpuset.cpus=0-1"], &["cpuset.cpus=0-1"]);
     refused_with(Version::V1, r#"{"cpu": {"shares": 1}}"#, "resources.cpu.shares: the minimum allowed cpu-shares is 2");
     refused_with(Version::V1, r#"{"cpu": {"shares": 262145}}"#, "the maximum allowed cpu-shares is 262144");
+}
+
+#[test]
+fn numbers_out_of_range_are_refused_by_their_field() {
+    for version in [Version::V1, Version::V2] {
+        for (json, text) in [
+            (r#"{"memory": {"limit": -2}}"#, "resources.memory.limit: -2 is neither a number of bytes nor -1 for no limit"),
+            (r#"{"memory": {"limit": -9223372036854775808}}"#, "resources.memory.limit: -9223372036854775808 is"),
+            (r#"{"memory": {"reservation": -7}}"#, "resources.memory.reservation: -7 is neither"),
+            (r#"{"memory": {"limit": 4096, "swap": -2}}"#, "resources.memory.swap: -2 is neither"),
+            (r#"{"cpu": {"period": 999}}"#, "resources.cpu.period: 999 us is not in the range 1000-1000000"),
+            (r#"{"cpu": {"period": 1000001}}"#, "resources.cpu.period: 1000001 us"),
+            (r#"{"cpu": {"quota": 999}}"#, "resources.cpu.quota: 999 us is less than"),
+            (r#"{"cpu": {"idle": 2}}"#, "resources.cpu.idle: 2 is neither 0 nor 1"),
+            (r#"{"cpu": {"idle": -1}}"#, "resources.cpu.idle: -1 is neither 0 nor 1"),
+            (r#"{"blockIO": {"weight": 1001}}"#, "resources.blockIO.weight: 1001 is not in the range 10-1000"),
+            (r#"{"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "weight": 9}]}}"#, "resources.blockIO.weightDevice: 9 is not"),
+        ] {
+            refused_with(version, json, text);
+        }
+    }
+    refused_with(Version::V1, r#"{"cpu": {"realtimeRuntime": -2}}"#, "resources.cpu.realtimeRuntime: -2 is neither");
+    // No limit, as the kernel and runc have it.
+    both(r#"{"cpu": {"quota": -2}}"#, &["cpu.cfs_quota_us=-2?"], &["cpu.max=max?"]);
+    both(r#"{"pids": {"limit": -2}}"#, &["pids.max=max?"], &["pids.max=max?"]);
 }
 
 #[test]
