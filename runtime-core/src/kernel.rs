@@ -43,15 +43,20 @@ impl Features {
     }
 }
 
-/// Whether root is only a user's own here: this process is in a user namespace that is not the machine's first one (user_namespaces(7), the
-/// first one maps every id to itself). Device nodes, device rules of a cgroup and the cgroups of others are not for it.
+/// Whether root is only a user's own here: this process is in a user namespace that is not the machine's first one. Device nodes, device rules
+/// of a cgroup and the cgroups of others are not for it.
+///
+/// Its maps do not tell: others may map every id to itself, too.
 pub fn in_user_namespace() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
-    *ANSWER.get_or_init(|| !maps_all(&std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default()))
+    *ANSWER.get_or_init(|| !is_first(Path::new("/proc/self/ns/user")))
 }
 
-fn maps_all(uid_map: &str) -> bool {
-    uid_map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+/// Whether this is the user namespace that the kernel began with. Its inode's number is part of the kernel's interface (`USER_NS_INIT_INO` of
+/// include/uapi/linux/nsfs.h), and was the same before that said so (Linux 3.8, include/linux/proc_ns.h).
+fn is_first(namespace: &Path) -> bool {
+    const USER_NS_INIT_INO: u64 = 0xEFFF_FFFD;
+    rustix::fs::stat(namespace).is_ok_and(|found| found.st_ino == USER_NS_INIT_INO)
 }
 
 /// fsconfig(2) refuses an option that the filesystem does not know; nothing is mounted by asking.
@@ -77,11 +82,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_first_user_namespace_maps_all() {
-        assert!(maps_all("         0          0 4294967295\n"));
-        for map in ["         0       1000          1\n         1     100000      65536\n", "         0          0 65536\n", ""] {
-            assert!(!maps_all(map), "{map:?}");
+    fn a_user_namespace_that_maps_all_is_not_the_first_one() {
+        let mut other = std::process::Command::new("unshare").args(["--user", "cat"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let directory = format!("/proc/{}", other.id());
+        let namespace = || std::fs::read_link(format!("{directory}/ns/user")).unwrap();
+        let own = std::fs::read_link("/proc/self/ns/user").unwrap();
+        // The time that unshare(1) takes to do so.
+        while namespace() == own {
+            std::thread::yield_now();
         }
+        std::fs::write(format!("{directory}/uid_map"), "0 0 4294967295").unwrap();
+        let (maps, first) = (std::fs::read_to_string(format!("{directory}/uid_map")), is_first(Path::new(&format!("{directory}/ns/user"))));
+        drop(other.stdin.take());
+        other.wait().unwrap();
+        assert!(maps.unwrap().split_ascii_whitespace().eq(["0", "0", "4294967295"]) && !first);
+        assert!(is_first(Path::new("/proc/self/ns/user")) && !is_first(Path::new("/proc/self/ns/mnt")) && !is_first(Path::new("/none")));
     }
 
     #[test]

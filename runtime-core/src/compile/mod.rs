@@ -38,6 +38,7 @@ pub use joining::{Joining, StartContainerHook, joining, start_container_hook};
 pub use namespaces::{Joined, ids as namespace_ids};
 pub use process::{capability_names, parents_end, unknown_capabilities};
 pub use rootfs::RootMount;
+pub(crate) use sysctl::other_spelling;
 
 /// Where the first process's standard streams come from.
 pub enum Streams {
@@ -134,7 +135,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let mut joined = namespaces::open(&mut plan, &spec.linux.namespaces)?;
     joined.time_offsets = tuning::time_offsets(&spec.linux.time_offsets)?;
     let user = User::open(&mut plan, spec, process)?;
-    sysctl::check(&spec.linux.sysctl, &joined)?;
+    sysctl::check(&spec.linux.sysctl, &joined, user.is_some())?;
     if inputs.no_pivot_root && joined.mount().is_some() {
         return Err(Error::invalid("linux.namespaces: mount: a given one can only be pivoted, which the option NoPivotRoot forbids"));
     }

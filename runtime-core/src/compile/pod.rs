@@ -73,7 +73,7 @@ pub fn pod(inputs: Pod<'_>) -> Result<CompiledPod> {
     }
     let joined = namespaces::open(&mut plan, inputs.namespaces)?;
     let user = inputs.user.map(|fd| plan.give(fd));
-    sysctl::check(inputs.sysctl, &joined)?;
+    sysctl::check(inputs.sysctl, &joined, user.is_some())?;
     if joined.pid().is_some() || joined.mount().is_some() || (joined.clone_flags() != 0) != program.is_some() {
         return Err(Error::invalid("pod: a pid namespace is a new one with a process to hold it, and a mount namespace cannot be given"));
     }
