@@ -106,12 +106,15 @@ impl Host {
     }
 
     fn own_cgroup(&self, hierarchy: &Hierarchy, proc_self_cgroup: &str) -> Result<String> {
-        let own = proc_self_cgroup.lines().find_map(|line| {
+        let found = proc_self_cgroup.lines().find_map(|line| {
             let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
             controllers.split(',').any(|name| name == hierarchy.name()).then_some(path)
         });
-        let outside = || Error::new(ErrorKind::FailedPrecondition, format!("own cgroup {own:?} is not below {}", hierarchy.mount_point));
-        let own = own.ok_or_else(outside)?;
+        let refused = |message: String| Error::new(ErrorKind::FailedPrecondition, message);
+        let name = if hierarchy.name().is_empty() { "cgroup v2" } else { hierarchy.name() };
+        let own = found.ok_or_else(|| refused(format!("/proc/self/cgroup has no line for the hierarchy of {name}")))?;
+        let outside =
+            || refused(format!("this process's own cgroup of {name}, {own:?}, is not below the mount point {}", hierarchy.mount_point));
         let root = hierarchy.mount_root.trim_end_matches('/');
         let below = own.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/')).ok_or_else(outside)?;
         if below.starts_with("/..") {

@@ -87,13 +87,14 @@ impl CgroupPath {
             let systemds = if host.mode() == Mode::V2 { "" } else { "name=systemd" };
             (hierarchy == systemds).then(|| path.to_owned())
         };
-        let line = text.lines().find_map(found);
-        match line {
+        let elsewhere = |place: String| {
+            let message = format!("systemd has put process {pid} {place} in place of \"/{}\"", self.path);
+            Error::new(ErrorKind::FailedPrecondition, message)
+        };
+        match text.lines().find_map(found) {
             Some(path) if path == self.path => Ok(()),
-            other => {
-                let message = format!("systemd has put process {pid} into cgroup {other:?} in place of {:?}", self.path);
-                Err(Error::new(ErrorKind::FailedPrecondition, message))
-            }
+            Some(other) => Err(elsewhere(format!("into cgroup \"/{other}\""))),
+            None => Err(elsewhere("into no cgroup of its hierarchy".to_owned())),
         }
     }
 

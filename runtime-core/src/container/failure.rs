@@ -3,6 +3,7 @@
 use rustix::io::Errno;
 
 use crate::cgroup::Cgroup;
+use crate::compile::other_spelling;
 use crate::error::{Error, ErrorKind};
 use crate::plan::child::{OTHER_LABEL, OTHER_MAPS, OUTSIDE, UNSETTLED, attach, helper_failed};
 use crate::plan::report::Failure;
@@ -76,6 +77,8 @@ fn field(step: &Step) -> Option<&'static str> {
         Step::MemoryPolicy { .. } => "linux.memoryPolicy",
         Step::Affinity { .. } => "process.execCPUAffinity",
         Step::Rlimit { .. } => "process.rlimits",
+        Step::BoundingSet { .. } => "process.capabilities.bounding",
+        Step::Capabilities { .. } => "process.capabilities",
         Step::Seccomp { .. } => "linux.seccomp",
         _ => return None,
     })
@@ -107,6 +110,18 @@ fn said(launch: &Launch, step: &Step) -> String {
             let name = usize::try_from(*resource).ok().and_then(|index| RLIMITS.get(index)).copied().unwrap_or("unknown");
             format!("set rlimit RLIMIT_{name} to {soft}:{hard}")
         }
+        Step::JoinCgroup { .. } => "join the container's cgroup".to_owned(),
+        Step::Sysctl { path, value, .. } => {
+            let path = path.to_string_lossy();
+            format!("set {:?} to {:?}", other_spelling(path.strip_prefix("sys/").unwrap_or(&path)), value.to_string_lossy())
+        }
+        Step::Symlink { name, target, directory } => {
+            format!("make link {:?} -> {:?}", format!("{}/{}", place(launch, *directory), name.to_string_lossy()), target.to_string_lossy())
+        }
+        Step::Affinity { mask } => format!("keep to processors {}", numbers(mask)),
+        Step::MemoryPolicy { nodes, .. } => format!("set the policy for nodes {}", numbers(nodes)),
+        Step::BoundingSet { .. } => "drop all others".to_owned(),
+        Step::Capabilities { .. } => "set them".to_owned(),
         _ => step.to_string(),
     }
 }
@@ -150,12 +165,41 @@ fn source(step: &Step) -> String {
 }
 
 fn target(launch: &Launch, made: Slot) -> String {
-    let attached = launch.plan.steps.iter().find_map(|step| match step {
-        Step::AttachRoot { mount, .. } if *mount == made => Some(" as the root".to_owned()),
-        Step::Attach { mount, target, .. } if *mount == made => Some(format!(" at {:?}", format!("/{}", target.to_string_lossy()))),
+    match attached(launch, made) {
+        Some(path) => format!(" at {path:?}"),
+        None if launch.plan.steps.iter().any(|step| matches!(step, Step::AttachRoot { mount, .. } if *mount == made)) => {
+            " as the root".to_owned()
+        }
+        None => String::new(),
+    }
+}
+
+/// Where a mount ends, as the container sees it: before that it may have been put aside, and what it is attached in may be a mount, too.
+fn attached(launch: &Launch, made: Slot) -> Option<String> {
+    launch.plan.steps.iter().rev().find_map(|step| match step {
+        Step::Attach { mount, root, target, .. } if *mount == made => {
+            Some(format!("{}/{}", place(launch, *root), target.to_string_lossy()))
+        }
         _ => None,
-    });
-    attached.unwrap_or_default()
+    })
+}
+
+/// The path of a mount that others are attached in, or nothing for the root.
+fn place(launch: &Launch, root: Slot) -> String {
+    attached(launch, root).unwrap_or_default()
+}
+
+/// The bits of a mask as a list (cpuset(7), "List format").
+fn numbers(mask: &[u64]) -> String {
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
+    for bit in (0..mask.len() * 64).filter(|bit| mask[bit / 64] & (1 << (bit % 64)) != 0) {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == bit => *last = bit,
+            _ => ranges.push((bit, bit)),
+        }
+    }
+    let range = |(first, last): &(usize, usize)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    ranges.iter().map(range).collect::<Vec<_>>().join(",")
 }
 
 fn part(step: &Step, detail: u16) -> Option<String> {
@@ -190,6 +234,7 @@ fn part(step: &Step, detail: u16) -> Option<String> {
         (Step::Loopback, 1) => name("accept_ra"),
         (Step::Mask { .. } | Step::ReadOnly { .. }, detail) if detail > 0 => name("mount over it"),
         (Step::OverlayByPath { .. }, 1) => name("chdir"),
+        (Step::Capabilities { .. }, 1) => name("the ambient ones"),
         _ => None,
     }
 }
@@ -217,4 +262,54 @@ fn program_error(what: String, errno: i32) -> Error {
         _ => ErrorKind::Internal,
     };
     Error::from_errno(what, errno).with_kind(kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+
+    use super::*;
+    use crate::plan::{Builder, Program, Target};
+
+    fn sentence(build: impl FnOnce(&mut Builder), step: u16) -> String {
+        let mut plan = Builder::default();
+        build(&mut plan);
+        let (plan, _) = plan.finish();
+        let launch = Launch { plan, program: Program::default(), clone_flags: 0, cgroup: None, pid_namespace: None, report: Slot(0) };
+        explain(&launch, &Failure { step, detail: 0, errno: Errno::INVAL.raw_os_error(), text: String::new() }).to_string()
+    }
+
+    fn attach(mount: Slot, root: Slot, target: &str) -> Step {
+        Step::Attach { mount, root, target: CString::new(target).unwrap(), rule: Target::Ordinary }
+    }
+
+    #[test]
+    fn paths_are_whole() {
+        // The container's root, a shelf, a tmpfs that was put on it, and a mount inside of that.
+        let (root, shelf, outer, inner) = (Slot(1), Slot(2), Slot(3), Slot(4));
+        let build = |plan: &mut Builder| {
+            plan.step(attach(outer, shelf, "1"));
+            plan.step(attach(outer, root, "sys/fs/cgroup"));
+            plan.step(attach(inner, outer, "cpu"));
+            plan.step(Step::Symlink { directory: outer, name: c"cpuacct".to_owned(), target: c"cpu".to_owned() });
+        };
+        assert!(sentence(build, 0).contains("at \"/sys/fs/cgroup\""), "{}", sentence(build, 0));
+        assert!(sentence(build, 2).contains("at \"/sys/fs/cgroup/cpu\""), "{}", sentence(build, 2));
+        assert_eq!(sentence(build, 3), "make link \"/sys/fs/cgroup/cpuacct\" -> \"cpu\": invalid argument");
+    }
+
+    #[test]
+    fn fields_and_names_stand_for_paths_and_masks() {
+        let of = |step: Step| sentence(|plan| plan.step(step), 0);
+        let sysctl = |path: &str| Step::Sysctl { proc: Slot(1), path: CString::new(path).unwrap(), value: c"x".to_owned() };
+        assert_eq!(of(sysctl("sys/net/ipv4/conf/eth0.1/mtu")), "linux.sysctl: set \"net.ipv4.conf.eth0/1.mtu\" to \"x\": invalid argument");
+        assert_eq!(of(Step::BoundingSet { keep: 7 }), "process.capabilities.bounding: drop all others: invalid argument");
+        let sets = Step::Capabilities { effective: 1, permitted: 1, inheritable: 0, ambient: 0 };
+        assert_eq!(of(sets), "process.capabilities: set them: invalid argument");
+        assert_eq!(
+            of(Step::MemoryPolicy { mode: 2, nodes: vec![0b1011, 1] }),
+            "linux.memoryPolicy: set the policy for nodes 0-1,3,64: invalid argument"
+        );
+        assert_eq!(of(Step::JoinCgroup { procs: Slot(1) }), "join the container's cgroup: invalid argument");
+    }
 }
