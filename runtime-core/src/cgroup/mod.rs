@@ -279,6 +279,16 @@ impl Cgroup {
         }
     }
 
+    /// What `runc events` shows besides [`Cgroup::stats`].
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn details(&self) -> Result<stats::details::Details> {
+        let dir = |controller| self.home(controller).map(|tree| &tree.dir);
+        let cpuset = self.home("cpuset").filter(|tree| tree.version == Version::V1).map(|tree| &tree.dir);
+        stats::details::read(dir("memory"), dir("cpuacct"), cpuset)
+    }
+
     /// How many processes were killed for want of memory since the cgroup was made; 0 where nobody counts them.
     ///
     /// # Errors

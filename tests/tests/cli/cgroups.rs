@@ -87,7 +87,7 @@ pub fn events_tell_of_a_lack_of_memory(oci: &Oci) -> Result<()> {
     oci.create(&bundle, &[])?;
     let out = oci.data().join("events");
     let mut events = oci.command(&["events", "--interval", "1h", id])?.stdout(fs::File::create(&out)?).spawn()?;
-    let told = format!("{}\n", json!({"type": "oom", "id": id}));
+    let told = format!("{{\"type\":\"oom\",\"id\":\"{id}\"}}\n");
     let started = oci.ok(&["start", id]);
     let seen =
         started.and_then(|_| eventually("the kill is told", SOON, || fs::read_to_string(&out).is_ok_and(|text| text.contains(&told))));

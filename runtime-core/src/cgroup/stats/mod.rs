@@ -1,6 +1,7 @@
 //! What a cgroup has used, field for field as containerd's two `Metrics` messages have it (`io.containerd.cgroups.v1` and `.v2`), so that
 //! whoever speaks that protocol only copies. A file that this kernel or this group does not have leaves its field empty.
 
+pub mod details;
 pub mod v1;
 pub mod v2;
 

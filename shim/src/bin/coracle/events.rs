@@ -9,10 +9,10 @@ use runtime_core::rdt::Groups;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use serde_json::json;
+use serde::Serialize;
 
 use crate::Runtime;
-use crate::figures;
+use crate::figures::{self, Figures};
 use crate::launch::timespec;
 use crate::log::print;
 use crate::store::{Status, refused};
@@ -39,12 +39,29 @@ pub fn events(runtime: &Runtime<'_>, id: &str, once: bool, interval: &str) -> Re
             Err(error) if !once && error.kind() == ErrorKind::NotFound => return Ok(()),
             result => result?,
         };
-        print(&format!("{}\n", json!({ "type": "stats", "id": id, "data": figures::data(&stats, &groups) })));
+        let figures = figures::of(&stats, cgroup.details()?, &groups);
+        tell(&Event { kind: "stats", id, data: Some(figures) })?;
         let Some(init) = init.as_ref().filter(|_| !once) else { return Ok(()) };
         if wait(id, init, oom.as_mut(), interval)? {
             return Ok(());
         }
     }
+}
+
+/// runc's form, fields in its order.
+#[derive(Serialize)]
+struct Event<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Figures>,
+}
+
+fn tell(event: &Event<'_>) -> Result<()> {
+    let text = serde_json::to_string(event).map_err(|error| Error::new(ErrorKind::Internal, format!("encode: {error}")))?;
+    print(&format!("{text}\n"));
+    Ok(())
 }
 
 /// Waits until the next figures are due, and tells of kills for lack of memory meanwhile; whether the first process has ended.
@@ -66,7 +83,7 @@ fn wait(id: &str, init: &OwnedFd, mut oom: Option<&mut OomWatch>, interval: Dura
         if let Some(oom) = &mut oom
             && has_killed(oom, ready > usize::from(ended), init)?
         {
-            print(&format!("{}\n", json!({ "type": "oom", "id": id })));
+            tell(&Event { kind: "oom", id, data: None })?;
         }
         if ended {
             return Ok(true);

@@ -1,137 +1,371 @@
-//! The figures of `coracle events`.
+//! The figures of `coracle events`, field by field in the order of `runc events` (types/events.go).
+
+use std::collections::BTreeMap;
 
 use runtime_core::cgroup::Stats;
+use runtime_core::cgroup::stats::details::{CpuSet as CpuSetFiles, Details};
 use runtime_core::cgroup::stats::{v1, v2};
 use runtime_core::rdt::Groups;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
 use crate::rdt;
 
-/// What a container has used, in version 1's terms whatever the version, as `runc events` has it (types/events.go).
-pub fn data(stats: &Stats, groups: &Groups) -> Value {
-    let mut data = match stats {
-        Stats::V1(metrics) => of_v1(metrics),
-        Stats::V2(metrics) => of_v2(metrics),
-    };
-    data["intel_rdt"] = rdt::figures(groups);
-    data
+/// What a container uses, in version 1's terms whatever the version.
+#[derive(Serialize)]
+pub struct Figures {
+    cpu: Cpu,
+    cpuset: CpuSet,
+    memory: Memory,
+    pids: Pids,
+    blkio: BlockIo,
+    hugetlb: BTreeMap<String, HugePages>,
+    intel_rdt: rdt::Figures,
+    network_interfaces: Option<()>,
 }
 
-fn of_v1(metrics: &v1::Metrics) -> Value {
-    let usage = metrics.cpu.as_ref().and_then(|cpu| cpu.usage.as_ref());
-    let throttling = metrics.cpu.as_ref().and_then(|cpu| cpu.throttling.as_ref());
-    let memory = metrics.memory.as_ref();
-    let entry = |entry: Option<&v1::MemoryEntry>| {
-        entry.map_or_else(
-            || json!({ "limit": 0, "failcnt": 0 }),
-            |entry| json!({ "limit": entry.limit, "usage": entry.usage, "max": entry.max, "failcnt": entry.failcnt }),
-        )
+#[derive(Default, Serialize)]
+struct Cpu {
+    #[serde(skip_serializing_if = "unset")]
+    usage: CpuUsage,
+    #[serde(skip_serializing_if = "unset")]
+    throttling: Throttling,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    psi: Option<Pressure>,
+}
+
+/// Nanoseconds.
+#[derive(Default, PartialEq, Serialize)]
+struct CpuUsage {
+    #[serde(skip_serializing_if = "unset")]
+    total: u64,
+    #[serde(skip_serializing_if = "unset")]
+    percpu: Vec<u64>,
+    #[serde(skip_serializing_if = "unset")]
+    percpu_kernel: Vec<u64>,
+    #[serde(skip_serializing_if = "unset")]
+    percpu_user: Vec<u64>,
+    kernel: u64,
+    user: u64,
+}
+
+#[derive(Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Throttling {
+    #[serde(skip_serializing_if = "unset")]
+    periods: u64,
+    #[serde(skip_serializing_if = "unset")]
+    throttled_periods: u64,
+    #[serde(skip_serializing_if = "unset")]
+    throttled_time: u64,
+}
+
+#[derive(Serialize)]
+struct CpuSet {
+    #[serde(skip_serializing_if = "unset")]
+    cpus: Vec<u16>,
+    cpu_exclusive: u64,
+    #[serde(skip_serializing_if = "unset")]
+    mems: Vec<u16>,
+    mem_hardwall: u64,
+    mem_exclusive: u64,
+    memory_migrate: u64,
+    memory_spread_page: u64,
+    memory_spread_slab: u64,
+    memory_pressure: u64,
+    sched_load_balance: u64,
+    sched_relax_domain_level: i64,
+}
+
+#[derive(Default, Serialize)]
+struct Memory {
+    #[serde(skip_serializing_if = "unset")]
+    cache: u64,
+    #[serde(skip_serializing_if = "unset")]
+    usage: MemoryEntry,
+    #[serde(skip_serializing_if = "unset")]
+    swap: MemoryEntry,
+    #[serde(skip_serializing_if = "unset")]
+    kernel: MemoryEntry,
+    #[serde(rename = "kernelTCP", skip_serializing_if = "unset")]
+    kernel_tcp: MemoryEntry,
+    #[serde(skip_serializing_if = "unset")]
+    raw: BTreeMap<String, u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    psi: Option<Pressure>,
+}
+
+#[derive(Default, PartialEq, Serialize)]
+struct MemoryEntry {
+    limit: u64,
+    #[serde(skip_serializing_if = "unset")]
+    usage: u64,
+    #[serde(skip_serializing_if = "unset")]
+    max: u64,
+    failcnt: u64,
+}
+
+#[derive(Default, Serialize)]
+struct Pids {
+    #[serde(skip_serializing_if = "unset")]
+    current: u64,
+    #[serde(skip_serializing_if = "unset")]
+    limit: u64,
+}
+
+#[derive(Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BlockIo {
+    #[serde(skip_serializing_if = "unset")]
+    io_service_bytes_recursive: Vec<BlockIoEntry>,
+    #[serde(skip_serializing_if = "unset")]
+    io_serviced_recursive: Vec<BlockIoEntry>,
+    #[serde(skip_serializing_if = "unset")]
+    io_queue_recursive: Vec<BlockIoEntry>,
+    #[serde(skip_serializing_if = "unset")]
+    io_service_time_recursive: Vec<BlockIoEntry>,
+    #[serde(skip_serializing_if = "unset")]
+    io_wait_time_recursive: Vec<BlockIoEntry>,
+    #[serde(skip_serializing_if = "unset")]
+    io_merged_recursive: Vec<BlockIoEntry>,
+    #[serde(skip_serializing_if = "unset")]
+    io_time_recursive: Vec<BlockIoEntry>,
+    #[serde(skip_serializing_if = "unset")]
+    sectors_recursive: Vec<BlockIoEntry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    psi: Option<Pressure>,
+}
+
+#[derive(PartialEq, Serialize)]
+struct BlockIoEntry {
+    #[serde(skip_serializing_if = "unset")]
+    major: u64,
+    #[serde(skip_serializing_if = "unset")]
+    minor: u64,
+    #[serde(skip_serializing_if = "unset")]
+    op: String,
+    #[serde(skip_serializing_if = "unset")]
+    value: u64,
+}
+
+#[derive(Serialize)]
+struct HugePages {
+    #[serde(skip_serializing_if = "unset")]
+    usage: u64,
+    #[serde(skip_serializing_if = "unset")]
+    max: u64,
+    failcnt: u64,
+}
+
+#[derive(Serialize)]
+struct Pressure {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    some: Option<PressureData>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    full: Option<PressureData>,
+}
+
+#[derive(Serialize)]
+struct PressureData {
+    avg10: f64,
+    avg60: f64,
+    avg300: f64,
+    total: u64,
+}
+
+/// Go leaves such fields out.
+fn unset<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// What a container has used.
+pub fn of(stats: &Stats, details: Details, groups: &Groups) -> Figures {
+    let figures = match stats {
+        Stats::V1(metrics) => of_v1(metrics, groups),
+        Stats::V2(metrics) => of_v2(metrics, groups),
     };
-    json!({
-        "cpu": {
-            "usage": usage.map_or_else(
-                || json!({ "kernel": 0, "user": 0 }),
-                |usage| json!({ "total": usage.total, "percpu": usage.per_cpu, "kernel": usage.kernel, "user": usage.user }),
-            ),
-            "throttling": throttling.map_or_else(|| json!({}), |throttling| json!({
-                "periods": throttling.periods, "throttledPeriods": throttling.throttled_periods, "throttledTime": throttling.throttled_time,
-            })),
+    let usage = CpuUsage { percpu_kernel: details.per_cpu_kernel, percpu_user: details.per_cpu_user, ..figures.cpu.usage };
+    Figures {
+        cpu: Cpu { usage, ..figures.cpu },
+        cpuset: details.cpuset.into(),
+        memory: Memory { raw: details.memory, ..figures.memory },
+        ..figures
+    }
+}
+
+fn of_v1(metrics: &v1::Metrics, groups: &Groups) -> Figures {
+    let cpu = metrics.cpu.clone().unwrap_or_default();
+    let (usage, throttling) = (cpu.usage.unwrap_or_default(), cpu.throttling.unwrap_or_default());
+    let memory = metrics.memory.clone().unwrap_or_default();
+    let pids = metrics.pids.clone().unwrap_or_default();
+    let pages =
+        |pages: &v1::HugetlbStat| (pages.pagesize.clone(), HugePages { usage: pages.usage, max: pages.max, failcnt: pages.failcnt });
+    Figures {
+        cpu: Cpu {
+            usage: CpuUsage { total: usage.total, percpu: usage.per_cpu, kernel: usage.kernel, user: usage.user, ..CpuUsage::default() },
+            throttling: Throttling {
+                periods: throttling.periods,
+                throttled_periods: throttling.throttled_periods,
+                throttled_time: throttling.throttled_time,
+            },
+            psi: None,
         },
-        "memory": {
-            "cache": memory.map_or(0, |memory| memory.cache),
-            "usage": entry(memory.and_then(|memory| memory.usage.as_ref())),
-            "swap": entry(memory.and_then(|memory| memory.swap.as_ref())),
-            "kernel": entry(memory.and_then(|memory| memory.kernel.as_ref())),
-            "kernelTCP": entry(memory.and_then(|memory| memory.kernel_tcp.as_ref())),
+        memory: Memory {
+            cache: memory.cache,
+            usage: memory.usage.into(),
+            swap: memory.swap.into(),
+            kernel: memory.kernel.into(),
+            kernel_tcp: memory.kernel_tcp.into(),
+            ..Memory::default()
         },
-        "pids": metrics.pids.as_ref().map_or_else(|| json!({}), |pids| json!({ "current": pids.current, "limit": pids.limit })),
-        "blkio": metrics.blkio.as_ref().map_or_else(|| json!({}), block_io_of_v1),
-        "hugetlb": metrics.hugetlb.iter().map(|pages| huge_pages(&pages.pagesize, pages.usage, pages.max, pages.failcnt)).collect::<Map<_, _>>(),
-        "network_interfaces": null,
-    })
+        pids: Pids { current: pids.current, limit: pids.limit },
+        blkio: metrics.blkio.as_ref().map(BlockIo::from).unwrap_or_default(),
+        hugetlb: metrics.hugetlb.iter().map(pages).collect(),
+        ..Figures::without(groups)
+    }
 }
 
 /// In version 1's terms, as runc shows version 2.
-fn of_v2(metrics: &v2::Metrics) -> Value {
-    let cpu = metrics.cpu.as_ref();
-    let memory = metrics.memory.as_ref();
+fn of_v2(metrics: &v2::Metrics, groups: &Groups) -> Figures {
+    let cpu = metrics.cpu.clone().unwrap_or_default();
+    let memory = metrics.memory.clone().unwrap_or_default();
+    let pids = metrics.pids.clone().unwrap_or_default();
     let nanoseconds = |microseconds: u64| microseconds.saturating_mul(1000);
-    json!({
-        "cpu": {
-            "usage": cpu.map_or_else(|| json!({ "kernel": 0, "user": 0 }), |cpu| json!({
-                "total": nanoseconds(cpu.usage_usec), "kernel": nanoseconds(cpu.system_usec), "user": nanoseconds(cpu.user_usec),
-            })),
-            "throttling": cpu.map_or_else(|| json!({}), |cpu| json!({
-                "periods": cpu.nr_periods, "throttledPeriods": cpu.nr_throttled, "throttledTime": nanoseconds(cpu.throttled_usec),
-            })),
+    let entry = |limit, usage, max| MemoryEntry { limit, usage, max, failcnt: 0 };
+    // Version 1 counts memory and swap together.
+    let swap = entry(memory.swap_limit.saturating_add(memory.usage_limit), memory.swap_usage.saturating_add(memory.usage), 0);
+    let pages = |pages: &v2::HugeTlbStat| (pages.pagesize.clone(), HugePages { usage: pages.current, max: 0, failcnt: pages.failcnt });
+    Figures {
+        cpu: Cpu {
+            usage: CpuUsage {
+                total: nanoseconds(cpu.usage_usec),
+                kernel: nanoseconds(cpu.system_usec),
+                user: nanoseconds(cpu.user_usec),
+                ..CpuUsage::default()
+            },
+            throttling: Throttling {
+                periods: cpu.nr_periods,
+                throttled_periods: cpu.nr_throttled,
+                throttled_time: nanoseconds(cpu.throttled_usec),
+            },
+            psi: cpu.psi.map(Pressure::from),
         },
-        "memory": memory.map_or_else(|| json!({}), |memory| json!({
-            "cache": memory.file,
-            "usage": { "limit": memory.usage_limit, "usage": memory.usage, "max": memory.max_usage, "failcnt": 0 },
-            "swap": { "limit": memory.swap_limit, "usage": memory.swap_usage, "failcnt": 0 },
-            "kernel": { "limit": 0, "failcnt": 0 },
-            "kernelTCP": { "limit": 0, "failcnt": 0 },
-        })),
-        "pids": metrics.pids.as_ref().map_or_else(|| json!({}), |pids| json!({ "current": pids.current, "limit": pids.limit })),
-        "blkio": metrics.io.as_ref().map_or_else(|| json!({}), block_io_of_v2),
-        "hugetlb": metrics.hugetlb.iter().map(|pages| huge_pages(&pages.pagesize, pages.current, 0, pages.failcnt)).collect::<Map<_, _>>(),
-        "network_interfaces": null,
-    })
-}
-
-/// One entry of a table of devices; what is zero or empty is left out.
-fn of_device(major: u64, minor: u64, op: &str, value: u64) -> Value {
-    let numbers = [("major", major), ("minor", minor), ("value", value)];
-    let mut entry: Map<String, Value> =
-        numbers.into_iter().filter(|(_, number)| *number > 0).map(|(name, number)| (name.to_owned(), json!(number))).collect();
-    if !op.is_empty() {
-        entry.insert("op".to_owned(), json!(op));
+        memory: Memory {
+            cache: memory.file,
+            usage: entry(memory.usage_limit, memory.usage, memory.max_usage),
+            swap,
+            psi: memory.psi.map(Pressure::from),
+            ..Memory::default()
+        },
+        // No limit is 0, as on version 1.
+        pids: Pids { current: pids.current, limit: if pids.limit == u64::MAX { 0 } else { pids.limit } },
+        blkio: metrics.io.as_ref().map(BlockIo::from).unwrap_or_default(),
+        hugetlb: metrics.hugetlb.iter().map(pages).collect(),
+        ..Figures::without(groups)
     }
-    entry.into()
 }
 
-fn tables<const N: usize>(tables: [(&str, Vec<Value>); N]) -> Value {
-    let filled = tables.into_iter().filter(|(_, entries)| !entries.is_empty());
-    filled.map(|(name, entries)| (name.to_owned(), Value::from(entries))).collect::<Map<_, _>>().into()
-}
-
-fn block_io_of_v1(stat: &v1::BlkIoStat) -> Value {
-    let table =
-        |entries: &[v1::BlkIoEntry]| entries.iter().map(|entry| of_device(entry.major, entry.minor, &entry.op, entry.value)).collect();
-    tables([
-        ("ioServiceBytesRecursive", table(&stat.io_service_bytes_recursive)),
-        ("ioServicedRecursive", table(&stat.io_serviced_recursive)),
-        ("ioQueueRecursive", table(&stat.io_queued_recursive)),
-        ("ioServiceTimeRecursive", table(&stat.io_service_time_recursive)),
-        ("ioWaitTimeRecursive", table(&stat.io_wait_time_recursive)),
-        ("ioMergedRecursive", table(&stat.io_merged_recursive)),
-        ("ioTimeRecursive", table(&stat.io_time_recursive)),
-        ("sectorsRecursive", table(&stat.sectors_recursive)),
-    ])
-}
-
-fn block_io_of_v2(stat: &v2::IoStat) -> Value {
-    let both = |read: fn(&v2::IoEntry) -> u64, write: fn(&v2::IoEntry) -> u64| {
-        let of = |entry: &v2::IoEntry, op, value| of_device(entry.major, entry.minor, op, value);
-        stat.usage.iter().flat_map(|entry| [of(entry, "Read", read(entry)), of(entry, "Write", write(entry))]).collect()
-    };
-    tables([
-        ("ioServiceBytesRecursive", both(|entry| entry.rbytes, |entry| entry.wbytes)),
-        ("ioServicedRecursive", both(|entry| entry.rios, |entry| entry.wios)),
-    ])
-}
-
-fn huge_pages(size: &str, usage: u64, max: u64, failures: u64) -> (String, Value) {
-    let mut figures = json!({ "failcnt": failures });
-    for (name, value) in [("usage", usage), ("max", max)].into_iter().filter(|(_, value)| *value > 0) {
-        figures[name] = json!(value);
+impl Figures {
+    fn without(groups: &Groups) -> Self {
+        Self {
+            cpu: Cpu::default(),
+            cpuset: CpuSetFiles::default().into(),
+            memory: Memory::default(),
+            pids: Pids::default(),
+            blkio: BlockIo::default(),
+            hugetlb: BTreeMap::new(),
+            intel_rdt: rdt::figures(groups),
+            network_interfaces: None,
+        }
     }
-    (size.to_owned(), figures)
+}
+
+impl From<CpuSetFiles> for CpuSet {
+    fn from(files: CpuSetFiles) -> Self {
+        let CpuSetFiles {
+            cpus,
+            cpu_exclusive,
+            mems,
+            mem_hardwall,
+            mem_exclusive,
+            memory_migrate,
+            memory_spread_page,
+            memory_spread_slab,
+            memory_pressure,
+            sched_load_balance,
+            sched_relax_domain_level,
+        } = files;
+        Self {
+            cpus,
+            cpu_exclusive,
+            mems,
+            mem_hardwall,
+            mem_exclusive,
+            memory_migrate,
+            memory_spread_page,
+            memory_spread_slab,
+            memory_pressure,
+            sched_load_balance,
+            sched_relax_domain_level,
+        }
+    }
+}
+
+impl From<Option<v1::MemoryEntry>> for MemoryEntry {
+    fn from(entry: Option<v1::MemoryEntry>) -> Self {
+        entry.map_or_else(Self::default, |entry| Self { limit: entry.limit, usage: entry.usage, max: entry.max, failcnt: entry.failcnt })
+    }
+}
+
+impl From<&v1::BlkIoStat> for BlockIo {
+    fn from(stat: &v1::BlkIoStat) -> Self {
+        let entry =
+            |entry: &v1::BlkIoEntry| BlockIoEntry { major: entry.major, minor: entry.minor, op: entry.op.clone(), value: entry.value };
+        let table = |entries: &[v1::BlkIoEntry]| entries.iter().map(entry).collect();
+        Self {
+            io_service_bytes_recursive: table(&stat.io_service_bytes_recursive),
+            io_serviced_recursive: table(&stat.io_serviced_recursive),
+            io_queue_recursive: table(&stat.io_queued_recursive),
+            io_service_time_recursive: table(&stat.io_service_time_recursive),
+            io_wait_time_recursive: table(&stat.io_wait_time_recursive),
+            io_merged_recursive: table(&stat.io_merged_recursive),
+            io_time_recursive: table(&stat.io_time_recursive),
+            sectors_recursive: table(&stat.sectors_recursive),
+            psi: None,
+        }
+    }
+}
+
+impl From<&v2::IoStat> for BlockIo {
+    fn from(stat: &v2::IoStat) -> Self {
+        let of = |entry: &v2::IoEntry, op: &str, value| BlockIoEntry { major: entry.major, minor: entry.minor, op: op.to_owned(), value };
+        let both = |read: fn(&v2::IoEntry) -> u64, write: fn(&v2::IoEntry) -> u64| {
+            stat.usage.iter().flat_map(|entry| [of(entry, "Read", read(entry)), of(entry, "Write", write(entry))]).collect()
+        };
+        Self {
+            io_service_bytes_recursive: both(|entry| entry.rbytes, |entry| entry.wbytes),
+            io_serviced_recursive: both(|entry| entry.rios, |entry| entry.wios),
+            psi: stat.psi.clone().map(Pressure::from),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<v2::PsiStats> for Pressure {
+    fn from(stats: v2::PsiStats) -> Self {
+        let data = |data: v2::PsiData| PressureData { avg10: data.avg10, avg60: data.avg60, avg300: data.avg300, total: data.total };
+        Self { some: stats.some.map(data), full: stats.full.map(data) }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    fn shown(stats: &Stats) -> Value {
+        serde_json::to_value(of(stats, Details::default(), &Groups::default())).unwrap()
+    }
 
     #[test]
     fn tables_are_those_of_runc() {
@@ -141,17 +375,44 @@ mod tests {
             hugetlb: vec![v1::HugetlbStat { usage: 4096, failcnt: 2, pagesize: "2MB".to_owned(), ..Default::default() }],
             ..Default::default()
         };
-        let shown = data(&Stats::V1(Box::new(metrics)), &Groups::default());
+        let figures = shown(&Stats::V1(Box::new(metrics)));
         assert_eq!(
-            shown["blkio"],
+            figures["blkio"],
             json!({ "ioServicedRecursive": [{ "major": 8, "op": "Read", "value": 3 }, { "major": 8, "op": "Write" }] })
         );
-        assert_eq!(shown["hugetlb"], json!({ "2MB": { "usage": 4096, "failcnt": 2 } }));
+        assert_eq!(figures["hugetlb"], json!({ "2MB": { "usage": 4096, "failcnt": 2 } }));
         let usage = vec![v2::IoEntry { major: 8, minor: 1, rbytes: 10, wbytes: 20, rios: 1, wios: 2 }];
-        let shown =
-            data(&Stats::V2(Box::new(v2::Metrics { io: Some(v2::IoStat { usage, psi: None }), ..Default::default() })), &Groups::default());
+        let figures = shown(&Stats::V2(Box::new(v2::Metrics { io: Some(v2::IoStat { usage, psi: None }), ..Default::default() })));
         let two = |read: u64, write: u64| json!([{ "major": 8, "minor": 1, "op": "Read", "value": read }, { "major": 8, "minor": 1, "op": "Write", "value": write }]);
-        assert_eq!(shown["blkio"], json!({ "ioServiceBytesRecursive": two(10, 20), "ioServicedRecursive": two(1, 2) }));
-        assert_eq!(shown["hugetlb"], json!({}));
+        assert_eq!(figures["blkio"], json!({ "ioServiceBytesRecursive": two(10, 20), "ioServicedRecursive": two(1, 2) }));
+        assert_eq!((&figures["hugetlb"], &figures["network_interfaces"]), (&json!({}), &Value::Null));
+    }
+
+    #[test]
+    fn version_2_is_shown_as_version_1() {
+        let psi = v2::PsiStats { some: Some(v2::PsiData { avg10: 0.5, total: 7, ..Default::default() }), full: None };
+        let memory = v2::MemoryStat { usage: 10, usage_limit: 100, swap_usage: 5, swap_limit: 50, max_usage: 12, ..Default::default() };
+        let metrics = v2::Metrics {
+            cpu: Some(v2::CpuStat { usage_usec: 3, psi: Some(psi), ..Default::default() }),
+            memory: Some(memory),
+            pids: Some(runtime_core::cgroup::stats::PidsStat { current: 2, limit: u64::MAX }),
+            ..Default::default()
+        };
+        let figures = shown(&Stats::V2(Box::new(metrics)));
+        assert_eq!(figures["pids"], json!({ "current": 2 }));
+        assert_eq!(figures["memory"]["swap"], json!({ "limit": 150, "usage": 15, "failcnt": 0 }));
+        assert_eq!(figures["memory"]["usage"], json!({ "limit": 100, "usage": 10, "max": 12, "failcnt": 0 }));
+        assert_eq!(figures["cpu"]["psi"], json!({ "some": { "avg10": 0.5, "avg60": 0.0, "avg300": 0.0, "total": 7 } }));
+    }
+
+    #[test]
+    fn keys_are_in_runcs_order() {
+        let details =
+            Details { memory: [("cache".to_owned(), 1)].into(), per_cpu_user: vec![1], per_cpu_kernel: vec![2], ..Details::default() };
+        let text = serde_json::to_string(&of(&Stats::V1(Box::default()), details, &Groups::default())).unwrap();
+        let start =
+            r#"{"cpu":{"usage":{"percpu_kernel":[2],"percpu_user":[1],"kernel":0,"user":0}},"cpuset":{"cpu_exclusive":0,"mem_hardwall":0,"#;
+        let end = r#""sched_relax_domain_level":0},"memory":{"raw":{"cache":1}},"pids":{},"blkio":{},"hugetlb":{},"intel_rdt":{},"network_interfaces":null}"#;
+        assert!(text.starts_with(start) && text.ends_with(end), "{text}");
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use runtime_core::rdt::{self, Groups};
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
 
 /// Kinds of resources: what its line of `schemata` begins with, what is said of it, and by which names.
 struct Kind {
@@ -32,42 +32,57 @@ const KINDS: [Kind; 2] = [
 /// Counters of a cache: the list that has them.
 const COUNTERS: [(&str, &[&str]); 2] = [("mbm_stats", &["mbm_total_bytes", "mbm_local_bytes"]), ("cmt_stats", &["llc_occupancy"])];
 
+/// An object whose fields stay in their order.
+#[derive(Default)]
+pub struct Figures(Vec<(&'static str, Figure)>);
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Figure {
+    Number(u64),
+    Text(String),
+    Object(Figures),
+    List(Vec<Figures>),
+}
+
+impl Serialize for Figures {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, figure)| (name, figure)))
+    }
+}
+
 /// Empty for a container without groups. What the processor has not is left out.
-pub fn figures(groups: &Groups) -> Value {
-    let (Some(class), Some(monitored)) = (groups.class(), groups.monitored()) else { return json!({}) };
+pub fn figures(groups: &Groups) -> Figures {
+    let (Some(class), Some(monitored)) = (groups.class(), groups.monitored()) else { return Figures::default() };
     let root = rdt::root();
-    let mut figures = Map::new();
+    let mut figures = Vec::new();
     for kind in KINDS {
         let about = fields(&root.join("info").join(kind.name), kind.about.1);
-        if about.is_empty() {
+        if about.0.is_empty() {
             continue;
         }
-        figures.insert(kind.about.0.to_owned(), about.into());
-        for (name, group) in [(kind.root, root), (kind.own, class)] {
-            if let Some(line) = schema(group, kind.name) {
-                figures.insert(name.to_owned(), line.into());
-            }
-        }
+        figures.push((kind.about.0, Figure::Object(about)));
+        let lines = [(kind.root, root), (kind.own, class)].into_iter();
+        figures.extend(lines.filter_map(|(name, group)| Some((name, Figure::Text(schema(group, kind.name)?)))));
     }
     let domains = domains(&monitored.join("mon_data"));
     for (list, names) in COUNTERS {
-        let all: Vec<Value> = domains.iter().map(|domain| fields(domain, names)).filter(|one| !one.is_empty()).map(Value::from).collect();
+        let all: Vec<Figures> = domains.iter().map(|domain| fields(domain, names)).filter(|one| !one.0.is_empty()).collect();
         if !all.is_empty() {
-            figures.insert(list.to_owned(), all.into());
+            figures.push((list, Figure::List(all)));
         }
     }
-    figures.into()
+    Figures(figures)
 }
 
 /// What the files of a directory say: numbers, but for masks.
-fn fields(directory: &Path, names: &[&str]) -> Map<String, Value> {
-    let read = |name: &&str| {
+fn fields(directory: &Path, names: &[&'static str]) -> Figures {
+    let read = |name: &&'static str| {
         let text = fs::read_to_string(directory.join(name)).ok()?;
         let text = text.trim();
-        let number = text.parse::<u64>().map(Value::from);
-        Some(((*name).to_owned(), if *name == "cbm_mask" { text.into() } else { number.ok()? }))
+        Some((*name, if *name == "cbm_mask" { Figure::Text(text.to_owned()) } else { Figure::Number(text.parse().ok()?) }))
     };
-    names.iter().filter_map(read).collect()
+    Figures(names.iter().filter_map(read).collect())
 }
 
 /// The line of a group for one kind of resources.
