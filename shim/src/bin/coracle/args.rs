@@ -318,40 +318,46 @@ pub struct Update {
     #[arg(long)]
     pub blkio_weight: Option<u16>,
     /// Microseconds
-    #[arg(long)]
-    pub cpu_period: Option<u64>,
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub cpu_period: String,
     /// Microseconds
-    #[arg(long, allow_hyphen_values = true)]
-    pub cpu_quota: Option<i64>,
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub cpu_quota: String,
     /// Microseconds
-    #[arg(long)]
-    pub cpu_burst: Option<u64>,
-    #[arg(long)]
-    pub cpu_share: Option<u64>,
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub cpu_burst: String,
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub cpu_share: String,
     /// Microseconds
-    #[arg(long)]
-    pub cpu_rt_period: Option<u64>,
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub cpu_rt_period: String,
     /// Microseconds
-    #[arg(long, allow_hyphen_values = true)]
-    pub cpu_rt_runtime: Option<i64>,
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub cpu_rt_runtime: String,
     /// A list as 0-3,5
-    #[arg(long)]
-    pub cpuset_cpus: Option<String>,
+    #[arg(long, default_value = "")]
+    pub cpuset_cpus: String,
     /// A list as 0-3,5
-    #[arg(long)]
-    pub cpuset_mems: Option<String>,
+    #[arg(long, default_value = "")]
+    pub cpuset_mems: String,
     /// 1 for the idle policy
-    #[arg(long, allow_hyphen_values = true)]
-    pub cpu_idle: Option<i64>,
-    /// Bytes
-    #[arg(long, allow_hyphen_values = true)]
-    pub memory: Option<i64>,
-    /// Bytes
-    #[arg(long, allow_hyphen_values = true)]
-    pub memory_reservation: Option<i64>,
-    /// Bytes of memory and swap together, -1 for no limit
-    #[arg(long, allow_hyphen_values = true)]
-    pub memory_swap: Option<i64>,
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub cpu_idle: String,
+    /// Bytes, or with a unit as 50M and 1.5GiB; -1 for no limit
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub memory: String,
+    /// The same, for the soft limit
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub memory_reservation: String,
+    /// The same, for memory and swap together
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub memory_swap: String,
+    /// Accepted for the sake of callers of runc: no kernel has it any more
+    #[arg(long, default_value = "", allow_hyphen_values = true, hide = true)]
+    pub kernel_memory: String,
+    /// The same
+    #[arg(long, default_value = "", allow_hyphen_values = true, hide = true)]
+    pub kernel_memory_tcp: String,
     #[arg(long, allow_hyphen_values = true)]
     pub pids_limit: Option<i64>,
     /// Line of resctrl's schemata for the L3 cache, such as L3:0=f
