@@ -13,6 +13,7 @@ mod launch;
 mod lifecycle;
 mod log;
 mod network;
+mod ps;
 mod rdt;
 mod run;
 mod show;
@@ -115,7 +116,7 @@ fn run(runtime: &Runtime<'_>, command: Command) -> Result<ExitCode> {
         Command::Kill { all, id, signal } => lifecycle::kill(runtime, &id, lifecycle::signal(&signal)?, all)?,
         Command::Delete { force, id } => lifecycle::delete(runtime, &id, force)?,
         Command::List { format, quiet } => show::list(runtime, format, quiet)?,
-        Command::Ps { format, id, options } => show::ps(runtime, format, &id, &options)?,
+        Command::Ps { format, id, options } => ps::ps(runtime, format, &id, &options)?,
         Command::Pause { id } => lifecycle::pause(runtime, &id)?,
         Command::Resume { id } => lifecycle::resume(runtime, &id)?,
         Command::Features => log::print(&format!("{:#}\n", shim::features::features())),

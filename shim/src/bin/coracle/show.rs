@@ -1,9 +1,8 @@
-//! State, list and ps: what there is, in runc's formats.
+//! State and list: what there is, in runc's formats.
 
-use std::collections::{HashMap, HashSet};
-use std::process::Command;
+use std::collections::HashMap;
 
-use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::error::{Error, ErrorKind, Result};
 use serde::Serialize;
 
 use crate::Runtime;
@@ -43,7 +42,11 @@ impl<'a> Shown<'a> {
     }
 }
 
-fn encoded(value: &impl Serialize, pretty: bool) -> Result<String> {
+/// JSON.
+///
+/// # Errors
+/// None for what is shown.
+pub fn encoded(value: &impl Serialize, pretty: bool) -> Result<String> {
     let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
     text.map_err(|error| Error::new(ErrorKind::Internal, format!("encode: {error}")))
 }
@@ -119,35 +122,6 @@ fn user(uid: u32) -> String {
         (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
     });
     name.unwrap_or_else(|| format!("#{uid}"))
-}
-
-/// `coracle ps`.
-///
-/// # Errors
-/// ps(1) is missing, or prints no column `PID`.
-pub fn ps(runtime: &Runtime<'_>, format: Format, id: &str, options: &[String]) -> Result<()> {
-    let (_, state) = runtime.store.look(id)?;
-    let pids = state.cgroup(&runtime.host)?.pids()?;
-    if format == Format::Json {
-        print(&format!("{}\n", encoded(&pids, false)?));
-        return Ok(());
-    }
-    let default = ["-ef".to_owned()];
-    let options = if options.is_empty() { &default } else { options };
-    let output = Command::new("ps").args(options).output().context(|| "run ps")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(Error::new(ErrorKind::Internal, format!("ps: {}: {}", output.status, said.trim())));
-    }
-    let head = text.lines().next().unwrap_or_default();
-    let column = head.split_ascii_whitespace().position(|name| name == "PID");
-    let column = column.ok_or_else(|| Error::invalid("couldn't find PID field in ps output"))?;
-    let inside: HashSet<String> = pids.iter().map(i32::to_string).collect();
-    let ours = |line: &&str| line.split_ascii_whitespace().nth(column).is_some_and(|pid| inside.contains(pid));
-    let lines = std::iter::once(head).chain(text.lines().skip(1).filter(ours));
-    print(&lines.map(|line| format!("{line}\n")).collect::<String>());
-    Ok(())
 }
 
 #[cfg(test)]
