@@ -2,6 +2,8 @@
 
 mod cgroups;
 mod killed;
+mod limits;
+mod notify;
 
 use std::fs;
 use std::io::{IoSliceMut, Read};
@@ -50,6 +52,13 @@ fn main() -> ExitCode {
         ("words_of_older_callers", words_of_older_callers),
         ("strict_filter", strict_filter),
         ("annotations_of_crun", annotations_of_crun),
+        ("sizes_with_units", limits::sizes_with_units),
+        ("figures_are_in_runcs_order", limits::figures_are_in_runcs_order),
+        ("whose_lines_ps_shows", limits::whose_lines_ps_shows),
+        ("a_service_manager_is_told", notify::a_service_manager_is_told),
+        ("a_foreground_run_is_the_main_process", notify::a_foreground_run_is_the_main_process),
+        ("from_a_user_namespace", notify::from_a_user_namespace),
+        ("a_manager_that_is_not_there", notify::a_manager_that_is_not_there),
     ];
     suite::main_of(oci::named("cli", CASES))
 }

@@ -33,6 +33,7 @@ use crate::foreground::resize;
 use crate::hooks::{Hooks, send};
 use crate::launch::{Child, Progress, unexpected};
 use crate::lifecycle::destroy;
+use crate::notify::{self, Notify};
 use crate::store::{Entry, Stage, State, Status, refused};
 
 /// Whether somebody stays to serve a terminal.
@@ -105,7 +106,7 @@ pub fn create(runtime: &Runtime<'_>, options: &CreateFlags, id: &str, foreground
         bundle,
     };
     // From here on `delete --force` can clean up after us.
-    let noted = entry.write(&state).and_then(|()| entry.write_config(&config));
+    let noted = entry.write(&state).and_then(|()| entry.write_config(&config)).and_then(|()| notify::offer(&entry, &mut spec));
     let making = Making { runtime, options, spec: &spec, filter: filter.as_ref(), groups: &groups, entry: &entry, foreground };
     let made = noted.and_then(|()| making.make(&mut state, preserved));
     match made {
@@ -286,11 +287,11 @@ pub fn hand_out(socket: Option<&Path>, foreground: Foreground, master: OwnedFd) 
     Ok(None)
 }
 
-/// Lets the first process of a created container go.
+/// Lets the first process of a created container go. The answer is for who waits until it is ready.
 ///
 /// # Errors
 /// The step that failed; the process has ended then.
-pub fn start(runtime: &Runtime<'_>, entry: &Entry, state: &mut State) -> Result<()> {
+pub fn start(runtime: &Runtime<'_>, entry: &Entry, state: &mut State) -> Result<Option<Notify>> {
     match state.status(&runtime.host)? {
         Status::Created => {}
         Status::Stopped => return Err(refused("cannot start a container that has stopped")),
@@ -302,6 +303,7 @@ pub fn start(runtime: &Runtime<'_>, entry: &Entry, state: &mut State) -> Result<
     // Only who has a listener or hooks inside asks for it.
     let filtered = spec.linux.seccomp.as_ref().filter(|profile| profile.listener_path().is_some() || spec.hooks.is_some());
     let filter = filtered.map(seccomp::compile).transpose()?;
+    let notify = Notify::listen(entry, runtime.log)?;
     let child = Child::waiting(state.record.init, state.parents_end, entry.launch()?)?;
     let hooks = Hooks { runtime, spec: &spec, state, filter: filter.as_ref() };
     let started = hooks.run_in_container(&child).and_then(|()| {
@@ -319,5 +321,5 @@ pub fn start(runtime: &Runtime<'_>, entry: &Entry, state: &mut State) -> Result<
         let _ = state.cgroup(&runtime.host)?.kill();
         return Err(error);
     }
-    Ok(())
+    Ok(notify)
 }

@@ -13,6 +13,7 @@ mod launch;
 mod lifecycle;
 mod log;
 mod network;
+mod notify;
 mod ps;
 mod rdt;
 mod run;
@@ -21,6 +22,7 @@ mod spec;
 mod store;
 mod update;
 
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use runtime_core::cgroup::Host;
@@ -110,7 +112,14 @@ fn run(runtime: &Runtime<'_>, command: Command) -> Result<ExitCode> {
         Command::Create { options, id } => drop(create::create(runtime, &options, &id, Foreground::No)?),
         Command::Start { id } => {
             let (entry, mut state) = runtime.store.change(&id)?;
-            create::start(runtime, &entry, &mut state)?;
+            let notify = create::start(runtime, &entry, &mut state)?;
+            // Others may change the container while it makes itself ready.
+            drop(entry);
+            if let (Some(notify), Some(init)) = (notify, state.record.init)
+                && let Some(pidfd) = init.open()?
+            {
+                notify.wait(init.pid, pidfd.as_fd(), runtime.log);
+            }
         }
         Command::State { id } => show::state(runtime, &id)?,
         Command::Kill { all, id, signal } => lifecycle::kill(runtime, &id, lifecycle::signal(&signal)?, all)?,

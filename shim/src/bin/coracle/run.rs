@@ -32,15 +32,26 @@ pub fn run(runtime: &Runtime<'_>, options: &CreateFlags, id: &str, detach: bool,
     let foreground = if detach { Foreground::No } else { Foreground::Yes };
     let signals = (!detach).then(hold_signals).transpose()?;
     let Created { entry, mut state, child, master } = create(runtime, options, id, foreground)?;
-    if let Err(error) = start(runtime, &entry, &mut state) {
-        if let Err(left) = destroy(runtime, &entry, &state) {
-            runtime.log.warn(&left.to_string());
+    let notify = match start(runtime, &entry, &mut state) {
+        Ok(notify) => notify,
+        Err(error) => {
+            if let Err(left) = destroy(runtime, &entry, &state) {
+                runtime.log.warn(&left.to_string());
+            }
+            return Err(error);
         }
-        return Err(error);
-    }
-    let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
+    };
     // Others may change the container while it runs.
     drop(entry);
+    let Some(signals) = signals else {
+        if let Some(notify) = notify {
+            notify.wait(child.pid, child.pidfd.as_fd(), runtime.log);
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    if let Some(notify) = notify {
+        notify.forward_in_background();
+    }
     let status = attend(signals, &child, master)?;
     if !keep {
         let ours = state.record.init;

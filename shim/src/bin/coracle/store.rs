@@ -252,6 +252,11 @@ impl Entry {
         Ok(same.then(|| Self { path: path.to_owned(), lock: Some(file) }))
     }
 
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The lock of one that is held for a change.
     ///
     /// # Errors
