@@ -15,6 +15,7 @@ pub struct Bundle {
     /// Where it lies.
     pub dir: PathBuf,
     base: PathBuf,
+    filled: bool,
     /// The specification, written by [`Bundle::write`].
     pub spec: Value,
 }
@@ -26,7 +27,7 @@ impl Bundle {
         for path in [dir.join("rootfs"), parent.join("upper").join(id), parent.join("work").join(id)] {
             fs::create_dir_all(path)?;
         }
-        let bundle = Bundle { id: id.to_owned(), dir, base: parent.to_owned(), spec: spec(id, args) };
+        let bundle = Bundle { id: id.to_owned(), dir, base: parent.to_owned(), filled: false, spec: spec(id, args) };
         bundle.write()?;
         Ok(bundle)
     }
@@ -69,13 +70,17 @@ impl Bundle {
     }
 
     /// Fills `rootfs` itself, for a Create without mounts.
-    pub fn fill(&self) -> Result<()> {
+    pub fn fill(&mut self) -> Result<()> {
         image::unpack(&self.dir.join("rootfs"))?;
+        self.filled = true;
         Ok(())
     }
 
-    /// A path on the host of a file that the container wrote to its overlay.
+    /// A path on the host of a file that the container wrote to its overlay, or to the root that [`Bundle::fill`] has made.
     pub fn written(&self, path: &str) -> PathBuf {
+        if self.filled {
+            return self.dir.join("rootfs").join(path);
+        }
         self.base.join("upper").join(&self.id).join(path)
     }
 }

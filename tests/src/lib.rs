@@ -3,6 +3,7 @@
 //! *suite ⊃ case → containerd ⊃ ctr; bundle → shim ⊃ task client; event → order; ledger.*
 
 pub mod agent;
+pub mod bed;
 pub mod bench;
 pub mod bundle;
 pub mod case;

@@ -33,7 +33,7 @@ pub fn named(suite: &str, entries: &'static [Entry]) -> Vec<Named> {
 
 impl Oci {
     /// Opens the books, runs the case and closes them, whichever way it ended.
-    fn run(case: fn(&Oci) -> Result<()>) -> Result<()> {
+    pub fn run(case: impl FnOnce(&Oci) -> Result<()>) -> Result<()> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let word = format!("{}-o{number}x", paths::tag());
@@ -64,7 +64,7 @@ impl Oci {
 
     /// A bundle with a root filesystem of its own that runs `args`.
     pub fn bundle(&self, name: &str, args: &[&str]) -> Result<Bundle> {
-        let bundle = Bundle::new(&self.data, &self.id(name), args)?;
+        let mut bundle = Bundle::new(&self.data, &self.id(name), args)?;
         bundle.fill()?;
         Ok(bundle)
     }
@@ -77,7 +77,7 @@ impl Oci {
 
     /// `coracle` with this case's state directory.
     pub fn command(&self, args: &[&str]) -> Result<Command> {
-        let mut command = Command::new(paths::shim_dir()?.join("coracle"));
+        let mut command = Command::new(paths::command_line()?);
         command.arg("--root").arg(self.dir.join("state")).args(args).stdin(std::process::Stdio::null());
         Ok(command)
     }

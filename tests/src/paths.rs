@@ -56,6 +56,14 @@ pub fn shim_dir() -> Result<PathBuf> {
     }
 }
 
+/// The command line under test: `coracle` beside the shim, or a peer that proves the tests themselves, `TEST_COMMAND`.
+pub fn command_line() -> Result<PathBuf> {
+    match std::env::var_os("TEST_COMMAND") {
+        Some(path) => Ok(path.into()),
+        None => Ok(shim_dir()?.join("coracle")),
+    }
+}
+
 /// The directory of our shim with failpoints, which `make test` builds beside the other.
 pub fn failpoint_dir() -> Result<PathBuf> {
     let dir = std::fs::canonicalize(checkout())?.join("target/failpoints/debug");

@@ -18,7 +18,7 @@ use crate::bundle::Bundle;
 use crate::hand::Hand;
 use crate::rpc::{Answer, Shim};
 use crate::start::Protocol;
-use crate::{Context, Result, command, ensure_eq, fail, ledger, proc, suite};
+use crate::{Context, Result, command, ensure_eq, fail, ledger, paths, proc, suite};
 
 /// A case of a suite by hand.
 pub type Entry = (&'static str, fn(&mut Hand) -> Result<()>);
@@ -33,15 +33,25 @@ macro_rules! hand_cases {
 ///
 /// What takes long and does not depend on the version, `once`, is run on 3 only.
 pub fn main(name: &'static str, entries: Vec<Entry>, once: Vec<Entry>) -> ExitCode {
+    suite::main_of(named(name, entries, once))
+}
+
+/// The cases of [`main`] with their full names.
+pub fn named(prefix: &str, entries: Vec<Entry>, once: Vec<Entry>) -> Vec<suite::Named> {
     let mut cases: Vec<suite::Named> = Vec::new();
-    for protocol in Protocol::known().iter().filter(|protocol| matches!(protocol, Protocol::V17 | Protocol::V23)) {
-        let more = if *protocol == Protocol::V17 { &[][..] } else { &once };
+    for &protocol in protocols() {
+        let more = if protocol == Protocol::V17 { &[][..] } else { &once };
         for &(case, run) in entries.iter().chain(more) {
-            let case = case.replace(" ", "");
-            cases.push((format!("{name}::{protocol:?}::{case}"), Box::new(move || Hand::run(*protocol, run))));
+            let case = case.replace(' ', "");
+            cases.push((format!("{prefix}::{protocol:?}::{case}"), Box::new(move || Hand::run(protocol, run))));
         }
     }
-    suite::main_of(cases)
+    cases
+}
+
+/// The protocols that stand for the two versions of the task service.
+pub fn protocols() -> &'static [Protocol] {
+    if paths::is_ours() { &[Protocol::V17, Protocol::V23] } else { &[Protocol::V17] }
 }
 
 /// What [`ran`] answers.

@@ -5,51 +5,44 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tests::bed::Bed;
 use tests::bundle::{Bundle, process};
 use tests::containerd::eventually;
-use tests::hand::Hand;
-use tests::requests::{create_request, exec_ran, finish, ran, running, shim_by, status_line};
-use tests::rpc::Shim;
+use tests::requests::status_line;
 use tests::{Context, Result, ensure, ensure_eq};
 
 use crate::SOON;
 
 /// What an exec'd shell script wrote to `/out`.
-pub fn exec_output(shim: &Shim, bundle: &Bundle, spec: &Value) -> Result<String> {
-    exec_ran(shim, bundle, "o", spec)?;
+pub fn exec_output(bed: &Bed<'_>, bundle: &Bundle, spec: &Value) -> Result<String> {
+    bed.exec(bundle, spec)?;
     Ok(fs::read_to_string(bundle.written("out")).unwrap_or_default())
 }
 
-pub fn environment_is_the_specs(hand: &mut Hand) -> Result<()> {
+pub fn environment_is_the_specs(bed: &mut Bed<'_>) -> Result<()> {
     let given = ["PATH=/bin", "A=b=c", "EMPTY=", "LINES=one\ntwo", "A=again", "QUOTE=\"'\\"];
-    let mut bundle = hand.bundle("a", &["cat", "/proc/self/environ"])?;
+    let mut bundle = bed.bundle("a", &["cat", "/proc/self/environ"])?;
     bundle.edit(|spec| spec["process"]["env"] = json!(given))?;
-    let foreign = [("SECRET", "1"), ("NOTIFY_SOCKET", "/run/x"), ("RUST_LOG", "trace"), ("LD_PRELOAD", "/no/x.so"), ("HOME", "/host/home")];
-    let shim = shim_by(hand, &bundle, |mut start| {
-        start.envs(foreign);
-        start
-    })?;
+    let foreign = [("SECRET", "1"), ("RUST_LOG", "trace"), ("LD_PRELOAD", "/no/x.so"), ("HOME", "/host/home")];
+    bed.call_by(move |mut command| {
+        command.envs(foreign);
+        command
+    });
     let mut expected: Vec<&str> = given.to_vec();
     expected.push("HOME=/");
-    let seen = ran(hand, &shim, &bundle)?;
+    let seen = bed.ran(&bundle)?;
     let variables: Vec<&str> = seen.stdout.split_terminator('\0').collect();
     ensure_eq!(variables, expected, "environment of the init");
     bundle.edit(|spec| spec["process"]["args"] = json!(["sleep", "1000"]))?;
-    shim.create_quiet(&bundle)?;
-    shim.start(&bundle.id, "")?;
+    bed.running(&bundle)?;
     for (given, expected) in
         [(json!(["PATH=/bin", "ONLY=this"]), "PATH=/bin\0ONLY=this\0HOME=/\0"), (json!(["PATH=/bin", "HOME=/x"]), "PATH=/bin\0HOME=/x\0")]
     {
-        let mut spec = process(&["sleep", "1000"]);
+        let mut spec = process(&["cat", "/proc/self/environ"]);
         spec["env"] = given;
-        shim.exec_spec(&bundle.id, "e", &spec)?;
-        let pid = shim.start(&bundle.id, "e")?;
-        ensure_eq!(fs::read_to_string(format!("/proc/{pid}/environ"))?, expected, "environment of an exec");
-        shim.kill(&bundle.id, "e", 9)?;
-        shim.wait(&bundle.id, "e")?;
-        shim.delete(&bundle.id, "e")?;
+        ensure_eq!(bed.exec(&bundle, &spec)?.stdout, expected, "environment of an exec");
     }
-    finish(&shim, &bundle)
+    bed.end(&bundle)
 }
 
 /// The numbers that `ls -l` of a directory of descriptors shows.
@@ -59,35 +52,34 @@ fn numbers(listing: &str) -> Vec<u32> {
     numbers
 }
 
-pub fn three_descriptors(hand: &mut Hand) -> Result<()> {
+pub fn three_descriptors(bed: &mut Bed<'_>) -> Result<()> {
     // A shell opens none itself as long as it only waits.
-    let (bundle, shim) = running(hand, &["sleep", "1000"])?;
-    let init = shim.state(&bundle.id, "")?.pid;
-    shim.exec(&bundle.id, "e", &["sleep", "1000"])?;
-    let exec = shim.start(&bundle.id, "e")?;
-    for (what, pid) in [("init", init), ("exec", exec)] {
+    bed.quiet();
+    let bundle = bed.bundle("a", &["sleep", "1000"])?;
+    let init = bed.running(&bundle)?;
+    let exec = bed.exec_start(&bundle, &process(&["sleep", "1000"]))?;
+    for (what, pid) in [("init", init), ("exec", exec.pid)] {
         let entries = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
         let mut found: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         found.sort();
         ensure_eq!(found, ["0", "1", "2"], "descriptors of the {what}");
         for number in 0..3 {
             let target = fs::read_link(format!("/proc/{pid}/fd/{number}"))?;
-            ensure_eq!(target, std::path::Path::new("/dev/null"), "descriptor {number} of the {what}");
+            ensure_eq!(target, Path::new("/dev/null"), "descriptor {number} of the {what}");
         }
     }
-    let listing = exec_output(&shim, &bundle, &process(&["sh", "-c", "ls -l /proc/1/fd >/out"]))?;
+    bed.exec_end(&bundle, exec)?;
+    let listing = exec_output(bed, &bundle, &process(&["sh", "-c", "ls -l /proc/1/fd >/out"]))?;
     ensure_eq!(numbers(&listing), [0, 1, 2], "descriptors seen from inside: {listing}");
-    finish(&shim, &bundle)
+    bed.end(&bundle)
 }
 
 /// CVE-2024-21626: a working directory behind a descriptor of the runtime's would be on the host.
-pub fn working_directories(hand: &mut Hand) -> Result<()> {
-    let first = hand.bundle("first", &["sleep", "1000"])?;
-    let shim = hand.shim(&first)?;
-    shim.create_quiet(&first)?;
-    shim.start(&first.id, "")?;
+pub fn working_directories(bed: &mut Bed<'_>) -> Result<()> {
+    let first = bed.bundle("first", &["sleep", "1000"])?;
+    bed.running(&first)?;
     let listing = "pwd; ls -a . | tr '\\n' ' '";
-    let mut bundle = hand.bundle("a", &["sh", "-c", listing])?;
+    let mut bundle = bed.bundle("a", &["sh", "-c", listing])?;
     bundle.edit(|spec| {
         spec["process"]["env"] = json!(["PATH=/bin"]);
     })?;
@@ -101,25 +93,17 @@ pub fn working_directories(hand: &mut Hand) -> Result<()> {
     }
     for (number, path) in paths.into_iter().enumerate() {
         bundle.edit(|spec| spec["process"]["cwd"] = json!(path))?;
-        match shim.create(create_request(&bundle)?) {
-            Err(_) => {}
-            Ok(_) => {
-                shim.delete(&bundle.id, "")?;
-                let seen = ran(hand, &shim, &bundle)?;
-                ensure!(is_inside(&seen.stdout), "{path} leads to {}", seen.stdout);
-            }
+        if let Ok(seen) = bed.ran(&bundle) {
+            ensure!(is_inside(&seen.stdout), "{path} leads to {}", seen.stdout);
         }
         let mut spec = process(&["sh", "-c", &format!("{{ {listing}; }} >/out{number}")]);
         spec["cwd"] = json!(path);
-        shim.exec_spec(&first.id, "e", &spec)?;
-        if shim.start(&first.id, "e").is_ok() {
-            shim.wait(&first.id, "e")?;
+        if bed.exec(&first, &spec).is_ok() {
             let seen = fs::read_to_string(first.written(&format!("out{number}")))?;
             ensure!(is_inside(&seen), "{path} of an exec leads to {seen}");
         }
-        shim.delete(&first.id, "e")?;
     }
-    finish(&shim, &first)
+    bed.end(&first)
 }
 
 /// A working directory of the container's own root, which has neither the host's `boot` nor an unreachable path.
@@ -129,17 +113,16 @@ fn is_inside(seen: &str) -> bool {
         && !["boot", "lost+found", "sys-host", "cgroup.procs"].iter().any(|name| seen.contains(name))
 }
 
-pub fn programs_behind_descriptors(hand: &mut Hand) -> Result<()> {
-    let mut bundle = hand.bundle("a", &["true"])?;
-    let shim = hand.shim(&bundle)?;
+pub fn programs_behind_descriptors(bed: &mut Bed<'_>) -> Result<()> {
+    let mut bundle = bed.bundle("a", &["true"])?;
     for number in 3..24 {
         for tail in ["/bin/busybox", "/../../../bin/busybox", "/../../../../../../bin/busybox", ""] {
             let program = format!("/proc/self/fd/{number}{tail}");
             bundle.edit(|spec| spec["process"]["args"] = json!([program, "true"]))?;
-            ensure!(shim.create(create_request(&bundle)?).is_err(), "{program} was found");
+            ensure!(bed.create(&bundle).is_err(), "{program} was found");
         }
     }
-    shim.shutdown(&bundle.id)
+    Ok(())
 }
 
 /// mkdir answers EPERM by the profile, and to no one else.
@@ -148,21 +131,18 @@ fn profile() -> Value {
         "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]})
 }
 
-pub fn no_new_privileges_and_seccomp(hand: &mut Hand) -> Result<()> {
+pub fn no_new_privileges_and_seccomp(bed: &mut Bed<'_>) -> Result<()> {
     for forbidden in [true, false] {
-        let mut bundle = hand.bundle(&format!("n{forbidden}"), &["sleep", "1000"])?;
+        let mut bundle = bed.bundle(&format!("n{forbidden}"), &["sleep", "1000"])?;
         bundle.edit(|spec| {
             spec["process"]["noNewPrivileges"] = json!(forbidden);
             spec["linux"]["seccomp"] = profile();
         })?;
-        let shim = hand.shim(&bundle)?;
-        let init = shim.create_quiet(&bundle)?;
-        shim.start(&bundle.id, "")?;
+        let init = bed.running(&bundle)?;
         let mut spec = process(&["sh", "-c", "mkdir /d 2>/out; cat /proc/self/status >/status; exec sleep 1000"]);
         spec["noNewPrivileges"] = json!(forbidden);
-        shim.exec_spec(&bundle.id, "e", &spec)?;
-        let exec = shim.start(&bundle.id, "e")?;
-        for (what, pid) in [("init", init), ("exec", exec)] {
+        let exec = bed.exec_start(&bundle, &spec)?;
+        for (what, pid) in [("init", init), ("exec", exec.pid)] {
             let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
             ensure_eq!(status_line(&status, "NoNewPrivs")?, if forbidden { "1" } else { "0" }, "NoNewPrivs of the {what}");
             ensure_eq!((status_line(&status, "Seccomp")?, status_line(&status, "Seccomp_filters")?), ("2", "1"), "Seccomp of the {what}");
@@ -170,13 +150,15 @@ pub fn no_new_privileges_and_seccomp(hand: &mut Hand) -> Result<()> {
         tests::containerd::eventually("mkdir was refused", crate::SOON, || {
             fs::read_to_string(bundle.written("out")).is_ok_and(|text| text.contains("not supported"))
         })?;
-        finish(&shim, &bundle)?;
+        bed.exec_end(&bundle, exec)?;
+        bed.end(&bundle)?;
     }
     Ok(())
 }
 
-pub fn masked_and_readonly_paths(hand: &mut Hand) -> Result<()> {
-    let (bundle, shim) = running(hand, &["sleep", "1000"])?;
+pub fn masked_and_readonly_paths(bed: &mut Bed<'_>) -> Result<()> {
+    let bundle = bed.bundle("a", &["sleep", "1000"])?;
+    bed.running(&bundle)?;
     let strings = |key: &str| {
         bundle.spec["linux"][key].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>()
     };
@@ -197,24 +179,25 @@ pub fn masked_and_readonly_paths(hand: &mut Hand) -> Result<()> {
     for set in ["bounding", "effective", "permitted"] {
         spec["capabilities"][set] = everything.clone();
     }
-    ensure_eq!(exec_output(&shim, &bundle, &spec)?, "end\n", "what an exec could read or write");
-    finish(&shim, &bundle)
+    ensure_eq!(exec_output(bed, &bundle, &spec)?, "end\n", "what an exec could read or write");
+    bed.end(&bundle)
 }
 
-pub fn devices(hand: &mut Hand) -> Result<()> {
-    let (bundle, shim) = running(hand, &["sleep", "1000"])?;
+pub fn devices(bed: &mut Bed<'_>) -> Result<()> {
+    let bundle = bed.bundle("a", &["sleep", "1000"])?;
+    bed.running(&bundle)?;
     let script = "exec >/out 2>&1; for d in 'b 8 0' 'c 1 1' 'c 1 11' 'c 10 200' 'c 10 229' 'b 7 0'; do set -- $d; mknod /n $1 $2 $3 && \
         (head -c 0 /n) 2>/dev/null && echo opened $d; rm -f /n; done; \
         for n in null zero full random urandom tty; do [ -c /dev/$n ] || echo no $n; done; head -c 4 /dev/urandom | wc -c; ls /dev | tr '\\n' ' '";
-    let text = exec_output(&shim, &bundle, &process(&["sh", "-c", script]))?;
+    let text = exec_output(bed, &bundle, &process(&["sh", "-c", script]))?;
     // A link, as in runc's containers, to what is masked.
     let core = if Path::new("/proc/kcore").exists() { "core " } else { "" };
     ensure_eq!(text.trim(), format!("4\n{core}fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"), "devices");
-    finish(&shim, &bundle)
+    bed.end(&bundle)
 }
 
 /// Whoever holds a descriptor of a device, or sees it in place of a masked file, may change its mode and owner: the host's is everybody's.
-pub fn the_null_device_is_not_the_hosts(hand: &mut Hand) -> Result<()> {
+pub fn the_null_device_is_not_the_hosts(bed: &mut Bed<'_>) -> Result<()> {
     let owner = || -> Result<(u32, u32, u32)> {
         let device = fs::metadata("/dev/null")?;
         Ok((device.mode() & 0o7777, device.uid(), device.gid()))
@@ -222,7 +205,7 @@ pub fn the_null_device_is_not_the_hosts(hand: &mut Hand) -> Result<()> {
     let before = owner()?;
     let change = "for f in /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/kcore /proc/keys /proc/timer_list; do \
         [ -c $f ] && chmod 604 $f; [ -c $f ] && chown 5:6 $f; done";
-    let mut bundle = hand.bundle("a", &["sh", "-c", &format!("{change}; echo done >/done; exec sleep 1000")])?;
+    let mut bundle = bed.bundle("a", &["sh", "-c", &format!("{change}; echo done >/done; exec sleep 1000")])?;
     let rights = json!(["CAP_CHOWN", "CAP_FOWNER", "CAP_DAC_OVERRIDE"]);
     let allow = |process: &mut Value| {
         for set in ["bounding", "effective", "permitted"] {
@@ -230,22 +213,21 @@ pub fn the_null_device_is_not_the_hosts(hand: &mut Hand) -> Result<()> {
         }
     };
     bundle.edit(|spec| allow(&mut spec["process"]))?;
-    let shim = hand.shim(&bundle)?;
-    shim.create_quiet(&bundle)?;
-    shim.start(&bundle.id, "")?;
+    bed.quiet();
+    bed.running(&bundle)?;
     eventually("the first process has tried", SOON, || bundle.written("done").exists())?;
     let mut exec = process(&["sh", "-c", &format!("{change}; for n in 0 1 2; do [ -c /proc/self/fd/$n ] && echo null >>/out; done")]);
     allow(&mut exec);
-    let seen = exec_output(&shim, &bundle, &exec)?;
+    let seen = exec_output(bed, &bundle, &exec)?;
     let after = owner()?;
     fs::set_permissions("/dev/null", fs::Permissions::from_mode(before.0))?;
     chown("/dev/null", Some(before.1), Some(before.2))?;
     ensure_eq!(after, before, "mode and owner of the host's /dev/null");
     ensure_eq!(seen, "null\nnull\nnull\n", "the streams");
-    finish(&shim, &bundle)
+    bed.end(&bundle)
 }
 
-pub fn sysctls_stay_inside(hand: &mut Hand) -> Result<()> {
+pub fn sysctls_stay_inside(bed: &mut Bed<'_>) -> Result<()> {
     let keys = [
         ("net.ipv4.ip_unprivileged_port_start", "123"),
         ("kernel.shmmni", "1234"),
@@ -256,22 +238,20 @@ pub fn sysctls_stay_inside(hand: &mut Hand) -> Result<()> {
     let host = || keys.map(|(key, _)| fs::read_to_string(path(key)).unwrap_or_default());
     let before = host();
     let script = keys.map(|(key, _)| format!("cat {}", path(key))).join("; ");
-    let mut bundle = hand.bundle("a", &["sh", "-c", &script])?;
+    let mut bundle = bed.bundle("a", &["sh", "-c", &script])?;
     bundle.edit(|spec| spec["linux"]["sysctl"] = keys.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect())?;
-    let shim = hand.shim(&bundle)?;
-    let seen = ran(hand, &shim, &bundle)?;
+    let seen = bed.ran(&bundle)?;
     ensure_eq!(seen.stdout, "123\n1234\n1\n12\n", "values inside, stderr {:?}", seen.stderr);
     ensure_eq!(host(), before, "values of the host");
-    shim.shutdown(&bundle.id)
+    Ok(())
 }
 
 /// CVE-2016-10124: no session and no terminal of who started it.
-pub fn no_controlling_terminal(hand: &mut Hand) -> Result<()> {
-    let (bundle, shim) = running(hand, &["sleep", "1000"])?;
-    let init = shim.state(&bundle.id, "")?.pid;
-    shim.exec(&bundle.id, "e", &["sleep", "1000"])?;
-    let exec = shim.start(&bundle.id, "e")?;
-    for (what, pid) in [("init", init), ("exec", exec)] {
+pub fn no_controlling_terminal(bed: &mut Bed<'_>) -> Result<()> {
+    let bundle = bed.bundle("a", &["sleep", "1000"])?;
+    let init = bed.running(&bundle)?;
+    let exec = bed.exec_start(&bundle, &process(&["sleep", "1000"]))?;
+    for (what, pid) in [("init", init), ("exec", exec.pid)] {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let fields: Vec<&str> = stat.rsplit_once(") ").context(|| "no name".to_owned())?.1.split(' ').collect();
         // state, ppid, pgrp, session, tty
@@ -282,19 +262,19 @@ pub fn no_controlling_terminal(hand: &mut Hand) -> Result<()> {
         );
     }
     ensure_eq!(
-        exec_output(&shim, &bundle, &process(&["sh", "-c", "(: </dev/tty) 2>/out || echo none >>/out"]))?.lines().last(),
+        exec_output(bed, &bundle, &process(&["sh", "-c", "(: </dev/tty) 2>/out || echo none >>/out"]))?.lines().last(),
         Some("none"),
         "/dev/tty"
     );
-    finish(&shim, &bundle)
+    bed.exec_end(&bundle, exec)?;
+    bed.end(&bundle)
 }
 
 /// Keys that other runtimes take orders from: none changes what the process may do.
-pub fn annotations_change_nothing(hand: &mut Hand) -> Result<()> {
+pub fn annotations_change_nothing(bed: &mut Bed<'_>) -> Result<()> {
     let script = "grep -E '^(Cap|Seccomp|NoNew|Uid|Gid|Groups)' /proc/self/status; cut -d' ' -f4- /proc/self/mountinfo | sed 's/,[a-z]*dir=[^ ,]*//g; s/cor[^ ]*//g'; ulimit -a";
-    let mut bundle = hand.bundle("a", &["sh", "-c", script])?;
-    let shim = hand.shim(&bundle)?;
-    let plain = ran(hand, &shim, &bundle)?;
+    let mut bundle = bed.bundle("a", &["sh", "-c", script])?;
+    let plain = bed.ran(&bundle)?;
     let keys = [
         "io.kubernetes.cri-o.UnifiedCgroup",
         "io.kubernetes.cri-o.userns-mode",
@@ -324,8 +304,8 @@ pub fn annotations_change_nothing(hand: &mut Hand) -> Result<()> {
     ];
     for value in ["true", "1", "/../../x", "unconfined", "memory.max=1", "\u{1b}[31m\nlevel=fatal"] {
         bundle.edit(|spec| spec["annotations"] = keys.iter().map(|key| ((*key).to_owned(), json!(value))).collect())?;
-        let with = ran(hand, &shim, &bundle)?;
+        let with = bed.ran(&bundle)?;
         ensure_eq!((with.status, &with.stdout, &with.stderr), (plain.status, &plain.stdout, &plain.stderr), "with annotations {value:?}");
     }
-    shim.shutdown(&bundle.id)
+    Ok(())
 }

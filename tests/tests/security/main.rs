@@ -10,12 +10,13 @@ mod watch;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tests::{hand_cases, requests};
+use tests::bed::Suite;
+use tests::{both_cases, hand_cases};
 
 const SOON: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    let cases = hand_cases![
+    let both = both_cases![
         inside::environment_is_the_specs,
         inside::three_descriptors,
         inside::working_directories,
@@ -33,24 +34,23 @@ fn main() -> ExitCode {
         identity::groups_are_exact,
         identity::ids_at_the_edge,
         identity::passwd_is_not_read,
-        files::modes_whatever_the_umask,
-        files::socket_is_for_one_user,
-        files::log_lines_cannot_be_forged,
-        files::no_abstract_sockets,
         rootfs::links_in_place_of_system_directories,
         rootfs::links_in_the_way_of_mounts,
         rootfs::a_console_that_is_a_link,
         rootfs::devices_that_are_links,
         rootfs::traps_for_libraries,
         watch::nothing_of_ours_in_a_shared_pid_namespace,
+    ];
+    let both_once = both_cases![races::volume_paths_that_are_exchanged, races::masks_while_dev_null_is_exchanged];
+    // The shim's own files and sockets, and what it does at the end of a bundle that it has mounted itself.
+    let shim = hand_cases![
+        files::modes_whatever_the_umask,
+        files::socket_is_for_one_user,
+        files::log_lines_cannot_be_forged,
+        files::no_abstract_sockets,
         watch::proc_self_exe_cannot_be_written,
         races::a_root_that_is_a_link_at_the_end,
     ];
-    let once = hand_cases![
-        races::a_walk_by_strings_is_caught,
-        races::volume_paths_that_are_exchanged,
-        races::volume_paths_that_are_exchanged_slowly,
-        races::masks_while_dev_null_is_exchanged,
-    ];
-    requests::main("security", cases, once)
+    let shim_once = hand_cases![races::a_walk_by_strings_is_caught, races::volume_paths_that_are_exchanged_slowly];
+    Suite { name: "security", both, both_once, shim, shim_once }.main()
 }

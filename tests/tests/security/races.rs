@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, makedev, mknodat, renameat_with};
 use rustix::process::{Signal, WaitOptions};
 use serde_json::{Value, json};
+use tests::bed::Bed;
 use tests::bundle::Bundle;
 use tests::footprint::Shims;
 use tests::hand::Hand;
-use tests::requests::{Ran, create_request, daemon, end, ran};
-use tests::rpc::Shim;
+use tests::requests::{Ran, daemon, end};
 use tests::{Context, Result, ensure, ensure_eq, fail, proc, wait};
 
 use crate::rootfs::{Canary, without};
@@ -100,14 +100,14 @@ struct Outcome {
 }
 
 /// Creates the container of `bundle` again and again; `check` looks at each that there is.
-fn race(shim: &Shim, bundle: &Bundle, rounds: usize, mut check: impl FnMut(u32) -> Result<()>) -> Result<Outcome> {
+fn race(bed: &mut Bed<'_>, bundle: &Bundle, rounds: usize, mut check: impl FnMut(u32) -> Result<()>) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     for _ in 0..rounds {
-        match shim.create(create_request(bundle)?) {
-            Ok(created) => {
+        match bed.create(bundle) {
+            Ok(pid) => {
                 outcome.ran += 1;
-                let checked = check(created.pid);
-                end(shim, bundle)?;
+                let checked = check(pid);
+                bed.end(bundle)?;
                 checked?;
             }
             Err(_) => outcome.refused += 1,
@@ -120,8 +120,8 @@ fn race(shim: &Shim, bundle: &Bundle, rounds: usize, mut check: impl FnMut(u32) 
 struct Volume(PathBuf);
 
 impl Volume {
-    fn new(hand: &Hand, target: &str) -> Result<Volume> {
-        let dir = hand.dir().join("volume");
+    fn new(dir: &Path, target: &str) -> Result<Volume> {
+        let dir = dir.join("volume");
         fs::create_dir_all(dir.join("x"))?;
         symlink(target, dir.join("x.lnk"))?;
         Ok(Volume(dir))
@@ -138,8 +138,8 @@ impl Volume {
 
 /// The racer itself: what walks by strings is caught by it. Without this the others would prove nothing.
 pub fn a_walk_by_strings_is_caught(hand: &mut Hand) -> Result<()> {
-    let canary = Canary::new(hand)?;
-    let volume = Volume::new(hand, &canary.path("dev"))?;
+    let canary = Canary::new(hand.dir())?;
+    let volume = Volume::new(hand.dir(), &canary.path("dev"))?;
     let racer = volume.race();
     let began = Instant::now();
     let caught = wait::until(Duration::from_secs(20), || {
@@ -157,18 +157,25 @@ pub fn a_walk_by_strings_is_caught(hand: &mut Hand) -> Result<()> {
 }
 
 /// CVE-2021-30465, CVE-2024-45310: mount points below a directory of a volume that is exchanged with a link.
-fn volume_paths(hand: &mut Hand, rounds: usize, stretched: bool) -> Result<()> {
-    let canary = Canary::new(hand)?;
-    let volume = Volume::new(hand, &canary.path(""))?;
-    let source = hand.dir().join("source");
+fn volume_paths(bed: &mut Bed<'_>, rounds: usize, stretched: bool) -> Result<()> {
+    let canary = Canary::new(bed.dir())?;
+    let volume = Volume::new(bed.dir(), &canary.path(""))?;
+    let source = bed.dir().join("source");
     fs::create_dir_all(source.join("below"))?;
-    let mut bundle = hand.bundle("a", &["sleep", "1000"])?;
+    let mut bundle = bed.bundle("a", &["sleep", "1000"])?;
+    if stretched {
+        // The shim of a first container is what is held up.
+        bed.running(&bundle)?;
+        bed.end(&bundle)?;
+    }
     bundle.edit(|spec| add_mounts(spec, &volume.0, &source))?;
-    let shim = hand.shim(&bundle)?;
     let before = canary.state()?;
-    let slowness = if stretched { Some(Slowness::of(Shims::of_daemon(daemon(&shim, &bundle.id)?)?.launcher)?) } else { None };
+    let slowness = match bed.shim() {
+        Some(shim) if stretched => Some(Slowness::of(Shims::of_daemon(daemon(shim, &bundle.id)?)?.launcher)?),
+        _ => None,
+    };
     let racer = volume.race();
-    let outcome = race(&shim, &bundle, rounds, |pid| {
+    let outcome = race(bed, &bundle, rounds, |pid| {
         let table = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
         // By its name below the root of the container such a path may be a mount point: there it is the container's own.
         let of_host = |line: &str| line.split(' ').nth(3).is_some_and(|root| root.contains("canary"));
@@ -186,7 +193,7 @@ fn volume_paths(hand: &mut Hand, rounds: usize, stretched: bool) -> Result<()> {
     ensure!(exchanges > rounds as u64, "only {exchanges} exchanges in {rounds} rounds");
     // Slowed down, a walk rarely finds a path that stays.
     ensure!(stretched || outcome.ran > 0, "no container could be created at all");
-    shim.shutdown(&bundle.id)
+    Ok(())
 }
 
 fn add_mounts(spec: &mut Value, volume: &Path, source: &Path) {
@@ -200,26 +207,28 @@ fn add_mounts(spec: &mut Value, volume: &Path, source: &Path) {
 }
 
 /// See [`volume_paths`].
-pub fn volume_paths_that_are_exchanged(hand: &mut Hand) -> Result<()> {
-    volume_paths(hand, ROUNDS, false)
+pub fn volume_paths_that_are_exchanged(bed: &mut Bed<'_>) -> Result<()> {
+    volume_paths(bed, ROUNDS, false)
 }
 
 /// The same with every step held up: the window between two of them is a thousand times as wide.
+///
+/// strace would not leave a command line before the container that it has made ends.
 pub fn volume_paths_that_are_exchanged_slowly(hand: &mut Hand) -> Result<()> {
-    volume_paths(hand, STRETCHED_ROUNDS, true)
+    Bed::with_shim(hand, |bed| volume_paths(bed, STRETCHED_ROUNDS, true))
 }
 
 /// CVE-2025-31133, CVE-2025-62161: what masks a path must not be taken from the container, whose /dev/null becomes a link to a file of procfs.
-pub fn masks_while_dev_null_is_exchanged(hand: &mut Hand) -> Result<()> {
+pub fn masks_while_dev_null_is_exchanged(bed: &mut Bed<'_>) -> Result<()> {
     const PATTERN: &str = "/proc/sys/kernel/core_pattern";
     let before = fs::read_to_string(PATTERN)?;
-    let devices = hand.dir().join("devices");
+    let devices = bed.dir().join("devices");
     fs::create_dir_all(devices.join("pts"))?;
     let mode = Mode::from_raw_mode(0o666);
     mknodat(CWD, devices.join("null"), FileType::CharacterDevice, mode, makedev(1, 3))?;
     symlink(PATTERN, devices.join("null.lnk"))?;
     let script = "for f in /proc/kcore /proc/keys /proc/timer_list; do head -c 20 $f 2>/dev/null; echo '|x' >$f 2>/dev/null; done; true";
-    let mut bundle = hand.bundle("a", &["sh", "-c", script])?;
+    let mut bundle = bed.bundle("a", &["sh", "-c", script])?;
     bundle.edit(|spec| {
         without(spec, &["/dev"]);
         spec["linux"]["maskedPaths"] = json!(["/proc/kcore", "/proc/keys", "/proc/timer_list"]);
@@ -227,18 +236,17 @@ pub fn masks_while_dev_null_is_exchanged(hand: &mut Hand) -> Result<()> {
             mounts.push(json!({"destination": "/dev", "type": "bind", "source": devices, "options": ["rbind", "rw"]}));
         }
     })?;
-    let shim = hand.shim(&bundle)?;
     let racer = Racer::start(&devices.join("null"), &devices.join("null.lnk"));
     let mut outcome = Outcome::default();
     for _ in 0..ROUNDS / 3 {
-        match ran(hand, &shim, &bundle) {
+        match bed.ran(&bundle) {
             Ok(Ran { stdout, .. }) => {
                 ensure!(stdout.is_empty(), "a masked path could be read: {stdout:?}");
                 outcome.ran += 1;
             }
             Err(_) => {
                 outcome.refused += 1;
-                let _ = shim.delete(&bundle.id, "");
+                let _ = bed.end(&bundle);
             }
         }
     }
@@ -246,7 +254,7 @@ pub fn masks_while_dev_null_is_exchanged(hand: &mut Hand) -> Result<()> {
     drop(racer);
     ensure_eq!(fs::read_to_string(PATTERN)?, before, "the host's {PATTERN}");
     ensure!(outcome.ran > 0, "no container could be created at all");
-    shim.shutdown(&bundle.id)
+    Ok(())
 }
 
 /// CVE-2020-2024, CVE-2024-23652: at the end the bundle's root is a link to a mount of the host's, which must stay.

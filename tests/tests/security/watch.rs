@@ -5,36 +5,37 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 
 use serde_json::json;
+use tests::bed::Bed;
 use tests::bundle::process;
 use tests::containerd::eventually;
 use tests::hand::Hand;
-use tests::requests::{create_request, end, exec_ran, finish, ran, running};
+use tests::requests::{create_request, end, ran, running};
+use tests::start::Protocol;
 use tests::{Result, ensure, ensure_eq, paths};
 
 use crate::SOON;
 
 /// CVE-2016-9962, CVE-2019-5736: a process that joins is looked at from its first moment on, by its program, its directories and its
 /// descriptors.
-pub fn nothing_of_ours_in_a_shared_pid_namespace(hand: &mut Hand) -> Result<()> {
+pub fn nothing_of_ours_in_a_shared_pid_namespace(bed: &mut Bed<'_>) -> Result<()> {
     // What stays of a line is what is no busybox of the image and no null device.
     let look = "while :; do ls -l /proc/[0-9]*/exe /proc/[0-9]*/cwd /proc/[0-9]*/root /proc/[0-9]*/fd/ 2>/dev/null | \
         grep -e ' -> ' | grep -v -e ' -> /bin/busybox$' -e ' -> /$' -e ' -> /dev/null$' -e ' -> pipe:' -e ' -> /proc/[0-9]*/fd$' -e ' -> /seen$' -e ' -> /proc$' >>/seen; \
         echo >>/rounds; done";
-    let bundle = hand.bundle("a", &["sh", "-c", look])?;
-    let shim = hand.shim(&bundle)?;
-    shim.create_quiet(&bundle)?;
-    shim.start(&bundle.id, "")?;
+    let bundle = bed.bundle("a", &["sh", "-c", look])?;
+    bed.quiet();
+    bed.running(&bundle)?;
     let rounds = || fs::read(bundle.written("rounds")).map_or(0, |lines| lines.len());
     eventually("it looks", SOON, || rounds() > 0)?;
     // The two versions of the service start processes by the same code.
-    let count = if hand.protocol == tests::start::Protocol::V23 { 300 } else { 50 };
+    let count = if bed.hand().is_some_and(|hand| hand.protocol == Protocol::V17) { 50 } else { 300 };
     for _ in 0..count {
-        ensure_eq!(exec_ran(&shim, &bundle, "e", &process(&["true"]))?, 0, "status");
+        ensure_eq!(bed.exec(&bundle, &process(&["true"]))?.status, 0, "status");
     }
     let seen = fs::read_to_string(bundle.written("seen"))?;
     ensure!(rounds() > 5, "it looked only {} times", rounds());
     ensure!(seen.is_empty(), "after {} rounds: {seen}", rounds());
-    finish(&shim, &bundle)
+    bed.end(&bundle)
 }
 
 /// CVE-2019-5736: what executes `/proc/self/exe`, by name or as the interpreter of a script, may hold the shim's file as its program. It
