@@ -228,7 +228,9 @@ pub struct Confinement<'a> {
 /// (CVE-2024-21626), and after a limit is set nothing more is opened.
 ///
 /// seccomp(2): without no_new_privs, loading a filter needs CAP_SYS_ADMIN, so it comes before the capabilities go; with it, it is the very
-/// last thing, so that the profile need not allow what happens in between.
+/// last thing, so that the profile need not allow what happens in between. A filter with a listener is loaded before the process waits for its
+/// start all the same, as with runc and crun: whoever creates the container waits for the listener before the start. Of the profile that takes
+/// no more than the handing over of the listener does, read(2) and write(2).
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) by the field's name.
@@ -267,10 +269,12 @@ pub fn confine(plan: &mut Builder, process: &Process, kept: &Kept, how: Confinem
     });
     plan.step(Step::WorkingDirectory { path: directory, later: false });
     plan.step(Step::FindProgram);
+    let (before, after) = if filter.is_some_and(|filter| filter.listener.is_some()) { (late, None) } else { (None, late) };
+    before.into_iter().for_each(|step| plan.step(step));
     if matches!(until, Until::Started) {
         plan.step(Step::Ready);
     }
-    late.into_iter().for_each(|step| plan.step(step));
+    after.into_iter().for_each(|step| plan.step(step));
     plan.step(Step::Exec);
     Ok(())
 }

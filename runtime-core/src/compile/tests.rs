@@ -172,10 +172,11 @@ fn rights_go_in_the_one_order_that_works() {
 #[test]
 fn the_filter_is_loaded_with_rights_only_where_it_must_be() {
     let case = cases().into_iter().find(|case| case.ends_with("cri")).unwrap();
-    for no_new_privileges in [true, false] {
+    let told = || Some(crate::seccomp::Listener { path: "/agent".to_owned(), metadata: String::new() });
+    for (no_new_privileges, listener) in [(true, None), (true, told()), (false, None), (false, told())] {
         let mut process = spec(&case).process.unwrap();
         process.no_new_privileges = no_new_privileges;
-        let filter = crate::seccomp::Filter { program: Vec::new(), flags: 0, skipped: Vec::new(), listener: None };
+        let filter = crate::seccomp::Filter { program: Vec::new(), flags: 0, skipped: Vec::new(), listener: listener.clone() };
         let mut builder = Builder::default();
         let common = &Joined::default();
         let how = process::Confinement { common, home: process::Home::LookedUp, filter: Some(&filter), until: process::Until::Started };
@@ -184,6 +185,8 @@ fn the_filter_is_loaded_with_rights_only_where_it_must_be() {
         let load = at(&plan, |step| matches!(step, Step::Seccomp { .. }));
         let identity = at(&plan, |step| matches!(step, Step::Identity { .. }));
         assert_eq!((load.len(), load < identity), (1, !no_new_privileges), "{plan}");
-        assert_eq!(load[0] == plan.steps.len() - 2, no_new_privileges, "{plan}");
+        let ready = at(&plan, |step| matches!(step, Step::Ready));
+        assert_eq!(load < ready, !no_new_privileges || listener.is_some(), "{plan}");
+        assert_eq!(load[0] >= plan.steps.len() - 3, no_new_privileges, "{plan}");
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci_spec::runtime::ContainerState;
 use proto::events::task::{TaskDelete, TaskPaused, TaskResumed, TaskStart};
 use proto::protobuf::MessageField;
 use runtime_core::cgroup::FreezeStep;
@@ -52,7 +51,7 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, child: Option<C
     }
     let telling = init.telling.lock().await;
     failpoint::inside(Rpc::Start).await?;
-    let started = release(&child, container).await;
+    let started = release(&child).await;
     if started.is_ok() {
         init.advance(State::Running);
         let event = TaskStart { container_id: container.id.clone(), pid: child.pid as u32, ..TaskStart::default() };
@@ -70,21 +69,11 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, child: Option<C
     Ok(child.pid)
 }
 
-async fn release(child: &Child, container: &Container) -> Result<()> {
+async fn release(child: &Child) -> Result<()> {
     child.go().map_err(|_| Error::new(ErrorKind::FailedPrecondition, "the first process was killed before its start"))?;
-    let unexpected = || Error::new(ErrorKind::Internal, "an unexpected report of the first process");
-    loop {
-        match child.progress().await? {
-            Progress::Executed => return Ok(()),
-            Progress::Listener(descriptor) => {
-                let listener = container.listener.as_ref().ok_or_else(unexpected)?;
-                if let Err(error) = listener.take(child, descriptor, ContainerState::Created, child.pid).await {
-                    let _ = container.init.signal(libc::SIGKILL);
-                    return Err(error);
-                }
-            }
-            _ => return Err(unexpected()),
-        }
+    match child.progress().await? {
+        Progress::Executed => Ok(()),
+        _ => Err(Error::new(ErrorKind::Internal, "an unexpected report of the first process")),
     }
 }
 

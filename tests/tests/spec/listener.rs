@@ -53,7 +53,8 @@ pub fn of_the_first_process(hand: &mut Hand) -> Result<()> {
     let shim = hand.shim(&bundle)?;
     let ran = ran(hand, &shim, &bundle)?;
     let told = agent.told()?;
-    expect_told(&told, &bundle, "created")?;
+    // As with runc and crun, it is sent at create, so that whoever creates a container may wait for it before the start.
+    expect_told(&told, &bundle, "creating")?;
     ensure_eq!(told["pid"], told["state"]["pid"], "process ids");
     ensure_eq!(json!(agent.call()?), told["pid"], "the process whose call it was");
     ensure!(ran.status == 1 && ran.stderr.contains(WORDS), "mkdir: {ran:?}");
@@ -90,7 +91,7 @@ pub fn of_execs(hand: &mut Hand) -> Result<()> {
     let shim = hand.shim(&bundle)?;
     let init = shim.create_quiet(&bundle)?;
     shim.start(&bundle.id, "")?;
-    expect_told(&agent.told()?, &bundle, "created")?;
+    expect_told(&agent.told()?, &bundle, "creating")?;
     for exec in ["x", "y"] {
         ensure_eq!(exec_ran(&shim, &bundle, exec, &bundle::process(&["mkdir", "/new"]))?, 1, "exit status of mkdir");
         let told = agent.told()?;
@@ -112,16 +113,13 @@ pub fn nobody_listens(hand: &mut Hand) -> Result<()> {
     let shim = hand.shim(&bundle)?;
     let request = create_request(&bundle)?;
     let files = files_of(&bundle)?;
-    for word in words {
-        refused(shim.create(request.clone()), Code::UNKNOWN, word)?;
+    for no_new_privileges in [false, true] {
+        restrict(&mut bundle, &socket, no_new_privileges)?;
+        for word in words {
+            refused(shim.create(request.clone()), Code::UNKNOWN, word)?;
+        }
+        expect_nothing_of(&bundle, &files)?;
     }
-    expect_nothing_of(&bundle, &files)?;
-
-    restrict(&mut bundle, &socket, true)?;
-    shim.create(request.clone())?;
-    refused(shim.start(&bundle.id, ""), Code::UNKNOWN, words[0])?;
-    shim.delete(&bundle.id, "")?;
-    ensure!(!bundle.written("ran").exists(), "the program ran");
 
     // What is not accepted waits in the queue: the listener may take it later.
     let late = UnixListener::bind(&socket)?;

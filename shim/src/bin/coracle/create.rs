@@ -300,8 +300,8 @@ pub fn start(runtime: &Runtime<'_>, entry: &Entry, state: &mut State) -> Result<
         Status::Running => return Err(refused("cannot start an already running container")),
     }
     let spec = entry.spec(state.crun_annotations)?;
-    // Only who has a listener or hooks inside asks for it.
-    let filtered = spec.linux.seccomp.as_ref().filter(|profile| profile.listener_path().is_some() || spec.hooks.is_some());
+    // Only hooks inside ask for it: the first process has loaded its own.
+    let filtered = spec.linux.seccomp.as_ref().filter(|_| spec.hooks.is_some());
     let filter = filtered.map(seccomp::compile).transpose()?;
     let notify = Notify::listen(entry, runtime.log)?;
     let child = Child::waiting(state.record.init, state.parents_end, entry.launch()?)?;
