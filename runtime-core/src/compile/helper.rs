@@ -1,13 +1,18 @@
 //! Programs of the host's: hooks and loggers.
 
+use std::ffi::CString;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
 use oci_spec::runtime::Hook;
+use rustix::fs::{FileType, Gid, Uid};
 
+use super::idmap::Maps;
 use super::process::UMASK;
-use super::{Compiled, cstring, cstrings};
-use crate::error::{Error, Result};
+use super::user::become_root;
+use super::{CgroupView, Compiled, Joined, cstring, cstrings};
+use crate::error::{Context, Error, Result};
 use crate::plan::{Builder, Launch, Program, Slot, Step};
 
 /// Everything a helper of the host's is compiled from: a hook or a logger.
@@ -16,32 +21,77 @@ pub struct Helper<'a> {
     pub path: &'a Path,
     /// With the program's name first.
     pub arguments: &'a [String],
-    /// Exactly this.
-    pub environment: &'a [String],
+    /// What it finds in its environment.
+    pub environment: Environment<'a>,
     /// Descriptors and the numbers that they get.
     pub descriptors: Vec<(OwnedFd, i32)>,
-    /// Run in the namespaces of this process.
-    pub inside: Option<(OwnedFd, i32)>,
-    /// Where it starts.
+    /// Run in a container.
+    pub inside: Option<Inside<'a>>,
+    /// Where it starts, unless that is the container's root.
     pub directory: &'a Path,
     /// Where the child reports.
     pub report: OwnedFd,
 }
 
-/// A hook that runs in the runtime's namespaces, or in those of a process (`inside`): its arguments are its path if it has none.
+/// A container whose first process has not left the host's tree yet.
+pub struct Inside<'a> {
+    /// The first process.
+    pub init: OwnedFd,
+    /// The container's namespaces.
+    pub namespaces: &'a Joined,
+    /// The container's cgroup.
+    pub cgroup: CgroupView,
+    /// Where the root is in the first process's mount namespace: there the helper starts.
+    pub root: &'a Path,
+}
+
+/// The environment of a helper.
+pub enum Environment<'a> {
+    /// Exactly this.
+    Given(&'a [String]),
+    /// That of the runtime.
+    Own,
+}
+
+impl Environment<'_> {
+    fn strings(&self) -> Result<Vec<CString>> {
+        match self {
+            Self::Given(strings) => cstrings("env", strings),
+            // What the kernel gave as C strings holds no NUL.
+            Self::Own => Ok(std::env::vars_os()
+                .filter_map(|(name, value)| CString::new([name.into_vec(), value.into_vec()].join(&b'=')).ok())
+                .collect()),
+        }
+    }
+}
+
+/// A hook that runs in the runtime's namespaces, or in a container (`inside`): its arguments are its path if it has none, its
+/// environment is the runtime's if it has none, as with runc and crun. That of the container's process never gets there: the program is one of
+/// the host's, and an image could make it load a library (CVE-2025-23266).
 ///
 /// # Errors
 /// As [`helper`].
-pub fn hook(hook: &Hook, bundle: &Path, streams: [OwnedFd; 3], inside: Option<(OwnedFd, i32)>, report: OwnedFd) -> Result<Compiled> {
+pub fn hook(hook: &Hook, bundle: &Path, streams: [OwnedFd; 3], inside: Option<Inside<'_>>, report: OwnedFd) -> Result<Compiled> {
+    if let Some(maps) = inside.as_ref().and_then(|inside| inside.namespaces.user()) {
+        streams.iter().try_for_each(|stream| give_to_root(stream, maps))?;
+    }
     helper(Helper {
         path: hook.path(),
         arguments: &hook_arguments(hook),
-        environment: hook.env().as_deref().unwrap_or_default(),
+        environment: hook.env().as_deref().map_or(Environment::Own, Environment::Given),
         descriptors: streams.into_iter().zip(0..).collect(),
-        directory: if inside.is_some() { Path::new("/") } else { bundle },
+        directory: bundle,
         inside,
         report,
     })
+}
+
+/// What has no name elsewhere, as a pipe, becomes the user namespace's root's, who may open it again as `/dev/stderr`.
+fn give_to_root(stream: &OwnedFd, maps: &Maps) -> Result<()> {
+    let found = rustix::fs::fstat(stream).context(|| "fstat of a stream")?;
+    let nameless = FileType::from_raw_mode(found.st_mode) == FileType::Fifo || found.st_nlink == 0;
+    let (uid, gid) = (maps.host_uid(0).map(Uid::from_raw), maps.host_gid(0).map(Gid::from_raw));
+    if nameless { rustix::fs::fchown(stream, uid, gid).context(|| "fchown of a stream") } else { Ok(()) }
 }
 
 pub(super) fn hook_arguments(hook: &Hook) -> Vec<String> {
@@ -62,20 +112,23 @@ pub fn helper(inputs: Helper<'_>) -> Result<Compiled> {
     let mut plan = Builder::default();
     let report = plan.give(inputs.report);
     let streams: Vec<(Slot, i32)> = inputs.descriptors.into_iter().map(|(fd, number)| (plan.give(fd), number)).collect();
-    let inside = inputs.inside.map(|(fd, flags)| (plan.give(fd), flags));
+    let inside = inputs.inside.map(|inside| Entry::give(&mut plan, inside));
     let last = streams.iter().map(|(_, number)| *number).max().unwrap_or(2);
     plan.step(Step::Umask { mask: UMASK });
     plan.step(Step::Relocate { above: last + 2 });
-    plan.step(Step::Session);
-    if let Some((namespace, flags)) = inside {
-        plan.step(Step::Join { namespace, flags });
-    }
-    let directory = cstring("directory", &inputs.directory.to_string_lossy())?;
-    plan.step(Step::WorkingDirectory { path: directory, later: false });
-    plan.step(Step::FindProgram);
     for (from, number) in streams {
         plan.step(Step::Stream { number, from });
     }
+    plan.step(Step::Session);
+    let start = |directory: &Path| {
+        let path = cstring("directory", &directory.to_string_lossy())?;
+        Ok::<_, Error>(Step::WorkingDirectory { path, later: false })
+    };
+    match &inside {
+        Some(entry) => entry.emit(&mut plan, start(entry.root)?),
+        None => plan.step(start(inputs.directory)?),
+    }
+    plan.step(Step::FindProgram);
     plan.step(Step::CloseOthers { first: last + 1, parents_end: None });
     plan.step(Step::Exec);
     let (plan, descriptors) = plan.finish();
@@ -83,8 +136,45 @@ pub fn helper(inputs: Helper<'_>) -> Result<Compiled> {
         name: inputs.path.to_string_lossy().into_owned(),
         candidates: vec![cstring("path", &inputs.path.to_string_lossy())?],
         arguments: cstrings("args", inputs.arguments)?,
-        environment: cstrings("env", inputs.environment)?,
+        environment: inputs.environment.strings()?,
     };
-    let launch = Launch { plan, program, clone_flags: 0, cgroup: None, pid_namespace: None, report };
+    let cgroup = inside.and_then(|entry| entry.cgroup);
+    let launch = Launch { plan, program, clone_flags: 0, cgroup, pid_namespace: None, report };
     Ok(Compiled { launch, descriptors })
+}
+
+/// What is given of a container.
+struct Entry<'a> {
+    init: Slot,
+    procs: Vec<Slot>,
+    cgroup: Option<Slot>,
+    namespaces: &'a Joined,
+    root: &'a Path,
+}
+
+impl<'a> Entry<'a> {
+    fn give(plan: &mut Builder, inside: Inside<'a>) -> Self {
+        Self {
+            init: plan.give(inside.init),
+            procs: inside.cgroup.procs.into_iter().map(|fd| plan.give(fd)).collect(),
+            cgroup: inside.cgroup.directory.map(|fd| plan.give(fd)),
+            namespaces: inside.namespaces,
+            root: inside.root,
+        }
+    }
+
+    /// The root's path may lead through directories that only the host's root may pass, so it is entered before the user namespace.
+    fn emit(&self, plan: &mut Builder, start: Step) {
+        let Self { init, namespaces, .. } = *self;
+        self.procs.iter().for_each(|&procs| plan.step(Step::JoinCgroup { procs }));
+        plan.step(Step::Join { namespace: init, flags: libc::CLONE_NEWNS });
+        plan.step(start);
+        let others = namespaces.flags() & !libc::CLONE_NEWNS;
+        if others != 0 {
+            plan.step(Step::Join { namespace: init, flags: others });
+        }
+        if namespaces.user().is_some() {
+            become_root(plan);
+        }
+    }
 }

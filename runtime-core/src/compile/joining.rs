@@ -53,7 +53,7 @@ pub struct StartContainerHook<'a> {
     pub namespaces: &'a Joined,
     /// The container's first process, as the spec has it.
     pub process: &'a Process,
-    /// The hook. Its path is one of the container's, its environment is exactly the hook's own.
+    /// The hook. Its path is one of the container's. Without an environment of its own it has that of the process, as with runc.
     pub hook: &'a Hook,
     /// The container's first process, running.
     pub init: OwnedFd,
@@ -80,11 +80,15 @@ pub fn start_container_hook(inputs: StartContainerHook<'_>) -> Result<Compiled> 
     if !path.starts_with('/') {
         return Err(Error::invalid(format!("hooks.startContainer: {path:?} is not absolute")));
     }
+    let (environment, home) = match hook.env().as_deref() {
+        None | Some([]) => (process::program(inputs.process)?.environment, process::Home::LookedUp),
+        Some(own) => (cstrings("hooks.startContainer", own)?, process::Home::AsGiven),
+    };
     let program = Program {
         name: path.clone().into_owned(),
         candidates: vec![cstring("hooks.startContainer", &path)?],
         arguments: cstrings("hooks.startContainer", &hook_arguments(hook))?,
-        environment: cstrings("hooks.startContainer", hook.env().as_deref().unwrap_or_default())?,
+        environment,
     };
     let joining = Joining {
         id: inputs.id,
@@ -98,7 +102,7 @@ pub fn start_container_hook(inputs: StartContainerHook<'_>) -> Result<Compiled> 
         preserved: Vec::new(),
         no_new_keyring: inputs.no_new_keyring,
     };
-    join(joining, program, process::Home::AsGiven)
+    join(joining, program, home)
 }
 
 fn join(inputs: Joining<'_>, program: Program, home: process::Home) -> Result<Compiled> {

@@ -20,7 +20,7 @@ mod user;
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use crate::cgroup::{self, Cgroup};
 use crate::error::{Context, Error, Result};
@@ -33,7 +33,7 @@ use user::{Shelf, User};
 
 pub use by_helper::{ByHelper, by_helper};
 pub use guest::guest;
-pub use helper::{Helper, helper, hook};
+pub use helper::{Environment, Helper, Inside, helper, hook};
 pub use joining::{Joining, StartContainerHook, joining, start_container_hook};
 pub use namespaces::{Joined, ids as namespace_ids};
 pub use process::{capability_names, parents_end, unknown_capabilities};
@@ -156,7 +156,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     }
 
     // Sources belong to the host: they are opened before the host is left, where they may block without blocking anybody else.
-    let target = if inputs.rootfs.is_empty() { spec.root_path(bundle) } else { bundle.join("rootfs") };
+    let target = root_path(spec, bundle, inputs.rootfs);
     let whole = [whole_root(spec, bundle)];
     let roots = if inputs.rootfs.is_empty() { &whole } else { inputs.rootfs };
     let place = rootfs::Place { target: &target, kernel: inputs.kernel };
@@ -170,21 +170,23 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let mut given_devices = if inputs.kernel.makes_devices { Vec::new() } else { devices::of_host(&mut plan, spec)? };
 
     let hooks = has_early_hooks(spec);
-    let root_path = leave_host(&mut plan, by_path, hooks.then_some(target.as_path()), joined.mount())?;
-    let mut root = rootfs::attach(&mut plan, &layers, &root_path);
-    if let (Some(user), Some(namespace)) = (&user, namespace) {
-        let mut shelf = Shelf::new(&mut plan);
+    let attached_at = leave_host(&mut plan, by_path, hooks.then_some(target.as_path()), joined.mount())?;
+    let root = if let (Some(user), Some(namespace)) = (&user, namespace) {
+        let mut shelf = Shelf::new(&mut plan, &layers, &attached_at, hooks);
         mounts.of_host().into_iter().for_each(|mount| shelf.put(&mut plan, mount));
         if inputs.kernel.makes_devices {
             given_devices = devices::shelve(&mut plan, spec, &mut shelf, &user.maps)?;
         } else {
             given_devices.iter().for_each(|(_, mount)| shelf.put(&mut plan, *mount));
         }
+        shelf.close(&mut plan);
         user.enter(&mut plan, namespace, joined.unborn());
         joined.prepare(&mut plan);
         process::keyring(&mut plan, inputs.id, inputs.no_new_keyring)?;
-        root = shelf.take_down(&mut plan);
-    }
+        shelf.take_down(&mut plan)
+    } else {
+        rootfs::attach(&mut plan, &layers, &attached_at)
+    };
     let sealed_later = mounts::attach_all(&mut plan, &mounts, root)?;
     let devices = devices::make(&mut plan, spec, root, &given_devices, inputs.kernel)?;
     plan.step(Step::Session);
@@ -243,6 +245,11 @@ fn give_streams(plan: &mut Builder, streams: Streams) -> GivenStreams {
         Streams::Terminal => GivenStreams::Terminal,
         Streams::Given(streams) => GivenStreams::Given(streams.map(|fd| plan.give(fd))),
     }
+}
+
+/// Where the root filesystem is on the host, or where it comes to be in its place in the bundle.
+pub fn root_path(spec: &Spec, bundle: &Path, rootfs: &[RootMount]) -> PathBuf {
+    if rootfs.is_empty() { spec.root_path(bundle) } else { bundle.join("rootfs") }
 }
 
 /// The spec's root as it is, with what is mounted below it.

@@ -135,7 +135,11 @@ fn sources_are_opened_before_the_host_is_left() {
     for case in cases() {
         let plan = plan(&case);
         let source = |step: &Step| matches!(step, Step::CloneTree { .. } | Step::LoopMount { .. } | Step::SourceDirectory { .. });
-        let leave = |step: &Step| matches!(step, Step::EnterStub | Step::AttachRoot { .. });
+        let leave = |step: &Step| match step {
+            Step::EnterStub => true,
+            Step::Unshare { flags } => flags & libc::CLONE_NEWNS != 0,
+            _ => false,
+        };
         before_if_any(&case, &plan, source, leave);
         let hooks = has_early_hooks(&spec(&case));
         assert_eq!(at(&plan, |step| matches!(step, Step::EnterStub)).is_empty(), hooks, "{}", case.display());

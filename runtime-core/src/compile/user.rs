@@ -7,7 +7,7 @@
 //!
 //! The pid namespace is made before and so belongs to the host's user namespace: a procfs of it is for the runtime alone to mount.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::path::Path;
 
 use oci_spec::runtime::LinuxNamespaceType;
@@ -15,6 +15,7 @@ use oci_spec::runtime::LinuxNamespaceType;
 use super::idmap::{Maps, Namespaces};
 use super::mounts::new_mount;
 use super::namespaces::{is_of, open_one};
+use super::rootfs::{self, Layer};
 use crate::error::{Context, Error, Result};
 use crate::plan::{Builder, Slot, Step, Target};
 use crate::spec::{Linux, Process, Spec};
@@ -95,17 +96,39 @@ pub fn become_root(plan: &mut Builder) {
     plan.step(Step::Identity { uid: 0, gid: 0, groups: Some(Vec::new()) });
 }
 
-/// Where mounts are attached while the process has the host's rights: in a small filesystem at `/b` of the stub.
+/// Where mounts are attached while the process has the host's rights: in a small filesystem.
 pub struct Shelf {
     /// Its root.
     pub root: Slot,
+    place: Place,
     taken: Vec<(CString, Slot)>,
 }
 
+/// Where that is.
+enum Place {
+    /// At `/b` of the stub, whose `/r` is the container's root.
+    Stub,
+    /// At this path of a copy of the host's mount namespace, where the container's root comes to be in the end: until then it is on the shelf
+    /// as well. A path through directories of the host may be closed to the root of a user namespace, so from there on the shelf is the
+    /// working directory, which unshare(2) takes along into the copy.
+    Host(CString),
+}
+
+/// The root's name on the shelf.
+const ROOT: &CStr = c"r";
+
 impl Shelf {
-    /// Emits its making, and that of a procfs and a sysfs beside it: in their sight a process of the user namespace may mount its own
-    /// (`mount_too_revealing` of the kernel's fs/namespace.c).
-    pub fn new(plan: &mut Builder) -> Self {
+    /// Emits its making, with the root filesystem that goes to `path` of the stub, or of a copy of the host's mount namespace, and a procfs
+    /// and a sysfs: in their sight a process of the user namespace may mount its own (`mount_too_revealing` of the kernel's fs/namespace.c).
+    pub fn new(plan: &mut Builder, layers: &[Layer], path: &CStr, of_host: bool) -> Self {
+        if of_host {
+            return Self::in_copy(plan, layers, path);
+        }
+        rootfs::attach(plan, layers, path);
+        Self::in_stub(plan)
+    }
+
+    fn in_stub(plan: &mut Builder) -> Self {
         for (fstype, path) in [(c"proc", c"/proc"), (c"sysfs", c"/sys")] {
             let mount = plan.slot();
             new_mount(plan, fstype, Vec::new(), 0, mount);
@@ -114,7 +137,36 @@ impl Shelf {
         let root = plan.slot();
         new_mount(plan, c"tmpfs", vec![(c"mode".to_owned(), Some(c"711".to_owned()))], 0, root);
         plan.step(Step::AttachRoot { mount: root, path: c"/b".to_owned(), root });
-        Self { root, taken: Vec::new() }
+        Self { root, place: Place::Stub, taken: Vec::new() }
+    }
+
+    /// The procfs and the sysfs of the host may be covered in part, which would not do.
+    fn in_copy(plan: &mut Builder, layers: &[Layer], path: &CStr) -> Self {
+        let root = plan.slot();
+        new_mount(plan, c"tmpfs", vec![(c"mode".to_owned(), Some(c"711".to_owned()))], 0, root);
+        plan.step(Step::AttachRoot { mount: root, path: path.to_owned(), root });
+        for (fstype, name, rule) in [(c"proc", c"proc", Target::Proc), (c"sysfs", c"sys", Target::PlainDirectory)] {
+            let mount = plan.slot();
+            new_mount(plan, fstype, Vec::new(), 0, mount);
+            plan.step(Step::Attach { mount, root, target: name.to_owned(), rule });
+        }
+        let whole = plan.slot();
+        for layer in layers {
+            if layer.target.is_empty() {
+                plan.step(Step::Attach { mount: layer.mount, root, target: ROOT.to_owned(), rule: Target::PlainDirectory });
+                plan.step(Step::OpenDirectory { root, path: ROOT.to_owned(), directory: whole });
+            } else {
+                plan.step(Step::Attach { mount: layer.mount, root: whole, target: layer.target.clone(), rule: Target::Ordinary });
+            }
+        }
+        Self { root, place: Place::Host(path.to_owned()), taken: Vec::new() }
+    }
+
+    /// All is on it.
+    pub fn close(&self, plan: &mut Builder) {
+        if let Place::Host(path) = &self.place {
+            plan.step(Step::SourceDirectory { path: path.clone() });
+        }
     }
 
     /// Attaches a mount there.
@@ -135,10 +187,14 @@ impl Shelf {
     /// In the copy of the namespace: a clone of the root, and clones of all that is on the shelf, in the slots of the originals.
     pub fn take_down(self, plan: &mut Builder) -> Slot {
         let (mount, root) = (plan.slot(), plan.slot());
-        plan.step(Step::CloneTree { source: c"/r".to_owned(), recursive: true, follow: true, mount });
-        plan.step(Step::AttachRoot { mount, path: c"/r".to_owned(), root });
+        let (here, source, target): (&[u8], _, _) = match self.place {
+            Place::Stub => (b"/b/", c"/r", c"/r"),
+            Place::Host(_) => (b"", ROOT, c"."),
+        };
+        plan.step(Step::CloneTree { source: source.to_owned(), recursive: true, follow: true, mount });
+        plan.step(Step::AttachRoot { mount, path: target.to_owned(), root });
         for (name, mount) in self.taken {
-            let source = [b"/b/", name.as_bytes()].concat();
+            let source = [here, name.as_bytes()].concat();
             plan.step(Step::CloneTree { source: CString::new(source).unwrap_or_default(), recursive: true, follow: true, mount });
         }
         root

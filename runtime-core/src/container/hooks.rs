@@ -7,6 +7,7 @@ use std::time::Duration;
 use oci_spec::runtime::{ContainerProcessStateBuilder, ContainerState, Hook, Hooks, SECCOMP_FD_NAME, State, StateBuilder};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::process::Exited;
 
 /// When a hook runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,23 @@ pub fn state(point: Point, id: &str, pid: i32, bundle: &Path, version: &str, ann
     let pid = Some(pid).filter(|_| point != Point::Poststop);
     let state = described(point.status(), id, pid, bundle, version, annotations)?;
     serde_json::to_vec(&state).map_err(|error| Error::new(ErrorKind::Internal, format!("state for hooks: {error}")))
+}
+
+/// Which hook it is that an error is about, as runc says it.
+pub fn which(point: Point, index: usize, hook: &Hook) -> String {
+    format!("error running {} hook #{index}: {:?}", point.name(), hook.path())
+}
+
+/// What the end of a hook comes to, which has complained of something meanwhile.
+///
+/// # Errors
+/// It did not end with the status 0.
+pub fn outcome(exited: Exited, complaints: &str) -> Result<()> {
+    match (exited.status, complaints.trim()) {
+        (0, _) => Ok(()),
+        (_, "") => Err(Error::new(ErrorKind::Internal, exited.to_string())),
+        (_, said) => Err(Error::new(ErrorKind::Internal, format!("{exited}: {said}"))),
+    }
 }
 
 /// How long a hook may take; `None` has no end.

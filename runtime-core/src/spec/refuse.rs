@@ -10,7 +10,6 @@ use super::labels::mount_label;
 use super::rdt::IntelRdt;
 use super::tuning::{CpuAffinity, IoPriority, MemoryPolicy, Personality, time_offsets};
 use super::{Process, Spec};
-use crate::compile::has_early_hooks;
 use crate::error::{Error, ErrorKind, Result};
 
 /// No process may be this user: in the kernel's interfaces it means "no change".
@@ -154,9 +153,6 @@ fn user_namespace(spec: &Spec) -> Result<()> {
     }
     if linux.namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Mount && given(namespace)) {
         return Err(unimplemented("linux.namespaces: mount", "a given mount namespace with a user namespace"));
-    }
-    if has_early_hooks(spec) {
-        return Err(unimplemented("hooks", "hooks before the pivot of a container in a user namespace"));
     }
     Ok(())
 }

@@ -208,6 +208,17 @@ pub struct Exited {
     pub pid: libc::pid_t,
     /// 0 to 255.
     pub status: u32,
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
+}
+
+impl std::fmt::Display for Exited {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.signal {
+            Some(signal) => write!(f, "killed by signal {signal}"),
+            None => write!(f, "exit status {}", self.status),
+        }
+    }
 }
 
 fn exited(info: &libc::siginfo_t) -> Option<Exited> {
@@ -216,8 +227,10 @@ fn exited(info: &libc::siginfo_t) -> Option<Exited> {
     if pid == 0 {
         return None;
     }
-    let status = if info.si_code == libc::CLD_EXITED { status as u32 & 0xff } else { 128 + status as u32 };
-    Some(Exited { pid, status })
+    Some(match info.si_code {
+        libc::CLD_EXITED => Exited { pid, status: status as u32 & 0xff, signal: None },
+        _ => Exited { pid, status: 128 + status as u32, signal: Some(status) },
+    })
 }
 
 /// Reaps the child behind `pidfd` if it has ended (waitid(2), `P_PIDFD`).

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use oci_spec::runtime::HookBuilder;
-use runtime_core::compile::{self, Helper, Joined, StartContainerHook};
+use runtime_core::compile::{self, Environment, Helper, Inside, Joined, StartContainerHook, root_path};
 use runtime_core::container::hooks::{Point, state};
 use runtime_core::plan::report::{self, Message};
 use runtime_core::seccomp;
@@ -13,12 +13,14 @@ use serde_json::{Value, json};
 
 use super::bed::{Bed, Bundle, Running, Test, cgroup_view, null, pipe};
 use super::process::{default_profile, status};
+use super::users;
 
 pub const TESTS: &[Test] = &[
     ("a helper has what it is given and nothing else", helper),
     ("a helper that cannot run says why", missing_helper),
     ("a container waits for its hooks with the root in view", pause),
     ("a createContainer hook runs inside, before the pivot", create_container),
+    ("hooks of a container in a user namespace", user_namespace),
     ("a startContainer hook runs as the program would", start_container),
     ("a startContainer hook cannot be of the host's", start_container_missing),
 ];
@@ -26,7 +28,7 @@ pub const TESTS: &[Test] = &[
 struct Given<'a> {
     arguments: &'a [&'a str],
     descriptors: Vec<i32>,
-    inside: Option<&'a Running>,
+    inside: Option<(&'a Running, &'a Bundle)>,
     input: Vec<u8>,
 }
 
@@ -37,13 +39,21 @@ fn run_helper(bed: &Bed, given: Given<'_>) -> Running {
     let mut descriptors = vec![(input, 0), (write.try_clone().unwrap(), 1), (write.try_clone().unwrap(), 2)];
     descriptors.extend(given.descriptors.iter().map(|number| (write.try_clone().unwrap(), *number)));
     let (parent, child) = report::pair().unwrap();
-    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET;
+    let container = given.inside.map(|(init, bundle)| {
+        let spec = bundle.parse();
+        (init, Joined::of(&spec.linux).unwrap(), root_path(&spec, bundle.directory.path(), &bundle.rootfs))
+    });
     let compiled = compile::helper(Helper {
         path: Path::new("/bin/busybox"),
         arguments: &given.arguments.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>(),
-        environment: &["ONLY=this".into()],
+        environment: Environment::Given(&["ONLY=this".into()]),
         descriptors,
-        inside: given.inside.map(|init| (init.launched.pidfd.try_clone().unwrap(), namespaces)),
+        inside: container.as_ref().map(|(init, namespaces, root)| Inside {
+            init: init.launched.pidfd.try_clone().unwrap(),
+            namespaces,
+            cgroup: cgroup_view(None),
+            root,
+        }),
         directory: Path::new("/"),
         report: child,
     })
@@ -73,7 +83,7 @@ fn missing_helper(bed: &Bed) {
     let compiled = compile::helper(Helper {
         path: Path::new("/nosuch/hook"),
         arguments: &["hook".into()],
-        environment: &[],
+        environment: Environment::Given(&[]),
         descriptors: Vec::new(),
         inside: None,
         directory: Path::new("/"),
@@ -122,13 +132,10 @@ fn create_container(bed: &Bed) {
     let bundle = with_hook(Bundle::new("cat /made /mnt/x; hostname"), "createContainer");
     std::fs::create_dir(bundle.root().join("mnt")).unwrap();
     let running = paused(bed, &bundle);
-    let root = bundle.root().display().to_string();
-    let script = format!(
-        "cat > {root}/made; busybox mount -t tmpfs hook {root}/mnt && echo mounted > {root}/mnt/x; busybox ifconfig lo | busybox grep -c UP"
-    );
+    let script = "cat > made; busybox mount -t tmpfs hook ./mnt && echo mounted > ./mnt/x; busybox ifconfig lo | busybox grep -c UP";
     let none = std::collections::HashMap::new();
     let json = state(Point::CreateContainer, "t", running.launched.pid, bundle.directory.path(), "1.2.0", &none).unwrap();
-    let given = Given { arguments: &["sh", "-c", &script], descriptors: Vec::new(), inside: Some(&running), input: json };
+    let given = Given { arguments: &["sh", "-c", script], descriptors: Vec::new(), inside: Some((&running, &bundle)), input: json };
     let (status, output) = run_helper(bed, given).end();
     assert_eq!((status, output.trim()), (0, "1"), "{output}");
     let pid = running.launched.pid;
@@ -137,6 +144,31 @@ fn create_container(bed: &Bed) {
     let told: Value = serde_json::from_str(told).unwrap();
     assert_eq!((told["status"].as_str(), told["pid"].as_i64()), (Some("creating"), Some(i64::from(pid))));
     assert_eq!(rest, "inside\n");
+}
+
+/// The bundle's directory is closed to everybody but the host's root.
+fn user_namespace(bed: &Bed) {
+    let bundle =
+        with_hook(users::bundle("cat /from-hook /open/made; grep -c . /proc/self/mountinfo; stat -c %u /open/made"), "createContainer");
+    let running = paused(bed, &bundle);
+    let pid = running.launched.pid;
+    let inside = format!("/proc/{pid}/root{}", bundle.root().display());
+    assert!(Path::new(&inside).join("proc/uptime").exists(), "the mounts are not in view");
+    std::fs::write(Path::new(&inside).join("from-hook"), "hook\n").unwrap();
+    let script = "busybox mkdir mnt && busybox mount -t tmpfs hook mnt && echo mounted > mnt/x; busybox cat mnt/x; busybox pwd > open/made; \
+                  cat /proc/self/uid_map; for n in user mnt net uts ipc; do busybox readlink /proc/self/ns/$n; done";
+    let given = Given { arguments: &["sh", "-c", script], descriptors: Vec::new(), inside: Some((&running, &bundle)), input: Vec::new() };
+    let (status, output) = run_helper(bed, given).end();
+    let own = |name| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap().display().to_string();
+    let words: Vec<&str> = output.split_whitespace().collect();
+    assert_eq!((status, &words[..4]), (0, &["mounted", "0", "1000000", "65536"][..]), "{output}");
+    assert_eq!(words[4..], ["user", "mnt", "net", "uts", "ipc"].map(own), "{output}");
+    let output = proceed(running);
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!((lines[0], lines[1], lines[3]), ("hook", &*bundle.root().display().to_string(), "0"), "{output}");
+    // But for what the hook has mounted, it has what it has without hooks.
+    let without = users::bundle("grep -c . /proc/self/mountinfo").output(bed);
+    assert_eq!(lines[2].parse::<usize>().unwrap(), without.trim().parse::<usize>().unwrap() + 1, "{output}");
 }
 
 fn start_hook(bed: &Bed, bundle: &Bundle, init: &Running, hook: Value) -> Running {

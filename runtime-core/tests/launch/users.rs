@@ -23,7 +23,7 @@ fn map(first: u32) -> Value {
 }
 
 /// With the root's files owned by the mapped root.
-fn bundle(script: &str) -> Bundle {
+pub fn bundle(script: &str) -> Bundle {
     let bundle = Bundle::new(script).with("/linux/uidMappings", map(FIRST)).with("/linux/gidMappings", map(FIRST));
     let bundle = in_namespace(bundle, json!({"type": "user"}));
     // Its programs are links to the host's and stay whose they are.

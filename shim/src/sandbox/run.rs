@@ -127,7 +127,7 @@ fn holder(cgroup: &Cgroup) -> Result<pod::Holder> {
 fn watch(node: &Arc<Node>, pod: &Arc<Pod>, child: Child, making: scope::Making) {
     let (node, pod) = (Arc::clone(node), Arc::clone(pod));
     tokio::spawn(async move {
-        let status = node.wait(child.pid, &child.pidfd).await;
+        let status = node.wait(child.pid, &child.pidfd).await.status;
         release(&node, &pod, making).await;
         pod.ended(status);
     });

@@ -286,6 +286,6 @@ impl Container {
 
 async fn end_of(node: &Node, process: &Process) -> Option<Exit> {
     let pidfd = process.pidfd()?;
-    let status = node.wait(process.pid(), &pidfd).await;
+    let status = node.wait(process.pid(), &pidfd).await.status;
     Some(Exit { status, at: SystemTime::now() })
 }

@@ -23,7 +23,7 @@ use runtime_core::systemd::{Property, annotated_properties};
 use tokio::sync::watch;
 
 use super::container::{Account, Container};
-use super::hooks::{Hooks, given_up, nobody_wants_it};
+use super::hooks::{self, Hooks, given_up, nobody_wants_it};
 use super::listener::Listener;
 use super::network::{self, Network, Wanted};
 use super::node::{Child, Node, Progress};
@@ -249,6 +249,7 @@ impl Making<'_> {
         let cgroup = CgroupView::of(cgroup, self.groups)?;
         let rootfs: Vec<RootMount> = self.request.rootfs.iter().map(root_mount).collect();
         let by_helper = self.mount_by_helper(undo, &rootfs, &mut record).await?;
+        let root = compile::root_path(self.spec, self.bundle, &rootfs);
         let (report, child_report) = report::pair().context(|| "socketpair")?;
         let compiled = compile::container(compile::Container {
             id: &self.request.id,
@@ -276,7 +277,7 @@ impl Making<'_> {
         record.init = ProcessId::of(child.pid);
         record.write(self.bundle)?;
         failpoint::inside(Rpc::Create).await?;
-        self.accompany(&child, &io, undo.making.cgroup.as_ref(), undo.network.as_deref()).await?;
+        self.accompany(&child, &io, undo.making.cgroup.as_ref(), undo.network.as_deref(), &root).await?;
         // If it has ended meanwhile, its number may have been another one's when the namespace was joined by it.
         if joins.is_some_and(|joined| !joined.is_alive()) {
             return Err(Error::new(ErrorKind::FailedPrecondition, "the container whose network namespace it is to have has ended"));
@@ -300,8 +301,17 @@ impl Making<'_> {
         Ok(mounts)
     }
 
-    /// Until the child waits for its start.
-    async fn accompany(&self, child: &Child, io: &Io, cgroup: Option<&Cgroup>, network: Option<&Network>) -> Result<()> {
+    async fn run_hooks(&self, child: &Child, cgroup: &Cgroup, root: &Path) -> Result<()> {
+        let hooks = Hooks::of(self.spec, &self.request.id, self.bundle).until(self.given_up.clone());
+        hooks.run(self.node, Point::Prestart, child.pid, None).await?;
+        hooks.run(self.node, Point::CreateRuntime, child.pid, None).await?;
+        let namespaces = &Joined::of(&self.spec.linux)?;
+        let making = hooks::Making { init: &child.pidfd, namespaces, cgroup, groups: self.groups, root };
+        hooks.run(self.node, Point::CreateContainer, child.pid, Some(&making)).await
+    }
+
+    /// Until the child waits for its start. Its root is at `root`.
+    async fn accompany(&self, child: &Child, io: &Io, cgroup: Option<&Cgroup>, network: Option<&Network>, root: &Path) -> Result<()> {
         loop {
             let progress = tokio::select! {
                 () = given_up(&self.given_up) => return Err(nobody_wants_it()),
@@ -319,11 +329,7 @@ impl Making<'_> {
                         network.connect(child.pid).await?;
                     }
                     move_devices(self.spec, child.pid).await?;
-                    let hooks = Hooks::of(self.spec, &self.request.id, self.bundle).until(self.given_up.clone());
-                    let flags = Joined::of(&self.spec.linux)?.flags();
-                    hooks.run(self.node, Point::Prestart, child.pid, None).await?;
-                    hooks.run(self.node, Point::CreateRuntime, child.pid, None).await?;
-                    hooks.run(self.node, Point::CreateContainer, child.pid, Some((&child.pidfd, flags))).await?;
+                    self.run_hooks(child, cgroup.ok_or_else(lost)?, root).await?;
                     child.go()?;
                 }
                 Progress::Executed | Progress::Handed(_) => return Err(killed(cgroup)),

@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oci_spec::runtime::{ContainerState, Hook};
-use runtime_core::compile::{self, CgroupView, Compiled, StartContainerHook};
-use runtime_core::container::hooks::{Point, state, timeout};
+use runtime_core::cgroup::Cgroup;
+use runtime_core::compile::{self, CgroupView, Compiled, Inside, Joined, StartContainerHook};
+use runtime_core::container::hooks::{Point, outcome, state, timeout, which};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
+use runtime_core::rdt::Groups;
 use runtime_core::spec::{Process, Spec, crun};
 use runtime_core::sys::process::send_signal;
 use rustix::io::Errno;
@@ -28,6 +30,27 @@ const STDERR_MAX: usize = 1024;
 
 /// How long after a hook's end its complaints may still arrive.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// A container that is being made, for hooks that run in it.
+pub struct Making<'a> {
+    /// Its first process.
+    pub init: &'a OwnedFd,
+    /// Its namespaces.
+    pub namespaces: &'a Joined,
+    /// Its cgroup.
+    pub cgroup: &'a Cgroup,
+    /// Its groups of resctrl.
+    pub groups: &'a Groups,
+    /// Where its root is.
+    pub root: &'a Path,
+}
+
+impl Making<'_> {
+    fn inside(&self) -> Result<Inside<'_>> {
+        let init = self.init.try_clone().context(|| "dup")?;
+        Ok(Inside { init, namespaces: self.namespaces, cgroup: CgroupView::of(self.cgroup, self.groups)?, root: self.root })
+    }
+}
 
 /// The hooks of a container, and what they are told.
 pub struct Hooks {
@@ -70,20 +93,20 @@ impl Hooks {
         !point.of(self.hooks.as_ref()).is_empty()
     }
 
-    /// Runs the hooks of a point in order, in the namespaces of `inside` if given.
+    /// Runs the hooks of a point in order, in the container if that is given.
     ///
     /// # Errors
     /// The first one that fails or takes too long, with what it said.
-    pub async fn run(&self, node: &Arc<Node>, point: Point, pid: i32, inside: Option<(&OwnedFd, i32)>) -> Result<()> {
-        for hook in point.of(self.hooks.as_ref()) {
+    pub async fn run(&self, node: &Arc<Node>, point: Point, pid: i32, inside: Option<&Making<'_>>) -> Result<()> {
+        for (index, hook) in point.of(self.hooks.as_ref()).iter().enumerate() {
             let state = state(point, &self.id, pid, &self.bundle, &self.version, &self.annotations)?;
-            self.run_one(node, hook, state, inside).await.context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
+            self.run_one(node, hook, state, inside).await.context(|| which(point, index, hook))?;
         }
         Ok(())
     }
 
-    async fn run_one(&self, node: &Arc<Node>, hook: &Hook, state: Vec<u8>, inside: Option<(&OwnedFd, i32)>) -> Result<()> {
-        let inside = inside.map(|(fd, flags)| Ok::<_, Error>((fd.try_clone().context(|| "dup")?, flags))).transpose()?;
+    async fn run_one(&self, node: &Arc<Node>, hook: &Hook, state: Vec<u8>, inside: Option<&Making<'_>>) -> Result<()> {
+        let inside = inside.map(Making::inside).transpose()?;
         let compile = |streams, report| compile::hook(hook, &self.bundle, streams, inside, report);
         self.live(node, hook, state, None, compile).await
     }
@@ -95,7 +118,7 @@ impl Hooks {
     pub async fn run_in_container(&self, node: &Arc<Node>, container: &Container, init: &Arc<OwnedFd>, pid: i32) -> Result<()> {
         let point = Point::StartContainer;
         let Some(process) = &self.process else { return Ok(()) };
-        for hook in point.of(self.hooks.as_ref()) {
+        for (index, hook) in point.of(self.hooks.as_ref()).iter().enumerate() {
             let state = state(point, &self.id, pid, &self.bundle, &self.version, &self.annotations)?;
             let init = init.try_clone().context(|| "dup")?;
             let cgroup = CgroupView::of(&container.cgroup, &container.groups)?;
@@ -114,7 +137,7 @@ impl Hooks {
                 })
             };
             let listener = container.listener.as_ref().map(|listener| (listener, pid));
-            self.live(node, hook, state, listener, compile).await.context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
+            self.live(node, hook, state, listener, compile).await.context(|| which(point, index, hook))?;
         }
         Ok(())
     }
@@ -146,15 +169,15 @@ impl Hooks {
             let talk = async { tokio::join!(gather(stderr_end, &said), feed(state_end, state)) };
             let ended = node.wait(child.pid, &child.pidfd);
             tokio::pin!(talk, ended);
-            let status = tokio::select! {
+            let exited = tokio::select! {
                 _ = &mut talk => ended.await,
-                status = &mut ended => {
+                exited = &mut ended => {
                     // What a hook leaves in the background may hold its standard error for ever.
                     let _ = tokio::time::timeout(LAST_WORDS, talk).await;
-                    status
+                    exited
                 }
             };
-            Ok((status, String::from_utf8_lossy(&lock(&said)).into_owned()))
+            Ok((exited, String::from_utf8_lossy(&lock(&said)).into_owned()))
         };
         let given_up = async {
             match &self.given_up {
@@ -171,8 +194,7 @@ impl Hooks {
             return Err(Error::new(ErrorKind::Internal, "killed, since nobody waits for it any more"));
         };
         match ended {
-            Ok(Ok((0, _))) => Ok(()),
-            Ok(Ok((status, said))) => Err(Error::new(ErrorKind::Internal, format!("exit status {status}: {}", said.trim()))),
+            Ok(Ok((exited, said))) => outcome(exited, &said),
             Ok(Err(error)) => Err(error),
             Err(_) => {
                 node.kill(child.pid, &child.pidfd).await;

@@ -205,17 +205,14 @@ impl Node {
     }
 
     /// Waits for a child's end and reaps it.
-    pub async fn wait(&self, pid: i32, pidfd: &OwnedFd) -> u32 {
-        let status = match wait_for(pidfd).await {
-            Ok(exited) => exited.status,
-            Err(error) => {
-                log::error!("wait for process {pid}: {error}");
-                UNKNOWN
-            }
-        };
+    pub async fn wait(&self, pid: i32, pidfd: &OwnedFd) -> Exited {
+        let exited = wait_for(pidfd).await.unwrap_or_else(|error| {
+            log::error!("wait for process {pid}: {error}");
+            Exited { pid, status: UNKNOWN, signal: None }
+        });
         lock(&self.children).known.remove(&pid);
         self.reap_unknown();
-        status
+        exited
     }
 
     /// Ends a child that nobody wants and reaps it.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use runtime_core::compile::{self, Helper};
+use runtime_core::compile::{self, Environment, Helper};
 use runtime_core::error::{Context as _, Result};
 use runtime_core::plan::report;
 use runtime_core::sys::process::send_signal;
@@ -42,7 +42,7 @@ impl Spawner for Loggers {
         let compiled = compile::helper(Helper {
             path: &command.path,
             arguments: &arguments,
-            environment: &environment,
+            environment: Environment::Given(&environment),
             descriptors,
             inside: None,
             directory: Path::new("/"),

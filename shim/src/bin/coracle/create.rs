@@ -219,9 +219,9 @@ impl Making<'_> {
                 Progress::Listener(descriptor) => hooks.give_listener(child, descriptor, ContainerState::Creating, child.pid)?,
                 Progress::Hooks => {
                     net::move_into(&self.spec.linux.devices_to_move()?, child.pid)?;
-                    hooks.run(Point::Prestart, Some(child), false)?;
-                    hooks.run(Point::CreateRuntime, Some(child), false)?;
-                    hooks.run(Point::CreateContainer, Some(child), true)?;
+                    hooks.run(Point::Prestart, Some(child))?;
+                    hooks.run(Point::CreateRuntime, Some(child))?;
+                    hooks.run_before_pivot(child, cgroup, self.groups)?;
                     child.go()?;
                 }
                 Progress::Executed => return Err(killed(Some(cgroup))),
@@ -317,7 +317,7 @@ pub fn start(runtime: &Runtime<'_>, entry: &Entry, state: &mut State) -> Result<
     state.stage = Stage::Started;
     entry.write(state)?;
     let hooks = Hooks { runtime, spec: &spec, state, filter: filter.as_ref() };
-    if let Err(error) = hooks.run(Point::Poststart, Some(&child), false) {
+    if let Err(error) = hooks.run(Point::Poststart, Some(&child)) {
         let _ = state.cgroup(&runtime.host)?.kill();
         return Err(error);
     }

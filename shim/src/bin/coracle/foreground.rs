@@ -50,7 +50,7 @@ pub fn attend(signals: SigSet, child: &Child, master: Option<OwnedFd>) -> Result
     let terminal = master.as_ref().map(|_| Terminal::raw()).transpose()?;
     let copying = master.as_ref().map(copy).transpose()?;
     pass_on(signals, child, master)?;
-    let status = child.wait()?;
+    let status = child.wait()?.status;
     if let Some(done) = copying {
         // Its last words; a process that it has left behind may hold the terminal for ever.
         let _ = retry_on_intr(|| poll(&mut [PollFd::new(&done, PollFlags::IN)], Some(&timespec(DRAIN))));

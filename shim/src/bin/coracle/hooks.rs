@@ -7,8 +7,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{ContainerState, Hook};
-use runtime_core::compile::{self, CgroupView, Compiled, Joined, StartContainerHook};
-use runtime_core::container::hooks::{Point, described, process_state, state, timeout};
+use runtime_core::cgroup::Cgroup;
+use runtime_core::compile::{self, CgroupView, Compiled, Inside, Joined, StartContainerHook};
+use runtime_core::container::hooks::{Point, described, outcome, process_state, state, timeout, which};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report::{self, send_with};
 use runtime_core::rdt::Groups;
@@ -41,19 +42,37 @@ pub struct Hooks<'a> {
 }
 
 impl Hooks<'_> {
-    /// Runs those of a point in order, in the namespaces of the first process if `inside`.
+    /// Runs those of a point in order.
     ///
     /// # Errors
     /// The first one that fails or takes too long, with what it said.
-    pub fn run(&self, point: Point, init: Option<&Child>, inside: bool) -> Result<()> {
-        for hook in point.of(self.spec.hooks.as_ref()) {
+    pub fn run(&self, point: Point, init: Option<&Child>) -> Result<()> {
+        self.run_all(point, init, None)
+    }
+
+    /// Runs those that run in a container which is being made, in that.
+    ///
+    /// # Errors
+    /// As [`Hooks::run`].
+    pub fn run_before_pivot(&self, init: &Child, cgroup: &Cgroup, groups: &Groups) -> Result<()> {
+        self.run_all(Point::CreateContainer, Some(init), Some((cgroup, groups)))
+    }
+
+    fn run_all(&self, point: Point, init: Option<&Child>, inside: Option<(&Cgroup, &Groups)>) -> Result<()> {
+        let namespaces = Joined::of(&self.spec.linux)?;
+        for (index, hook) in point.of(self.spec.hooks.as_ref()).iter().enumerate() {
             let told = self.told(point, init)?;
-            let inside = match init.filter(|_| inside) {
-                Some(init) => Some((init.pidfd.try_clone().context(|| "dup")?, Joined::of(&self.spec.linux)?.flags())),
+            let inside = match init.zip(inside) {
+                Some((init, (cgroup, groups))) => Some(Inside {
+                    init: init.pidfd.try_clone().context(|| "dup")?,
+                    namespaces: &namespaces,
+                    cgroup: CgroupView::of(cgroup, groups)?,
+                    root: &self.state.rootfs,
+                }),
                 None => None,
             };
             let compile = |streams, report| compile::hook(hook, &self.state.bundle, streams, inside, report);
-            self.live(hook, &told, None, compile).context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
+            self.live(hook, &told, None, compile).context(|| which(point, index, hook))?;
         }
         Ok(())
     }
@@ -67,7 +86,7 @@ impl Hooks<'_> {
         let hooks = point.of(self.spec.hooks.as_ref());
         let Some(process) = self.spec.process.as_ref().filter(|_| !hooks.is_empty()) else { return Ok(()) };
         let (namespaces, cgroup) = (Joined::of(&self.spec.linux)?, self.state.cgroup(&self.runtime.host)?);
-        for hook in hooks {
+        for (index, hook) in hooks.iter().enumerate() {
             let told = self.told(point, Some(init))?;
             let (init_fd, cgroup) = (init.pidfd.try_clone().context(|| "dup")?, CgroupView::of(&cgroup, &Groups::default())?);
             let compile = |streams, report| {
@@ -84,7 +103,7 @@ impl Hooks<'_> {
                     no_new_keyring: self.state.no_new_keyring,
                 })
             };
-            self.live(hook, &told, Some(init.pid), compile).context(|| format!("hook {} {:?}", point.name(), hook.path()))?;
+            self.live(hook, &told, Some(init.pid), compile).context(|| which(point, index, hook))?;
         }
         Ok(())
     }
@@ -120,10 +139,7 @@ impl Hooks<'_> {
             let seconds = hook.timeout().unwrap_or_default();
             return Err(Error::new(ErrorKind::Internal, format!("killed after its timeout of {seconds} s")));
         }
-        match child.wait()? {
-            0 => Ok(()),
-            status => Err(Error::new(ErrorKind::Internal, format!("exit status {status}: {}", complaints(said)))),
-        }
+        outcome(child.wait()?, &complaints(said))
     }
 
     /// Until a process runs its program; its filter may have a listener, whose container is in this state.
@@ -180,7 +196,7 @@ fn complaints(said: OwnedFd) -> String {
     // What cannot be read is not said.
     let _ = rustix::fs::seek(&said, SeekFrom::Start(0));
     let _ = std::fs::File::from(said).take(STDERR_MAX as u64).read_to_end(&mut text);
-    String::from_utf8_lossy(&text).trim().to_owned()
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// Whether it ends before the deadline.

@@ -13,7 +13,7 @@ use runtime_core::container::record::ProcessId;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::Launch;
 use runtime_core::plan::launcher::{Launched, Launcher, Request};
-use runtime_core::sys::process;
+use runtime_core::sys::process::{self, Exited};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdGetfdFlags, WaitOptions, pidfd_getfd, waitpid};
@@ -144,13 +144,13 @@ impl Child {
         let _ = self.wait();
     }
 
-    /// Waits for its end and reaps it: its status as a shell would say it.
+    /// Waits for its end and reaps it.
     ///
     /// # Errors
     /// It is not our child.
-    pub fn wait(&self) -> Result<u32> {
+    pub fn wait(&self) -> Result<Exited> {
         let exited = retry_on_intr(|| process::wait(self.pidfd.as_fd())).context(|| format!("wait for process {}", self.pid))?;
-        exited.map(|exited| exited.status).ok_or_else(unexpected)
+        exited.ok_or_else(unexpected)
     }
 }
 

@@ -96,7 +96,7 @@ pub fn delete(runtime: &Runtime<'_>, id: &str, force: bool) -> Result<()> {
 pub fn destroy(runtime: &Runtime<'_>, entry: &Entry, state: &State) -> Result<()> {
     cgroups::destroy(&runtime.host, &state.record)?;
     if let Ok(spec) = entry.spec(state.crun_annotations)
-        && let Err(error) = (Hooks { runtime, spec: &spec, state, filter: None }).run(Point::Poststop, None, false)
+        && let Err(error) = (Hooks { runtime, spec: &spec, state, filter: None }).run(Point::Poststop, None)
     {
         runtime.log.warn(&format!("{error}, ignoring"));
     }
