@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use runtime_core::cgroup::{CgroupPath, Host};
+use runtime_core::cgroup::{Cgroup, CgroupPath, Host};
 use runtime_core::container::record::{ProcessId, Record};
 use runtime_core::error::{Context as _, Error, Result};
 use runtime_core::net;
@@ -30,19 +30,24 @@ pub struct Exit {
 }
 
 /// Kills and removes what `bundle` tells of, and what its dead daemon left of other containers of its group; tells how the container ended.
-/// A bundle without a trace is an end, too: it may be called for a container that was never created, or twice.
+/// A bundle without a trace is an end, too: it may be called for a container that was never created, or twice. When the container is gone but
+/// for its root filesystem, `last` is called.
 ///
 /// # Errors
 /// A process that does not die in time, or a record that cannot be read.
-pub fn cleanup(bundle: &Path) -> Result<Exit> {
+pub fn cleanup(bundle: &Path, last: impl FnOnce(&Record)) -> Result<Exit> {
     let Some(record) = Record::read(bundle)? else {
         return Ok(Exit { pid: init_pid(bundle)?, status: KILLED, at: SystemTime::now() });
     };
     let host = Host::detect()?;
-    let cleaned = clean(&host, &record);
-    for other in members(&record).into_iter().chain(orphaned(bundle, &record)) {
+    let cleaned = clean(&host, &record, Root::Hidden, || last(&record));
+    for other in &members(&record) {
         // Its own `delete` reports what fails here; containerd does not ask for it in every mode.
-        let _ = clean(&host, &other);
+        let _ = clean(&host, other, Root::Hidden, || {});
+    }
+    for other in &orphaned(bundle, &record) {
+        // Its own `delete` has hooks to run.
+        let _ = clean(&host, other, Root::Left, || {});
     }
     cleaned?;
     Record::remove(bundle)?;
@@ -53,7 +58,14 @@ pub fn cleanup(bundle: &Path) -> Result<Exit> {
     Ok(Exit { pid, status, at })
 }
 
-fn clean(host: &Host, record: &Record) -> Result<()> {
+/// What becomes of a root filesystem that the host sees.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Root {
+    Hidden,
+    Left,
+}
+
+fn clean(host: &Host, record: &Record, root: Root, last: impl FnOnce()) -> Result<()> {
     let what = || format!("container {:?}", record.id);
     let Some(cgroup) = record.open_cgroup(host).context(what)? else { return Ok(()) };
     let servers = |grace| record.servers.iter().try_for_each(|server| server.end(grace)).context(what);
@@ -62,13 +74,22 @@ fn clean(host: &Host, record: &Record) -> Result<()> {
         Err(_) if !record.servers.is_empty() => servers(Duration::ZERO).and_then(|()| cgroup.kill_and_wait(REMOVAL).context(what))?,
         result => result.context(what)?,
     }
+    let removed = remove(record, &cgroup).context(what);
+    if removed.is_ok() {
+        last();
+    }
+    let hidden = if root == Root::Hidden { record.hide_root().context(what) } else { Ok(()) };
     servers(SERVERS)?;
-    cgroup.remove(REMOVAL).context(what)?;
+    removed.and(hidden)
+}
+
+fn remove(record: &Record, cgroup: &Cgroup) -> Result<()> {
+    cgroup.remove(REMOVAL)?;
     systemd::stop(record.cgroup.as_ref().and_then(CgroupPath::scope), REMOVAL);
     if let Some(place) = &record.network {
-        net::release(place).context(what)?;
+        net::release(place)?;
     }
-    rdt::remove(&record.resctrl).context(what)
+    rdt::remove(&record.resctrl)
 }
 
 /// Cleans up after the pods beside that of `bundle` whose daemons died together with their launchers: containerd calls no `delete` for them.
@@ -77,7 +98,7 @@ pub fn reconcile(bundle: &Path) {
     let Ok(host) = Host::detect() else { return };
     for record in records(siblings).filter(|record| record.daemon.is_some_and(|daemon| !daemon.is_alive())) {
         for left in members(&record).iter().chain([&record]) {
-            if let Err(error) = clean(&host, left) {
+            if let Err(error) = clean(&host, left, Root::Hidden, || {}) {
                 log::warn!("{}: left by a dead daemon: {error}", left.id);
             }
         }
@@ -119,13 +140,13 @@ mod tests {
     #[test]
     fn a_container_that_never_ran_ended_too() {
         let tmp = tempfile::tempdir().unwrap();
-        let exit = cleanup(tmp.path()).unwrap();
+        let exit = cleanup(tmp.path(), |_| {}).unwrap();
         assert_eq!((exit.pid, exit.status), (0, 137));
-        assert_eq!(cleanup(&tmp.path().join("gone")).unwrap().pid, 0);
+        assert_eq!(cleanup(&tmp.path().join("gone"), |_| {}).unwrap().pid, 0);
         std::fs::write(tmp.path().join("init.pid"), "42").unwrap();
-        assert_eq!(cleanup(tmp.path()).unwrap().pid, 42);
+        assert_eq!(cleanup(tmp.path(), |_| {}).unwrap().pid, 42);
         std::fs::write(tmp.path().join("init.pid"), "x").unwrap();
-        assert!(cleanup(tmp.path()).is_err());
+        assert!(cleanup(tmp.path(), |_| {}).is_err());
     }
 
     #[test]
@@ -133,7 +154,7 @@ mod tests {
         let bundle = tempfile::tempdir().unwrap();
         let record = Record { init: Some(ProcessId { pid: 7, started: 9 }), exited: Some((3, 5)), ..Record::new("a", None) };
         record.write(bundle.path()).unwrap();
-        let exit = cleanup(bundle.path()).unwrap();
+        let exit = cleanup(bundle.path(), |_| {}).unwrap();
         assert_eq!((exit.pid, exit.status, exit.at), (7, 3, SystemTime::UNIX_EPOCH + Duration::from_nanos(5)));
     }
 }

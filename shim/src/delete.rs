@@ -7,7 +7,6 @@ use std::time::Duration;
 use containerd_shim::Flags;
 use proto::api::DeleteResponse;
 use proto::protobuf::{Message, MessageField};
-use runtime_core::container::record::Record;
 use runtime_core::error::{Context, Error, ErrorKind, Result};
 
 use crate::bootstrap::check_identifier;
@@ -29,12 +28,14 @@ pub fn delete(flags: &Flags) -> Result<()> {
     check_identifier("-id", &flags.id)?;
     check_identifier("-namespace", &flags.namespace)?;
     let bundle = bundle::dir(&flags.bundle)?;
-    let ran = Record::read(&bundle)?.is_some_and(|record| record.init.is_some());
-    let exit = cleanup(&bundle)?;
-    if ran && let Err(error) = poststop::run(flags, &bundle, POSTSTOP) {
-        // What containerd finds on standard error becomes a warning of its own log.
-        eprintln!("containerd-shim-coracle-v2: delete: {error}, ignoring");
-    }
+    let exit = cleanup(&bundle, |record| {
+        if record.init.is_some()
+            && let Err(error) = poststop::run(flags, &bundle, POSTSTOP)
+        {
+            // What containerd finds on standard error becomes a warning of its own log.
+            eprintln!("containerd-shim-coracle-v2: delete: {error}, ignoring");
+        }
+    })?;
     remove_socket(&bundle)?;
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(&encode(exit)?).and_then(|()| stdout.flush()).context(|| "write the answer to standard output")

@@ -22,6 +22,11 @@ fn main() -> ExitCode {
         six_kinds_in_order,
         state_on_stdin,
         nothing_but_what_the_spec_gives,
+        without_an_environment,
+        the_root_in_its_place,
+        no_root_without_hooks,
+        in_a_user_namespace,
+        a_failure_tells_which_and_how,
         those_before_the_start_undo_the_create,
         start_container_stops_the_start,
         poststart_stops_the_container,
@@ -53,7 +58,9 @@ fn hook(hand: &Hand, kind: &str, name: &str, script: &str) -> Value {
 }
 
 /// The script's own environment, directory, descriptors and input, each in a file.
-const DUMP: &str = "cat /proc/$$/environ >$0.env; (ls -l /proc/$$/fd >$0.fds); pwd >$0.cwd; cat >$0.state";
+///
+/// In a pid namespace of its own it has another number in the host's procfs.
+const DUMP: &str = "read p rest </proc/self/stat; cat /proc/$p/environ >$0.env; (ls -l /proc/$p/fd >$0.fds); pwd >$0.cwd; cat >$0.state";
 
 fn six_kinds_in_order(hand: &mut Hand) -> Result<()> {
     let program = "[ -e /startContainer2 ] && [ ! -e /poststart1 ] && echo yes >/program; exec sleep 1000";
@@ -129,7 +136,7 @@ fn nothing_but_what_the_spec_gives(hand: &mut Hand) -> Result<()> {
         ensure!(numbers.iter().all(|number| ["0", "1", "2"].contains(number)), "descriptors of {kind}: {descriptors}");
         let directory = read(".cwd")?.trim().to_owned();
         let expected = match kind {
-            "createContainer" => "/".to_owned(),
+            "createContainer" => bundle.dir.join("rootfs").display().to_string(),
             // It has all that the first process has, but for the environment.
             "startContainer" => "/tmp".to_owned(),
             _ => bundle.dir.display().to_string(),
@@ -137,6 +144,166 @@ fn nothing_but_what_the_spec_gives(hand: &mut Hand) -> Result<()> {
         ensure_eq!(directory, expected, "directory of {kind}");
     }
     Ok(())
+}
+
+/// Those of the host have the runtime's, as with runc and crun, and never the container's (CVE-2025-23266); those of the container have that.
+fn without_an_environment(hand: &mut Hand) -> Result<()> {
+    let mut bundle = hand.bundle("a", &["sleep", "1000"])?;
+    let hooks: BTreeMap<&str, Vec<Value>> = KINDS
+        .iter()
+        .map(|kind| {
+            let mut one = hook(hand, kind, "", DUMP);
+            one.as_object_mut().map(|fields| fields.remove("env"));
+            let mut other = hook(hand, kind, "empty", DUMP);
+            other["env"] = json!([]);
+            (*kind, vec![one, other])
+        })
+        .collect();
+    bundle.edit(|spec| {
+        spec["hooks"] = json!(hooks);
+        spec["process"]["env"] = json!(["PATH=/bin", "LD_PRELOAD=./x.so", "A=old", "A=new"]);
+    })?;
+    let shim = hand.shim(&bundle)?;
+    shim.create_quiet(&bundle)?;
+    let daemon = hand.shim_pids().first().copied().context(|| "no shim".to_owned())?;
+    let runtimes = fs::read(format!("/proc/{daemon}/environ"))?;
+    shim.start(&bundle.id, "")?;
+    finish(&shim, &bundle)?;
+    let words = |bytes: &[u8]| {
+        let mut words: Vec<String> =
+            bytes.split(|&b| b == 0).filter(|word| !word.is_empty()).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        words.sort();
+        words
+    };
+    for kind in KINDS {
+        let found =
+            |name: &str| Ok::<_, tests::Failure>(words(&fs::read(place(hand, &bundle, kind, name)).context(|| format!("{kind}{name}"))?));
+        if kind == "startContainer" {
+            let inside = ["A=new", "HOME=/", "LD_PRELOAD=./x.so", "PATH=/bin"];
+            for name in [".env", "empty.env"] {
+                let seen = found(name)?;
+                ensure!(inside.iter().all(|word| seen.iter().any(|seen| seen == word)), "{kind}{name}: {seen:?}");
+            }
+        } else {
+            ensure_eq!(found(".env")?, words(&runtimes), "environment of {kind}");
+            ensure_eq!(found("empty.env")?, Vec::<String>::new(), "environment of {kind} whose list is empty");
+        }
+    }
+    Ok(())
+}
+
+fn mounts_of(bundle: &Bundle) -> Vec<PathBuf> {
+    proc::mounts().into_iter().map(|mount| mount.target).filter(|target| target.starts_with(&bundle.dir)).collect()
+}
+
+/// Reads and writes in the root filesystem through the bundle, which is the working directory.
+const VISIT: &str = "[ -x rootfs/bin/busybox ] && echo >rootfs/$0 && read line <rootfs/program";
+
+/// Hooks in the runtime's namespaces find the root filesystem in the bundle, from the first one to the last, and so does everybody else.
+fn the_root_in_its_place(hand: &mut Hand) -> Result<()> {
+    let mut bundle = hand.bundle("a", &["sh", "-c", "[ -e /prestart ] && echo >/started; exec sleep 1000"])?;
+    let visit = |kind: &str| json!([{"path": "/bin/busybox", "args": ["sh", "-c", VISIT, kind]}]);
+    let outside = ["prestart", "createRuntime", "poststart", "poststop"];
+    bundle.edit(|spec| {
+        spec["hooks"] = outside.iter().map(|kind| ((*kind).to_owned(), visit(kind))).collect::<serde_json::Map<_, _>>().into();
+        let script = "mkdir -p ./lib && echo made >./lib/x && mount -t tmpfs hook ./mnt && readlink /proc/self/ns/pid >./pidns";
+        spec["hooks"]["createContainer"] = json!([{"path": "/bin/busybox", "args": ["sh", "-c", script]}]);
+    })?;
+    fs::create_dir_all(bundle.written("mnt"))?;
+    fs::write(bundle.written("program"), "line\n")?;
+    let rootfs = bundle.dir.join("rootfs");
+    let shim = hand.shim(&bundle)?;
+    let pid = shim.create_quiet(&bundle)?;
+    ensure_eq!(mounts_of(&bundle), [rootfs.clone()], "mounts of the host in the bundle");
+    ensure!(rootfs.join("lib/x").exists() && bundle.written("lib/x").exists(), "what the createContainer hook made is not in the root");
+    shim.start(&bundle.id, "")?;
+    eventually("the program saw what the hook has written", SOON, || bundle.written("started").exists())?;
+    let inside = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    ensure!(inside.lines().any(|line| line.contains(" /mnt ") && line.contains(" tmpfs hook ")), "mounts of the container:\n{inside}");
+    ensure!(inside.lines().count() < 30, "mounts of the host are left in the container:\n{inside}");
+    ensure_eq!(mounts_of(&bundle), [rootfs.clone()], "mounts of the host in the bundle");
+    finish(&shim, &bundle)?;
+    ensure_eq!(mounts_of(&bundle), Vec::<PathBuf>::new(), "mounts of the host after Delete");
+    for kind in outside {
+        ensure!(bundle.written(kind).exists(), "what the {kind} hook has written is not in the root filesystem");
+    }
+    fs::remove_dir(&rootfs).context(|| "remove the bundle's rootfs".to_owned())?;
+    fs::create_dir(&rootfs)?;
+    // A create that fails leaves none.
+    let mut failing = hand.bundle("b", &["true"])?;
+    failing.edit(|spec| {
+        spec["hooks"] = json!({"createRuntime": [{"path": "/bin/busybox", "args": ["sh", "-c", "[ -e rootfs/bin ] && exit 9"]}]})
+    })?;
+    let shim = hand.shim(&failing)?;
+    refused(shim.create(create_request(&failing)?), Code::UNKNOWN, "exit status 9")?;
+    ensure_eq!(mounts_of(&failing), Vec::<PathBuf>::new(), "mounts of the host after a failure");
+    shim.shutdown(&failing.id)
+}
+
+/// The host's mount table has nothing of a container which has no hooks there.
+fn no_root_without_hooks(hand: &mut Hand) -> Result<()> {
+    let mut bundle = hand.bundle("a", &["sleep", "1000"])?;
+    let nothing = |path: &str| json!([{"path": path, "args": ["true"]}]);
+    bundle.edit(|spec| spec["hooks"] = json!({"createContainer": nothing("/bin/busybox"), "startContainer": nothing("/bin/busybox")}))?;
+    let shim = hand.shim(&bundle)?;
+    shim.create_quiet(&bundle)?;
+    shim.start(&bundle.id, "")?;
+    ensure_eq!(mounts_of(&bundle), Vec::<PathBuf>::new(), "mounts of the host in the bundle");
+    finish(&shim, &bundle)
+}
+
+/// Docker with userns-remap, a pod with hostUsers: false and a CDI device, Podman with --uidmap and --hooks-dir.
+fn in_a_user_namespace(hand: &mut Hand) -> Result<()> {
+    let mut bundle = hand.bundle("a", &["sh", "-c", "cat /proc/self/uid_map; cat /made /prestart; exec sleep 1000"])?;
+    std::os::unix::fs::chown(bundle.written(""), Some(1_000_000), Some(1_000_000))?;
+    let map = json!([{"containerID": 0, "hostID": 1_000_000, "size": 65536}]);
+    let namespaces = "set -e; for n in user mnt net uts ipc; do readlink /proc/self/ns/$n; done >./namespaces; pwd >./made; grep . /proc/self/uid_map >>./made; echo x >/proc/self/fd/2";
+    bundle.edit(|spec| {
+        (spec["linux"]["uidMappings"], spec["linux"]["gidMappings"]) = (map.clone(), map);
+        if let Some(list) = spec["linux"]["namespaces"].as_array_mut() {
+            list.push(json!({"type": "user"}));
+        }
+        let visit = |kind: &str, script: &str| json!([{"path": "/bin/busybox", "args": ["sh", "-c", script, kind]}]);
+        spec["hooks"] = json!({
+            "prestart": visit("prestart", "echo >rootfs/$0"),
+            "createRuntime": visit("createRuntime", "[ -e rootfs/prestart ] && echo >rootfs/$0"),
+            "createContainer": visit("createContainer", namespaces),
+            "poststop": visit("poststop", "echo >rootfs/$0"),
+        });
+    })?;
+    let shim = hand.shim(&bundle)?;
+    let pid = shim.create_quiet(&bundle)?;
+    let own = ["user", "mnt", "net", "uts", "ipc"].map(|name| fs::read_link(format!("/proc/{pid}/ns/{name}")));
+    let own = own.into_iter().map(|link| Ok(link?.display().to_string())).collect::<Result<Vec<_>>>()?;
+    let hooks = fs::read_to_string(bundle.written("namespaces"))?;
+    ensure_eq!(hooks.lines().collect::<Vec<_>>(), own, "namespaces of the createContainer hook");
+    let made = fs::read_to_string(bundle.written("made"))?;
+    let words: Vec<&str> = made.split_whitespace().collect();
+    let root = bundle.dir.join("rootfs").display().to_string();
+    ensure_eq!(words, [root.as_str(), "0", "1000000", "65536"], "the createContainer hook");
+    shim.start(&bundle.id, "")?;
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    ensure!(mounts.lines().count() < 30, "mounts of the host are left in the container:\n{mounts}");
+    finish(&shim, &bundle)?;
+    ensure!(["createRuntime", "poststop"].iter().all(|kind| bundle.written(kind).exists()), "a hook has not run");
+    ensure_eq!(mounts_of(&bundle), Vec::<PathBuf>::new(), "mounts of the host after Delete");
+    Ok(())
+}
+
+fn a_failure_tells_which_and_how(hand: &mut Hand) -> Result<()> {
+    let mut bundle = hand.bundle("a", &["sleep", "1000"])?;
+    let shim = hand.shim(&bundle)?;
+    for (script, how) in
+        [("exit 137", "exit status 137"), ("kill -9 $$", "killed by signal 9"), ("echo why >&2; kill -6 $$", "killed by signal 6: why")]
+    {
+        bundle.edit(|spec| {
+            let run = |script: &str| json!({"path": "/bin/busybox", "args": ["sh", "-c", script]});
+            spec["hooks"] = json!({"createRuntime": [run("exit 0"), run(script)]});
+        })?;
+        let words = format!("error running createRuntime hook #1: \"/bin/busybox\": {how}");
+        refused(shim.create(create_request(&bundle)?), Code::UNKNOWN, &words)?;
+    }
+    shim.shutdown(&bundle.id)
 }
 
 fn failing(hand: &Hand, kind: &str) -> Value {
@@ -151,7 +318,7 @@ fn those_before_the_start_undo_the_create(hand: &mut Hand) -> Result<()> {
         bundle.edit(|spec| spec["hooks"] = failing(hand, kind))?;
         let files = files_of(&bundle)?;
         let answer = shim.create(create_request(&bundle)?);
-        refused(answer, Code::UNKNOWN, &format!("hook {kind} \"/bin/busybox\": exit status 3: it broke"))?;
+        refused(answer, Code::UNKNOWN, &format!("error running {kind} hook #0: \"/bin/busybox\": exit status 3: it broke"))?;
         refused(shim.state(&bundle.id, ""), Code::NOT_FOUND, "")?;
         expect_nothing_of(&bundle, &files)?;
         ensure!(!place(hand, &bundle, kind, "late").exists(), "{kind}: the next one ran");
@@ -177,7 +344,7 @@ fn poststart_stops_the_container(hand: &mut Hand) -> Result<()> {
     bundle.edit(|spec| spec["hooks"] = failing(hand, "poststart"))?;
     let shim = hand.shim(&bundle)?;
     shim.create_quiet(&bundle)?;
-    refused(shim.start(&bundle.id, ""), Code::UNKNOWN, "hook poststart \"/bin/busybox\": exit status 3: it broke")?;
+    refused(shim.start(&bundle.id, ""), Code::UNKNOWN, "error running poststart hook #0: \"/bin/busybox\": exit status 3: it broke")?;
     ensure_eq!(shim.wait(&bundle.id, "")?.exit_status, 137, "status");
     shim.delete(&bundle.id, "")?;
     shim.shutdown(&bundle.id)
@@ -254,7 +421,7 @@ fn poststop_after_a_dead_daemon(hand: &mut Hand) -> Result<()> {
     let mut bundle = hand.bundle("a", &["sleep", "1000"])?;
     bundle.edit(|spec| {
         spec["hooks"] = json!({"poststop": [
-            hook(hand, "poststop", "", &format!("echo once >>$0.runs; {DUMP}")),
+            hook(hand, "poststop", "", &format!("echo once >>$0.runs; {DUMP}; /bin/busybox touch rootfs/visited")),
             hook(hand, "poststop", "", "echo it broke >&2; exit 3"),
         ]});
     })?;
@@ -274,6 +441,8 @@ fn poststop_after_a_dead_daemon(hand: &mut Hand) -> Result<()> {
     let state: Value = serde_json::from_str(&fs::read_to_string(place(hand, &bundle, "poststop", ".state"))?)?;
     ensure_eq!((&state["id"], &state["status"]), (&json!(bundle.id), &json!("stopped")), "state");
     ensure_eq!(fs::read_to_string(place(hand, &bundle, "poststop", ".env"))?, "MARK=1\0", "environment");
+    ensure!(bundle.written("visited").exists(), "the hook did not find the root filesystem");
+    ensure_eq!(mounts_of(&bundle), Vec::<PathBuf>::new(), "mounts of the host after delete");
     // One that hangs does not keep containerd waiting.
     let mut bundle = hand.bundle("b", &["sleep", "1000"])?;
     bundle.edit(|spec| spec["hooks"] = json!({"poststop": [{"path": "/bin/busybox", "args": ["sleep", "1000"]}]}))?;

@@ -16,6 +16,7 @@ pub mod pod;
 mod process;
 mod rootfs;
 mod sysctl;
+mod unmount;
 mod user;
 
 use std::ffi::CString;
@@ -37,8 +38,9 @@ pub use helper::{Environment, Helper, Inside, helper, hook};
 pub use joining::{Joining, StartContainerHook, joining, start_container_hook};
 pub use namespaces::{Joined, ids as namespace_ids};
 pub use process::{capability_names, parents_end, unknown_capabilities};
-pub use rootfs::RootMount;
+pub use rootfs::{RootMount, is_shown};
 pub(crate) use sysctl::other_spelling;
+pub use unmount::unmount;
 
 /// Where the first process's standard streams come from.
 pub enum Streams {
@@ -162,7 +164,10 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let place = rootfs::Place { target: &target, kernel: inputs.kernel };
     let mut namespaces = idmap::Namespaces::default();
     let namespace = user.as_ref().map(|user| user.namespace(&mut plan, &mut namespaces));
-    let (layers, by_path) = rootfs::assemble(&mut plan, roots, helped, &mut namespaces, place)?;
+    let (mut layers, mut by_path) = rootfs::assemble(&mut plan, roots, helped, &mut namespaces, place)?;
+    if is_shown(spec, inputs.rootfs) {
+        layers = vec![rootfs::show(&mut plan, &layers, std::mem::take(&mut by_path), &target)?];
+    }
     let owners = mounts::Owners { namespaces: &mut namespaces, own: user.as_ref().map(|user| &user.maps) };
     let places = mounts::Places { bundle, hierarchies: &inputs.cgroup.mounts, pod };
     let mounts = mounts::sources(&mut plan, spec, places, owners)?;

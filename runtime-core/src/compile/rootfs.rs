@@ -8,9 +8,11 @@ use super::mounts::new_mount;
 use super::options::{Options, clear_mask};
 use super::overlay::Overlay;
 use super::{cstring, relative};
+use crate::container::hooks::Point;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::kernel::Features;
-use crate::plan::{Builder, Filesystem, Slot, Step, Target};
+use crate::plan::{Builder, Filesystem, Host, Slot, Step, Target};
+use crate::spec::Spec;
 
 /// A mount of a snapshot, as containerd's snapshotters describe it (containerd `api/types/mount.proto`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +46,7 @@ pub struct Layer {
 }
 
 /// Work that needs a private copy of the host's mount namespace.
+#[derive(Default)]
 pub struct ByPath(Vec<Step>);
 
 impl ByPath {
@@ -157,6 +160,32 @@ pub fn attach(plan: &mut Builder, layers: &[Layer], path: &CStr) -> Slot {
         });
     }
     root
+}
+
+/// Whether the host is to see the root filesystem in its place in the bundle: there hooks look for it that run in the runtime's namespaces, also
+/// after the container's end, and so do those whom they tell of it. Elsewhere the bundle's place stays empty.
+pub fn is_shown(spec: &Spec, rootfs: &[RootMount]) -> bool {
+    let points = [Point::Prestart, Point::CreateRuntime, Point::Poststart, Point::Poststop];
+    !rootfs.is_empty() && points.into_iter().any(|point| !point.of(spec.hooks.as_ref()).is_empty())
+}
+
+/// Emits the attaching of the layers in the host's own mount namespace, and gives the container's part of it: a clone, which follows what is
+/// mounted below later on. Whoever runs the plan has to see to it that it is unmounted again.
+pub fn show(plan: &mut Builder, layers: &[Layer], by_path: ByPath, target: &Path) -> Result<Layer> {
+    let target = target.to_string_lossy();
+    if !by_path.is_empty() {
+        let [table, namespace, root, process] = std::array::from_fn(|_| plan.slot());
+        let host = Host { table, namespace, root, process };
+        plan.step(Step::WatchHost { host });
+        plan.step(Step::Unshare { flags: libc::CLONE_NEWNS });
+        plan.step(Step::Propagation { flags: libc::MS_SLAVE | libc::MS_REC });
+        by_path.emit(plan);
+        plan.step(Step::ReturnToHost { host });
+    }
+    attach(plan, layers, &cstring("bundle", &target)?);
+    let mount = plan.slot();
+    bind(plan, &target, &Options { recursive: true, ..Options::default() }, mount)?;
+    Ok(Layer { mount, target: CString::default() })
 }
 
 /// A clone of a part of the host's tree. By default it follows the host's mounts and gives none back, as runc's does.

@@ -1,8 +1,10 @@
 //! The few bytes on disk from which another process can clean up after this one: written before the first side effect.
 
+use std::ffi::CString;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, CgroupPath, Host};
 use crate::error::{Context, Error, Result};
+use crate::sys::mount::detach_all;
 
 const NAME: &str = "coracle.json";
 const MODE: u32 = 0o600;
@@ -101,6 +104,9 @@ pub struct Record {
     /// Servers of its root filesystem, which end when nobody has it mounted any more.
     #[serde(default)]
     pub servers: Vec<ProcessId>,
+    /// Where the host sees its root filesystem, for hooks; unmounted when the last one has run.
+    #[serde(default)]
+    pub rootfs: Option<PathBuf>,
     /// Of a pod: the bundles of its containers, which may be anywhere.
     #[serde(default)]
     pub members: Vec<PathBuf>,
@@ -123,6 +129,7 @@ impl Record {
             init: None,
             cgroup,
             servers: Vec::new(),
+            rootfs: None,
             members: Vec::new(),
             resctrl: Vec::new(),
             network: None,
@@ -148,6 +155,17 @@ impl Record {
             cgroup.or_processes_of(init.pid, pidfd)?;
         }
         Ok(Some(cgroup))
+    }
+
+    /// Takes its root filesystem out of the host's sight, where it is in it.
+    ///
+    /// # Errors
+    /// The errno of umount2(2).
+    pub fn hide_root(&self) -> Result<()> {
+        let Some(path) = &self.rootfs else { return Ok(()) };
+        let failed = || format!("unmount {path:?}");
+        let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::invalid(failed()))?;
+        detach_all(&path).context(failed)
     }
 
     /// Writes the record into the bundle, whole or not at all.

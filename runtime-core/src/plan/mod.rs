@@ -65,6 +65,10 @@ pub enum Step {
 
     /// Opens what tells whether the host's mounts have changed, and the way back to them.
     WatchHost { host: Host },
+    /// Goes back to the host's mount namespace.
+    ReturnToHost { host: Host },
+    /// Unmounts everything at a path, for whoever looks there; nothing is fine (umount2(2), `MNT_DETACH`).
+    Unmount { path: CString },
     /// Enters a directory of the host, so that paths in the following steps may be relative to it.
     SourceDirectory { path: CString },
     /// Clones the mount at a path of the host into a detached one (open_tree(2)); without `follow`, that of a symbolic link at its end.

@@ -128,6 +128,8 @@ impl fmt::Display for Step {
             }
             Self::WatchHost { host } => write!(f, "{} = the host's mounts", host.table),
             Self::Settle { host, mount, .. } => write!(f, "attach {mount} for now, make it again if {} has changed", host.table),
+            Self::ReturnToHost { host } => write!(f, "return to the host's mounts in {}", host.namespace),
+            Self::Unmount { path } => write!(f, "unmount what is at {:?}", text(path)),
             Self::SourceDirectory { path } => write!(f, "enter {:?} of the host", text(path)),
             Self::NewMount { filesystem, mount } => write!(f, "{mount} = mount {filesystem}"),
             Self::LoopMount { source, direct_io, filesystem, mount } => {

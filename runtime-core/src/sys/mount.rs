@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
 use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
 
 use super::check;
 
@@ -70,6 +71,21 @@ pub fn set_idmap(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>, recursive: bo
         libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 },
         &MountAttr { set: MOUNT_ATTR_IDMAP, userns: namespace.as_raw_fd() as u64, ..MountAttr::default() },
     )
+}
+
+/// Unmounts everything that is mounted at `path`: whoever is inside keeps it. Nothing there is fine.
+///
+/// # Errors
+/// The errno of umount2(2).
+pub fn detach_all(path: &CStr) -> Result<(), Errno> {
+    loop {
+        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            // No mount point (any more), or no path.
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(errno),
+        }
+    }
 }
 
 /// mount(2) with a data string, for the kernels on which overlay cannot be made through descriptors.

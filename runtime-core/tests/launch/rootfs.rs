@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use runtime_core::compile::RootMount;
+use runtime_core::compile::{self, RootMount};
 use runtime_core::kernel::Features;
 use runtime_core::plan::Step;
-use runtime_core::plan::report::{GO, Message};
+use runtime_core::plan::report::{self, GO, Message};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change};
 use serde_json::json;
 
 use super::bed::{Bed, Bundle, Running, Test, fill, ways};
@@ -25,6 +26,7 @@ pub const TESTS: &[Test] = &[
     ("an idmapped bind and an idmapped image", idmapped_others),
     ("maps that the kernel does not take", bad_maps),
     ("mounts below the root, in order", sub_paths),
+    ("a root that the host sees, with each way to an overlay", in_its_place),
 ];
 
 /// Layers whose top one has a shell and each of the others a file of its own.
@@ -63,6 +65,47 @@ fn writes_go_up(bed: &Bed) {
         assert_eq!(bundle.output(bed), "/f0 /f1 /f2\n794c7630\n", "one by one: {one_by_one}");
         assert_eq!(std::fs::read_to_string(snapshots.path().join("upper/new")).unwrap(), "hello\n");
         assert!(!lower[0].join("new").exists());
+    }
+}
+
+/// What the host mounts below it comes into the container, as with runc, and what the container mounts does not come out.
+fn in_its_place(bed: &Bed) {
+    for (point, one_by_one) in
+        ["createRuntime", "poststop"].into_iter().flat_map(|point| ways(Features::get().layers_one_by_one).map(move |way| (point, way)))
+    {
+        let snapshots = tempfile::tempdir().unwrap();
+        let mut bundle = Bundle::new("cat /from-host /below/x; grep -c . /proc/self/mountinfo");
+        bundle = bundle.with("/hooks", json!({point: [{"path": "/bin/true"}]}));
+        overlay(&mut bundle, &layers(snapshots.path(), 3, |index| index.to_string()), &["index=off"]);
+        bundle.kernel.layers_one_by_one = one_by_one;
+        std::fs::create_dir(snapshots.path().join("upper/below")).unwrap();
+        let (directory, place) = (bundle.directory.path(), bundle.root());
+        mount_bind(directory, directory).unwrap();
+        mount_change(directory, MountPropagationFlags::SHARED).unwrap();
+
+        let mut running = bundle.start(bed);
+        let waits = running.next();
+        assert!(matches!(waits, Some(Message::Hooks | Message::Ready)), "{waits:?}");
+        assert!(place.join("f2").exists() && !place.join("proc/self").exists(), "{point}, one by one: {one_by_one}");
+        std::fs::write(place.join("from-host"), "host\n").unwrap();
+        mount("hook", place.join("below"), "tmpfs", MountFlags::empty(), None).unwrap();
+        std::fs::write(place.join("below/x"), "below\n").unwrap();
+        if matches!(waits, Some(Message::Hooks)) {
+            rustix::io::write(&running.report, &[GO]).unwrap();
+            running.ready();
+        }
+        running.go();
+        let (status, output) = running.end();
+        let mounts = output.strip_prefix("host\nbelow\n").and_then(|count| count.trim().parse::<usize>().ok());
+        assert!(status == 0 && mounts.is_some_and(|count| count < 20), "{output}");
+        assert_eq!(std::fs::read_to_string(snapshots.path().join("upper/from-host")).unwrap(), "host\n");
+
+        let (parent, child) = report::pair().unwrap();
+        let unmount = bed.launch(compile::unmount(&place, child).unwrap(), parent, super::bed::null());
+        unmount.executed();
+        assert_eq!(unmount.end().0, 0);
+        assert!(!place.join("f2").exists());
+        rustix::mount::unmount(directory, UnmountFlags::DETACH).unwrap();
     }
 }
 

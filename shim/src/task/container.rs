@@ -54,6 +54,8 @@ pub struct Container {
     pub namespaces: Joined,
     /// Its system call filter.
     pub filter: Option<Arc<Filter>>,
+    /// Where the host sees its root filesystem, for hooks.
+    pub shown: Option<PathBuf>,
     /// Who is to have the listeners of that filter.
     pub listener: Option<Listener>,
     /// Leave the session keyring in place.

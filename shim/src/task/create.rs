@@ -30,6 +30,7 @@ use super::node::{Child, Node, Progress};
 use super::process::Process;
 use super::scope;
 use super::servers::Server;
+use super::shown;
 use super::spawner::Loggers;
 use crate::bundle;
 use crate::failpoint::{self, Rpc};
@@ -59,6 +60,7 @@ struct Undo {
     making: scope::Making,
     child: Option<(i32, Arc<OwnedFd>)>,
     servers: Vec<Server>,
+    shown: Option<PathBuf>,
     network: Option<Arc<Network>>,
 }
 
@@ -70,6 +72,11 @@ impl Undo {
         }
         if let Some((pid, pidfd)) = self.child.take() {
             self.node.kill(pid, &pidfd).await;
+        }
+        if let Some(path) = &self.shown
+            && let Err(error) = shown::hide(&self.node, path).await
+        {
+            log::error!("{}: {error}", self.id);
         }
         self.making.undo(&self.node, &self.id).await;
         if let Some(network) = &self.network {
@@ -161,6 +168,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
         making: scope::Making::default(),
         child: None,
         servers: Vec::new(),
+        shown: None,
         network: None,
     };
     let making = Making {
@@ -195,6 +203,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
                 owner,
                 init,
                 servers: undo.servers,
+                shown: undo.shown,
                 network: undo.network,
                 changing: tokio::sync::Mutex::default(),
                 ending: tokio::sync::RwLock::new(false),
@@ -250,6 +259,10 @@ impl Making<'_> {
         let rootfs: Vec<RootMount> = self.request.rootfs.iter().map(root_mount).collect();
         let by_helper = self.mount_by_helper(undo, &rootfs, &mut record).await?;
         let root = compile::root_path(self.spec, self.bundle, &rootfs);
+        if compile::is_shown(self.spec, &rootfs) {
+            (undo.shown, record.rootfs) = (Some(root.clone()), Some(root.clone()));
+            record.write(self.bundle)?;
+        }
         let (report, child_report) = report::pair().context(|| "socketpair")?;
         let compiled = compile::container(compile::Container {
             id: &self.request.id,

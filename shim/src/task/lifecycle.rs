@@ -18,6 +18,7 @@ use super::create::{forget_record, remove};
 use super::node::{Child, Node, Progress};
 use super::process::{Exit, Process};
 use super::scope;
+use super::shown;
 use super::state::{Action, State};
 use crate::clock::timestamp;
 use crate::failpoint::{self, Rpc};
@@ -222,9 +223,6 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Dele
     }
     drain(&container.id, init, DRAIN).await;
     remove_cgroup(node, container).await;
-    for server in &container.servers {
-        server.end().await;
-    }
     if let Some(network) = &container.network {
         network.release().await;
     }
@@ -235,6 +233,15 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Dele
     node.forget(&container.id).await;
     if let Err(error) = container.hooks.run(node, Point::Poststop, 0, None).await {
         log::warn!("{}: {error}, ignoring", container.id);
+    }
+    if let Some(path) = &container.shown
+        && let Err(error) = shown::hide(node, path).await
+    {
+        log::warn!("{}: {error}, ignoring", container.id);
+    }
+    // They end when nobody has the root filesystem any more.
+    for server in &container.servers {
+        server.end().await;
     }
     if let Err(error) = forget_record(container.pod.as_deref(), &container.bundle) {
         log::warn!("{}: {error}, ignoring", container.id);

@@ -16,6 +16,7 @@ pub mod process;
 pub mod scope;
 pub mod servers;
 pub mod service;
+pub mod shown;
 pub mod spawner;
 pub mod state;
 pub mod stats;

@@ -167,6 +167,8 @@ impl Child<'_> {
 
             Step::WatchHost { host } => self.watch_host(host),
             Step::Settle { host, mount, again } => self.settle(host, *mount, again, state),
+            Step::ReturnToHost { host } => self.return_to_host(host),
+            Step::Unmount { path } => Ok(mount::detach_all(path)?),
             Step::SourceDirectory { path } => Ok(rustix::process::chdir(path)?),
             Step::CloneTree { source, recursive, follow, mount } => self.clone_tree(source, *recursive, *follow, *mount),
             Step::NewMount { filesystem, mount } => self.new_mount(None, filesystem, *mount, state),

@@ -62,8 +62,7 @@ impl Child<'_> {
     fn make_again(&mut self, host: &Host, again: &[Step], state: &mut State) -> Result<(), Failed> {
         let own = rustix::fs::openat(self.fd(host.process)?, c"ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let own_root = slash()?;
-        process::setns(self.fd(host.namespace)?, libc::CLONE_NEWNS)?;
-        change_root(self.fd(host.root)?)?;
+        self.return_to_host(host)?;
         // What has happened so far will be in the new clone.
         self.has_changed(host)?;
         for step in again {
@@ -71,6 +70,11 @@ impl Child<'_> {
         }
         process::setns(own.as_fd(), libc::CLONE_NEWNS)?;
         Ok(change_root(own_root.as_fd())?)
+    }
+
+    pub(super) fn return_to_host(&self, host: &Host) -> Result<(), Failed> {
+        process::setns(self.fd(host.namespace)?, libc::CLONE_NEWNS)?;
+        Ok(change_root(self.fd(host.root)?)?)
     }
 
     /// Since the last time it was asked.
