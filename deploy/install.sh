@@ -74,6 +74,18 @@ if [ -z "$bin_dir" ]; then
 fi
 bin=$root$bin_dir conf=$root$config memory=$root$state
 backup=$memory/config.before
+# Beside the configuration: it may import files by relative names. It may also hold passwords, so only root may read it.
+next=$(dirname "$conf")/.coracle-next.toml
+new=''
+
+cleanup() {
+	rm -f "$next" "$(dirname "$conf")/.$(basename "$conf").coracle-new" "$memory/config.next" "$memory/said"
+	[ -z "$new" ] || rm -rf "$new"
+}
+trap cleanup EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 # On the host, where this runs in a container.
 on_host() {
@@ -87,7 +99,8 @@ remember() {
 
 # The directory of what is remembered comes into being at once, and with the list of what was made for it.
 make_memory() {
-	[ ! -d "$memory" ] || return 0
+	# Copies of the configuration are kept in it.
+	[ ! -d "$memory" ] || { chmod 0700 "$memory" && return 0; }
 	missing=$memory top=$memory
 	while [ ! -d "$(dirname "$top")" ]; do
 		top=$(dirname "$top")
@@ -97,8 +110,10 @@ $missing"
 	new=$(dirname "$top")/.coracle-new
 	rm -rf "$new"
 	mkdir -p "$new${memory#"$top"}"
+	chmod 0700 "$new${memory#"$top"}"
 	printf '%s\n' "$missing" >"$new${memory#"$top"}/made"
 	mv "$new" "$top"
+	new=''
 }
 
 make_dir() {
@@ -115,6 +130,37 @@ put() {
 	chmod "$3" "$new"
 	sync "$new" 2>/dev/null || sync
 	mv -f "$new" "$2"
+	new=''
+}
+
+# As put, but $2 keeps its owner, group, mode, ACL and extended attributes. A new file is the copy of $1 with mode 0644.
+put_content() {
+	[ -e "$2" ] || { put "$1" "$2" 0644 && return 0; }
+	new=$(dirname "$2")/.$(basename "$2").coracle-new
+	rm -f "$new"
+	cp --preserve=all "$2" "$new" 2>/dev/null || cp -p "$2" "$new"
+	cat "$1" >"$new"
+	sync "$new" 2>/dev/null || sync
+	mv -f "$new" "$2"
+	new=''
+}
+
+# The file behind symbolic links of the host, which stay.
+resolve_config() {
+	if [ -L "$conf" ]; then
+		conf=$root$(on_host readlink -f "$config") || die "$config is a symbolic link to nowhere: nothing of it was changed"
+	fi
+	[ ! -e "$conf" ] || [ -f "$conf" ] || die "$config is no regular file: nothing of it was changed"
+}
+
+# Without one of the marks nobody knows where the block ends.
+check_block() {
+	[ -e "$conf" ] || return 0
+	case $(sed -n '/# BEGIN coracle/p;/# END coracle/p' "$conf") in
+	'' | "$begin
+$end") ;;
+	*) die "the block of this installer in $config is not whole: its lines '$begin' and '$end' must each be there once; nothing was changed" ;;
+	esac
 }
 
 without_block() { sed "/^$begin\$/,/^$end\$/d" "$1"; }
@@ -236,32 +282,29 @@ install_programs() {
 install_config() {
 	[ "$style" != drop-in ] || return 0
 	make_dir "$(dirname "$conf")"
-	# Beside the other: it may import files by relative names.
-	next=$(dirname "$conf")/.coracle-next.toml
+	# A file that a killed installer left may have another mode.
+	rm -f "$next"
+	(umask 077 && : >"$next")
 	merge "$conf" "$next"
 	if ! check_config "$next"; then
 		said=$(tail -n 1 "$memory/said")
-		rm -f "$next" "$memory/said"
 		die "containerd does not take the configuration with the handler in it, so nothing of it was changed: $said"
 	fi
 	rm -f "$memory/said"
 	if [ -e "$conf" ]; then
 		if cmp -s "$next" "$conf"; then
-			rm -f "$next"
 			say "$config has the handler '$handler' already"
 			return 0
 		fi
-		mode=$(stat -c %a "$conf")
-		[ -e "$backup" ] || grep -qxF "$begin" "$conf" || put "$conf" "$backup" "$mode"
+		[ -e "$backup" ] || grep -qxF "$begin" "$conf" || put "$conf" "$backup" "$(stat -c %a "$conf")"
+		cp -p "$conf" "$memory/config.last"
 	else
-		mode=0644
 		remember "$conf"
+		rm -f "$memory/config.last"
 	fi
-	[ ! -e "$conf" ] || cp -p "$conf" "$memory/config.last"
-	put "$next" "$conf" "$mode"
-	rm -f "$next"
+	put_content "$next" "$conf"
 	if ! restart_containerd; then
-		if [ -e "$memory/config.last" ]; then mv -f "$memory/config.last" "$conf"; else rm -f "$conf"; fi
+		if [ -e "$memory/config.last" ]; then put_content "$memory/config.last" "$conf"; else rm -f "$conf"; fi
 		restart_containerd || :
 		die "containerd did not come back with the new configuration: the old one is in place again; look at containerd's log"
 	fi
@@ -276,6 +319,10 @@ do_install() {
 	fi
 	on_host sh -c "command -v '$containerd'" >/dev/null || die "containerd is not there ($containerd): install it first, or say where it is with --containerd"
 	[ "$style" != podless ] || is_containerd_2 || die "--style podless needs containerd 2.x; take own"
+	if [ "$style" != drop-in ]; then
+		resolve_config
+		check_block
+	fi
 	if [ "$dry_run" = yes ]; then
 		say "would install $shim and coracle from $from into $bin_dir, style $style"
 		[ "$style" = drop-in ] || say "would add the handler '$handler' to $config, check it, and restart containerd"
@@ -289,6 +336,8 @@ do_install() {
 
 do_uninstall() {
 	[ -d "$memory" ] || die "nothing of this installer is here ($state is missing)"
+	resolve_config
+	check_block
 	users=$(running)
 	if [ "$users" != 0 ] && [ "$force" != yes ]; then
 		die "$users shims are running: remove their containers first, or use --force (they go on, but containerd cannot start others in their pods)"
@@ -305,13 +354,14 @@ do_uninstall() {
 	changed=no
 	if [ -e "$conf" ] && grep -qxF "$begin" "$conf"; then
 		changed=yes
+		chmod 0700 "$memory"
 		without_block "$conf" >"$memory/config.next"
 		if [ -e "$backup" ] && [ "$(cat "$memory/config.next")" = "$(cat "$backup")" ]; then
-			put "$backup" "$conf" "$(stat -c %a "$conf")"
+			put_content "$backup" "$conf"
 		elif [ ! -s "$memory/config.next" ] && grep -qxF "$conf" "$memory/made"; then
 			rm -f "$conf"
 		else
-			put "$memory/config.next" "$conf" "$(stat -c %a "$conf")"
+			put_content "$memory/config.next" "$conf"
 			say "note: $config was changed by others meanwhile; only the handler was taken out"
 		fi
 	fi

@@ -17,12 +17,15 @@ fn main() -> ExitCode {
     let mut cases: Vec<Named> = vec![
         ("install::wrong_usage".to_owned(), Box::new(wrong_usage)),
         ("install::runcs_own_shim_comes_back".to_owned(), Box::new(runcs_own_shim_comes_back)),
+        ("install::candidate_is_private".to_owned(), Box::new(candidate_is_private)),
+        ("install::lost_mark_is_a_refusal".to_owned(), Box::new(lost_mark_is_a_refusal)),
     ];
     cases.push(("install::debian_package".to_owned(), Box::new(debian_package)));
     cases.push(("install::from_a_container".to_owned(), Box::new(from_a_container)));
     for version in versions() {
         let full = |name: &str| format!("install::{}::{name}", version.name());
         cases.push((full("configurations"), Box::new(move || configurations(version))));
+        cases.push((full("configuration_behind_links"), Box::new(move || behind_links(version))));
         cases.push((full("killed_in_the_middle"), Box::new(move || killed_in_the_middle(version))));
         cases.push((full("containerd_that_does_not_come_back"), Box::new(move || no_restart(version))));
         let podless = Style::all(version).contains(&Style::Podless);
@@ -35,6 +38,9 @@ fn main() -> ExitCode {
     }
     main_of(cases)
 }
+
+/// Every path with its mode, owner and group, and its content.
+type Tree = BTreeMap<PathBuf, ([u32; 3], Vec<u8>)>;
 
 /// A system in a directory, as far as the installer sees of it.
 struct System {
@@ -81,8 +87,7 @@ impl System {
         Ok(())
     }
 
-    /// Every path with its mode and content.
-    fn tree(&self) -> Result<BTreeMap<PathBuf, (u32, Vec<u8>)>> {
+    fn tree(&self) -> Result<Tree> {
         let (mut tree, mut open) = (BTreeMap::new(), vec![self.dir.path().to_owned()]);
         while let Some(dir) = open.pop() {
             for entry in fs::read_dir(&dir)? {
@@ -98,7 +103,7 @@ impl System {
                     }
                     _ => fs::read(&path)?,
                 };
-                tree.insert(path, (found.mode(), content));
+                tree.insert(path, ([found.mode(), found.uid(), found.gid()], content));
             }
         }
         Ok(tree)
@@ -202,6 +207,152 @@ fn wrong_usage() -> Result<()> {
     let done = dry.installer(&["install", "--dry-run"])?;
     ensure!(done.code == 0 && done.stdout.contains("would install"), "dry run: {done:?}");
     ensure!(dry.tree()?.is_empty(), "a dry run made {:?}", dry.tree()?.keys());
+    Ok(())
+}
+
+/// The link stays a link, and the file behind it keeps all that is not its content.
+fn behind_links(version: Version) -> Result<()> {
+    let text = "version = 2\nimports = [\"more.toml\"]\n# mine\n";
+    // getfacl: user::rw-, user:4321:r--, group::r--, mask::r--, other::---
+    let acl: Vec<u8> = [(1, 6, u32::MAX), (2, 4, 4321), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
+        .iter()
+        .flat_map(|&(tag, may, id): &(u16, u16, u32)| [&tag.to_le_bytes()[..], &may.to_le_bytes(), &id.to_le_bytes()].concat())
+        .collect();
+    let acl = [&2_u32.to_le_bytes()[..], &acl].concat();
+    for link in ["../../opt/real.toml", "absolute", "second"] {
+        let system = System::new(version)?;
+        fs::create_dir_all(system.path("etc/containerd"))?;
+        fs::create_dir(system.path("opt"))?;
+        let real = system.path("opt/real.toml");
+        fs::write(&real, text)?;
+        fs::write(system.path("etc/containerd/more.toml"), "version = 2\n")?;
+        fs::set_permissions(&real, fs::Permissions::from_mode(0o640))?;
+        std::os::unix::fs::chown(&real, Some(1234), Some(5678))?;
+        rustix::fs::setxattr(&real, "user.note", b"mine", rustix::fs::XattrFlags::empty())?;
+        rustix::fs::setxattr(&real, "system.posix_acl_access", &acl, rustix::fs::XattrFlags::empty())?;
+        symlink("../../opt/real.toml", system.path("etc/containerd/second"))?;
+        symlink(if link == "absolute" { real.as_path() } else { Path::new(link) }, system.config())?;
+        let before = system.tree()?;
+        let kept = |when: &str| -> Result<()> {
+            let (found, mut value) = (fs::metadata(&real)?, [0; 128]);
+            ensure_eq!((found.mode() & 0o7777, found.uid(), found.gid()), (0o640, 1234, 5678), "{link}: mode and owner {when}");
+            ensure!(fs::symlink_metadata(system.config())?.is_symlink(), "{link}: no link any more {when}");
+            let length = rustix::fs::getxattr(&real, "user.note", &mut value)?;
+            ensure_eq!(&value[..length], b"mine", "{link}: the attribute {when}");
+            let length = rustix::fs::getxattr(&real, "system.posix_acl_access", &mut value)?;
+            ensure_eq!(&value[..length], &acl[..], "{link}: the ACL {when}");
+            Ok(())
+        };
+        system.install(&[])?;
+        ensure!(fs::read_to_string(&real)?.ends_with("# END coracle\n"), "{link}: no handler");
+        kept("after the installation")?;
+        let failed = system.installer(&["install", "--style", "path", "--restart", "false"])?;
+        ensure!(failed.stderr.contains("the old one is in place again"), "{link}: {:?}", failed.stderr);
+        kept("after a restart that failed")?;
+        system.uninstall()?;
+        kept("after the removal")?;
+        ensure!(system.tree()? == before, "{link}: not as before: {:?}", system.tree()?.keys());
+    }
+    nowhere(version)
+}
+
+/// A link whose file is yet to be made, and one whose directory is missing.
+fn nowhere(version: Version) -> Result<()> {
+    let system = System::new(version)?;
+    fs::create_dir_all(system.path("etc/containerd"))?;
+    symlink("new.toml", system.config())?;
+    let before = system.tree()?;
+    system.install(&[])?;
+    ensure!(fs::symlink_metadata(system.path("etc/containerd/new.toml"))?.is_file(), "the link leads to no file");
+    system.uninstall()?;
+    ensure!(system.tree()? == before, "not as before: {:?}", system.tree()?.keys());
+    fs::remove_file(system.config())?;
+    symlink("missing/new.toml", system.config())?;
+    let before = system.tree()?;
+    let done = system.installer(&["install", "--no-restart"])?;
+    ensure!(done.code == 1 && done.stderr.contains("link to nowhere"), "exit code {}, {:?}", done.code, done.stderr);
+    ensure!(system.tree()? == before, "the refusal left something");
+    Ok(())
+}
+
+/// The configuration may hold a registry's passwords: nobody else reads the new one before it is in place, and refused, or with the
+/// installer ended by a signal, it is gone.
+fn candidate_is_private() -> Result<()> {
+    let text = "version = 2\n# password\n";
+    for (end, code) in [("exit 1", 1), ("kill -TERM $PPID", 143), ("kill -HUP $PPID", 129), ("kill -KILL $PPID", -1)] {
+        let mut system = System::new(Version::V16)?;
+        fs::create_dir_all(system.path("etc/containerd"))?;
+        fs::write(system.config(), text)?;
+        fs::set_permissions(system.config(), fs::Permissions::from_mode(0o600))?;
+        // As an earlier installer left it.
+        let left = system.path("etc/containerd/.coracle-next.toml");
+        fs::write(&left, "old")?;
+        fs::set_permissions(&left, fs::Permissions::from_mode(0o644))?;
+        let seen = system.path("seen");
+        system.containerd = system.path("containerd");
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" = --config ] || exit 0\nstat -c '%a %u' \"$2\" >{}\ngrep -q password \"$2\" && {end}\n",
+            seen.display()
+        );
+        fs::write(&system.containerd, script)?;
+        fs::set_permissions(&system.containerd, fs::Permissions::from_mode(0o755))?;
+        let mut command = Command::new("sh");
+        command.args(["-c", "umask 0; exec \"$@\"", "sh"]);
+        let installer = system.command(&system.config(), &["install", "--no-restart"])?;
+        let done = run(command.arg(installer.get_program()).args(installer.get_args()))?;
+        ensure!(done.code == code || code == -1, "{end}: exit code {}, {:?}", done.code, done.stderr);
+        ensure_eq!(fs::read_to_string(&seen)?.trim(), "600 0", "{end}: mode and owner of the candidate");
+        ensure_eq!(fs::read_to_string(system.config())?, text, "{end}: the configuration");
+        let memory = fs::metadata(system.path("var/lib/coracle"))?.mode() & 0o777;
+        ensure_eq!(memory, 0o700, "{end}: mode of the installer's directory");
+        system.uninstall()?;
+        let names: Vec<_> = fs::read_dir(system.path("etc/containerd"))?.flatten().map(|entry| entry.file_name()).collect();
+        ensure_eq!(names, ["config.toml"], "{end}: what is beside the configuration");
+    }
+    refusals_leave_nothing()
+}
+
+fn refusals_leave_nothing() -> Result<()> {
+    let system = System::new(Version::V16)?;
+    fs::create_dir_all(system.path("etc/containerd"))?;
+    let table = "plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.coracle";
+    for text in ["root = \"/x\"\n", "version = 9\n", "version = 2\n[broken\n", &format!("version = 2\n[{table}]\n")] {
+        fs::write(system.config(), text)?;
+        let done = system.installer(&["install", "--no-restart"])?;
+        ensure_eq!(done.code, 1, "{text:?}: exit code, {:?}", done.stderr);
+        let names: Vec<_> = fs::read_dir(system.path("etc/containerd"))?.flatten().map(|entry| entry.file_name()).collect();
+        ensure_eq!(names, ["config.toml"], "{text:?}: what is beside the configuration");
+    }
+    Ok(())
+}
+
+/// Where the block ends is known by its marks only. What stands behind a lost one is another's.
+fn lost_mark_is_a_refusal() -> Result<()> {
+    let (begin, end) = ("# BEGIN coracle: added by its installer, which also removes it\n", "# END coracle\n");
+    let damages = |text: &str| {
+        [
+            ("no end", text.replace(end, "")),
+            ("no begin", text.replace(begin, "")),
+            ("end before begin", format!("{end}{}", text.replace(end, ""))),
+            ("two begins", text.replace(begin, &format!("{begin}{begin}"))),
+            ("indented", text.replace(end, &format!("  {end}"))),
+            ("carriage returns", text.replace('\n', "\r\n")),
+        ]
+    };
+    let system = System::new(Version::V16)?;
+    fs::create_dir_all(system.path("etc/containerd"))?;
+    fs::write(system.config(), "version = 2\n")?;
+    system.install(&[])?;
+    let whole = fs::read_to_string(system.config())?;
+    for (name, damaged) in damages(&format!("{whole}[metrics]\n  address = \"127.0.0.1:1338\"\n")) {
+        fs::write(system.config(), damaged)?;
+        let before = system.tree()?;
+        for arguments in [&["uninstall", "--no-restart", "--force"][..], &["install", "--no-restart", "--style", "path"]] {
+            let done = system.installer(arguments)?;
+            ensure!(done.code == 1 && done.stderr.contains("is not whole"), "{name}, {arguments:?}: {}, {:?}", done.code, done.stderr);
+            ensure!(system.tree()? == before, "{name}: {arguments:?} changed something");
+        }
+    }
     Ok(())
 }
 
