@@ -63,7 +63,7 @@ pub fn by_helper(inputs: ByHelper<'_>) -> Result<Compiled> {
         environment: vec![cstring("helper", &format!("PATH={PATH}"))?],
     };
     let (plan, descriptors) = plan.finish();
-    let launch = Launch { plan, program, clone_flags: libc::CLONE_NEWPID as u64, cgroup: None, pid_namespace: None, report };
+    let launch = Launch { plan, program, clone_flags: libc::CLONE_NEWPID as u64, cgroup: None, report };
     Ok(Compiled { launch, descriptors })
 }
 

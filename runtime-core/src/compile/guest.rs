@@ -12,8 +12,5 @@ pub fn guest(report: OwnedFd) -> Compiled {
     plan.step(Step::Session);
     plan.step(Step::Ready);
     let (plan, descriptors) = plan.finish();
-    Compiled {
-        launch: Launch { plan, program: Program::default(), clone_flags: 0, cgroup: None, pid_namespace: None, report },
-        descriptors,
-    }
+    Compiled { launch: Launch { plan, program: Program::default(), clone_flags: 0, cgroup: None, report }, descriptors }
 }

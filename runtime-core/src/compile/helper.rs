@@ -139,7 +139,7 @@ pub fn helper(inputs: Helper<'_>) -> Result<Compiled> {
         environment: inputs.environment.strings()?,
     };
     let cgroup = inside.and_then(|entry| entry.cgroup);
-    let launch = Launch { plan, program, clone_flags: 0, cgroup, pid_namespace: None, report };
+    let launch = Launch { plan, program, clone_flags: 0, cgroup, report };
     Ok(Compiled { launch, descriptors })
 }
 

@@ -122,21 +122,34 @@ fn join(inputs: Joining<'_>, program: Program, home: process::Home) -> Result<Co
     process::host_side(&mut plan, process)?;
     let user = inputs.namespaces.user();
     match user {
-        None => process::keyring(&mut plan, inputs.id, inputs.no_new_keyring)?,
+        None => {
+            process::raise_limits(&mut plan, process);
+            process::keyring(&mut plan, inputs.id, inputs.no_new_keyring)?;
+        }
         Some(maps) => process::with_host_rights(&mut plan, &streams, process, maps),
+    }
+    let birth = inputs.namespaces.has_pid();
+    if birth {
+        // While the process has the host's rights: the pid namespace may belong to the host's user namespace.
+        plan.step(Step::EnterPid { namespace: init });
     }
     plan.step(Step::Join { namespace: init, flags: inputs.namespaces.flags() });
     if user.is_some() {
         user::become_root(&mut plan);
         process::keyring(&mut plan, inputs.id, inputs.no_new_keyring)?;
     }
-    plan.step(Step::Session);
     process::joined_streams(&mut plan, &streams, process, user.is_some())?;
-    let how = process::Confinement { common: inputs.namespaces, home, filter: inputs.filter, until: process::Until::Executed };
+    let how = process::Confinement {
+        common: inputs.namespaces,
+        home,
+        filter: inputs.filter,
+        terminal: streams.is_terminal(),
+        birth,
+        until: process::Until::Executed,
+    };
     process::confine(&mut plan, process, &kept, how)?;
 
     let (plan, descriptors) = plan.finish();
-    let pid_namespace = inputs.namespaces.has_pid().then_some(init);
-    let launch = Launch { plan, program, clone_flags: 0, cgroup, pid_namespace, report };
+    let launch = Launch { plan, program, clone_flags: 0, cgroup, report };
     Ok(Compiled { launch, descriptors })
 }

@@ -147,6 +147,9 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     process::host_side(&mut plan, process)?;
     match &user {
         None => {
+            if joined.pid().is_some() {
+                process::raise_limits(&mut plan, process);
+            }
             process::keyring(&mut plan, inputs.id, inputs.no_new_keyring)?;
             joined.emit(&mut plan);
         }
@@ -169,7 +172,13 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
         layers = vec![rootfs::show(&mut plan, &layers, std::mem::take(&mut by_path), &target)?];
     }
     let owners = mounts::Owners { namespaces: &mut namespaces, own: user.as_ref().map(|user| &user.maps) };
-    let places = mounts::Places { bundle, hierarchies: &inputs.cgroup.mounts, pod };
+    let proc = match (joined.pid(), &user) {
+        (Some(namespace), Some(_)) => mounts::ProcBy::InNamespace { namespace, isolate: joined.unborn() },
+        (Some(namespace), None) => mounts::ProcBy::InNamespace { namespace, isolate: 0 },
+        (None, Some(_)) if joined.new_pid() == 0 => mounts::ProcBy::Host,
+        (None, _) => mounts::ProcBy::Itself,
+    };
+    let places = mounts::Places { bundle, hierarchies: &inputs.cgroup.mounts, pod, proc };
     let mounts = mounts::sources(&mut plan, spec, places, owners)?;
     let masks = mounts.mask_sources(&mut plan, spec)?;
     let mut given_devices = if inputs.kernel.makes_devices { Vec::new() } else { devices::of_host(&mut plan, spec)? };
@@ -185,7 +194,8 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
             given_devices.iter().for_each(|(_, mount)| shelf.put(&mut plan, *mount));
         }
         shelf.close(&mut plan);
-        user.enter(&mut plan, namespace, joined.unborn());
+        joined.enter_pid(&mut plan);
+        user.enter(&mut plan, namespace, joined.unborn() | joined.new_pid());
         joined.prepare(&mut plan);
         process::keyring(&mut plan, inputs.id, inputs.no_new_keyring)?;
         shelf.take_down(&mut plan)
@@ -194,7 +204,6 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     };
     let sealed_later = mounts::attach_all(&mut plan, &mounts, root)?;
     let devices = devices::make(&mut plan, spec, root, &given_devices, inputs.kernel)?;
-    plan.step(Step::Session);
     process::streams(&mut plan, &streams, process, mounts.devpts, &devices, user.is_some())?;
     if hooks || inputs.networked || !spec.linux.net_devices.is_empty() {
         plan.step(Step::PauseForHooks);
@@ -207,12 +216,23 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     process::make_working_directory(&mut plan, process)?;
     mounts::seal(&mut plan, spec, masks, &sealed_later)?;
     let common = &Joined::of(&spec.linux)?;
-    let how = process::Confinement { common, home: process::Home::LookedUp, filter: inputs.filter, until: process::Until::Started };
+    if user.is_none() {
+        joined.enter_pid(&mut plan);
+    }
+    let how = process::Confinement {
+        common,
+        home: process::Home::LookedUp,
+        filter: inputs.filter,
+        terminal: streams.is_terminal(),
+        birth: joined.pid().is_some(),
+        until: process::Until::Started,
+    };
     process::confine(&mut plan, process, &kept, how)?;
 
     let (plan, descriptors) = plan.finish();
-    let (clone_flags, pid_namespace) = (joined.clone_flags(), joined.pid());
-    let launch = Launch { plan, program: process::program(process)?, clone_flags, cgroup, pid_namespace, report };
+    // In a user namespace it is made there, and belongs to it.
+    let clone_flags = if user.is_none() { joined.new_pid() as u64 } else { 0 };
+    let launch = Launch { plan, program: process::program(process)?, clone_flags, cgroup, report };
     Ok(Compiled { launch, descriptors })
 }
 
@@ -243,6 +263,12 @@ fn leave_host(plan: &mut Builder, by_path: rootfs::ByPath, visible: Option<&Path
 enum GivenStreams {
     Terminal,
     Given([Slot; 3]),
+}
+
+impl GivenStreams {
+    fn is_terminal(&self) -> bool {
+        matches!(self, Self::Terminal)
+    }
 }
 
 fn give_streams(plan: &mut Builder, streams: Streams) -> GivenStreams {

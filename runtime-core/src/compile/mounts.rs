@@ -63,7 +63,7 @@ struct Again {
 
 enum Kind<'a> {
     Bind(Option<Again>),
-    /// A procfs that is made already.
+    /// A procfs that is made early ([`ProcBy`]).
     Proc,
     Filesystem {
         fstype: &'a str,
@@ -80,7 +80,7 @@ pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, places: Places<'a>, owner
     let (label, context) = (mount_label(spec.linux.mount_label.as_deref())?, spec.extensions.context);
     let mut mounts = Mounts { entries: Vec::new(), own_proc: None, devpts: None, proc: None, label, context };
     let own_cgroup_namespace = spec.linux.namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup);
-    let in_user_namespace = owners.own.is_some();
+    let proc = places.proc;
     let mut sources = Sources { places, own_cgroup_namespace, host: None, owners };
     for mount in &spec.mounts {
         let entry = sources.open(plan, mount).context(|| format!("mounts[{:?}]", mount.destination().display().to_string()))?;
@@ -100,8 +100,8 @@ pub fn sources<'a>(plan: &mut Builder, spec: &'a Spec, places: Places<'a>, owner
     if mounts.proc.is_none() && !spec.linux.sysctl.is_empty() {
         let slot = plan.slot();
         mounts.proc = Some(slot);
-        if in_user_namespace {
-            new_mount(plan, c"proc", Vec::new(), 0, slot);
+        if proc.is_early() {
+            proc.make(plan, Vec::new(), 0, slot);
             mounts.own_proc = Some(slot);
         }
     }
@@ -116,6 +116,35 @@ pub struct Places<'a> {
     pub hierarchies: &'a cgroup::Mounts,
     /// The mount namespace of the pod.
     pub pod: Option<Slot>,
+    /// Who can make a procfs of the container's pid namespace.
+    pub proc: ProcBy,
+}
+
+/// Who makes a procfs, which shows the pid namespace of its maker.
+#[derive(Clone, Copy)]
+pub enum ProcBy {
+    /// The process that attaches it: it is in the container's pid namespace then.
+    Itself,
+    /// The same while it has the host's rights: a container in a user namespace has the host's pid namespace.
+    Host,
+    /// A process of its own in a pid namespace that others share; before that it makes the namespaces `isolate`.
+    InNamespace { namespace: Slot, isolate: i32 },
+}
+
+impl ProcBy {
+    /// Emits the making of a detached procfs.
+    fn make(self, plan: &mut Builder, options: Vec<(CString, Option<CString>)>, attributes: u64, mount: Slot) {
+        let filesystem = Filesystem { fstype: c"proc".to_owned(), options, mounts: Vec::new(), attributes };
+        plan.step(match self {
+            Self::Itself | Self::Host => Step::NewMount { filesystem, mount },
+            Self::InNamespace { namespace, isolate } => Step::ProcOf { namespace, isolate, filesystem, mount },
+        });
+    }
+
+    /// Whether it is made before the process attaches anything.
+    fn is_early(self) -> bool {
+        !matches!(self, Self::Itself)
+    }
 }
 
 /// Whose the files of mounts seem to be.
@@ -188,9 +217,10 @@ impl<'a> Sources<'a, '_> {
                 rootfs::attributes(plan, &without_data(&options), slot);
                 Kind::Bind(None)
             }
-            ("proc", ..) if self.owners.own.is_some() => {
+            ("proc", ..) if self.places.proc.is_early() => {
                 let source = mount.source().as_ref().and_then(|source| source.to_str()).unwrap_or(fstype);
-                filesystem(plan, fstype, source, &options, slot)?;
+                self.places.proc.make(plan, settings(fstype, source, &options)?, options.set, slot);
+                rootfs::attributes(plan, &Options { set: 0, clear: 0, ..options.clone() }, slot);
                 Kind::Proc
             }
             ("cgroup", cgroup::Mounts::V1(hierarchies), _) => self.cgroup_v1(plan, hierarchies, &options)?,
@@ -351,12 +381,17 @@ fn filesystem(plan: &mut Builder, fstype: &str, source: &str, options: &Options,
     if late {
         options.set &= !attr::RDONLY;
     }
-    let mut settings = rootfs::settings(&options.filesystem(has_own_superblock(fstype)))?;
-    settings.insert(0, (c"source".to_owned(), Some(cstring("source", source)?)));
-    new_mount(plan, &cstring("type", fstype)?, settings, options.set, slot);
+    new_mount(plan, &cstring("type", fstype)?, settings(fstype, source, &options)?, options.set, slot);
     let rest = Options { set: 0, clear: 0, ..options };
     rootfs::attributes(plan, &rest, slot);
     Ok(late)
+}
+
+/// What fsconfig(2) is told.
+fn settings(fstype: &str, source: &str, options: &Options) -> Result<Vec<(CString, Option<CString>)>> {
+    let mut settings = rootfs::settings(&options.filesystem(has_own_superblock(fstype)))?;
+    settings.insert(0, (c"source".to_owned(), Some(cstring("source", source)?)));
+    Ok(settings)
 }
 
 /// A small tmpfs with one directory per hierarchy; a co-mounted controller gets a link by its own name.

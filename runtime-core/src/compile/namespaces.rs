@@ -189,6 +189,13 @@ impl Namespaces {
         }
     }
 
+    /// Has the process be born in a pid namespace that others share, once it is to be born.
+    pub fn enter_pid(&self, plan: &mut Builder) {
+        if let Some(namespace) = self.pid() {
+            plan.step(Step::EnterPid { namespace });
+        }
+    }
+
     /// The new ones that are made by the process itself.
     pub fn unborn(&self) -> i32 {
         self.new & !(libc::CLONE_NEWNS | libc::CLONE_NEWPID | CLONE_NEWTIME)
@@ -201,14 +208,14 @@ impl Namespaces {
         }
     }
 
-    /// What must happen in the clone itself.
-    pub fn clone_flags(&self) -> u64 {
-        (self.new & libc::CLONE_NEWPID) as u64
+    /// A new pid namespace (`CLONE_NEWPID`), or 0. A process makes it for the next one: in the clone itself, or by unshare(2) before a birth.
+    pub fn new_pid(&self) -> i32 {
+        self.new & libc::CLONE_NEWPID
     }
 
-    /// The pid namespace to be born in.
+    /// The pid namespace to be born in, which others share.
     pub fn pid(&self) -> Option<Slot> {
-        self.given(libc::CLONE_NEWPID)
+        self.given(libc::CLONE_NEWPID).filter(|_| !self.shares_with_host(libc::CLONE_NEWPID))
     }
 
     /// The mount namespace in whose place the container's mounts come.

@@ -74,7 +74,7 @@ pub fn pod(inputs: Pod<'_>) -> Result<CompiledPod> {
     let joined = namespaces::open(&mut plan, inputs.namespaces)?;
     let user = inputs.user.map(|fd| plan.give(fd));
     sysctl::check(inputs.sysctl, &joined, user.is_some())?;
-    if joined.pid().is_some() || joined.mount().is_some() || (joined.clone_flags() != 0) != program.is_some() {
+    if joined.pid().is_some() || joined.mount().is_some() || (joined.new_pid() != 0) != program.is_some() {
         return Err(Error::invalid("pod: a pid namespace is a new one with a process to hold it, and a mount namespace cannot be given"));
     }
 
@@ -98,6 +98,10 @@ pub fn pod(inputs: Pod<'_>) -> Result<CompiledPod> {
     if let Some(namespace) = user {
         plan.step(Step::Join { namespace, flags: libc::CLONE_NEWUSER });
         become_root(&mut plan);
+        if joined.new_pid() != 0 {
+            plan.step(Step::Unshare { flags: joined.new_pid() });
+            plan.step(Step::Birth);
+        }
     }
     joined.make(&mut plan);
     if !inputs.hostname.is_empty() && joined.unborn() & libc::CLONE_NEWUTS != 0 {
@@ -124,7 +128,9 @@ pub fn pod(inputs: Pod<'_>) -> Result<CompiledPod> {
 
     let (plan, descriptors) = plan.finish();
     let program = Program { name: hold::NAME.to_owned(), arguments: cstrings("holder", &[hold::NAME.to_owned()])?, ..Program::default() };
-    let launch = Launch { plan, program, clone_flags: joined.clone_flags(), cgroup, pid_namespace: None, report };
+    // In a user namespace it is made there, and belongs to it.
+    let clone_flags = if user.is_none() { joined.new_pid() as u64 } else { 0 };
+    let launch = Launch { plan, program, clone_flags, cgroup, report };
     Ok(CompiledPod { compiled: Compiled { launch, descriptors }, gives: shared.into_iter().map(|(flag, _)| flag).collect() })
 }
 

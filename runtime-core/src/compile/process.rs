@@ -83,14 +83,19 @@ pub fn keyring(plan: &mut Builder, id: &str, no_new_keyring: bool) -> Result<()>
 
 /// What a process in a user namespace has no right to: limits above those of the runtime, and streams that are the host's become its user's.
 pub fn with_host_rights(plan: &mut Builder, streams: &GivenStreams, process: &Process, maps: &Maps) {
+    raise_limits(plan, process);
+    if let (GivenStreams::Given(slots), Some(uid)) = (streams, maps.host_uid(process.user.uid)) {
+        given(plan, slots, uid);
+    }
+}
+
+/// Limits above those of the runtime, so that it takes no right to set the process's own later.
+pub fn raise_limits(plan: &mut Builder, process: &Process) {
     for limit in &process.rlimits {
         let number = resource(limit.typ());
         if let Some(now) = security::rlimit(number).ok().filter(|(_, hard)| limit.hard() > *hard) {
             plan.step(Step::Rlimit { resource: number, soft: now.0, hard: limit.hard() });
         }
-    }
-    if let (GivenStreams::Given(slots), Some(uid)) = (streams, maps.host_uid(process.user.uid)) {
-        given(plan, slots, uid);
     }
 }
 
@@ -220,12 +225,20 @@ pub struct Confinement<'a> {
     pub home: Home,
     /// The compiled `linux.seccomp`.
     pub filter: Option<&'a Filter>,
+    /// Standard input is a terminal that the process is to have for its own.
+    pub terminal: bool,
+    /// The process is still to be born in a pid namespace that others share.
+    pub birth: bool,
     /// How far the plan goes.
     pub until: Until,
 }
 
 /// From the runtime's rights to the user's. Before the first path of the container's is used, every descriptor of the host's is closed
 /// (CVE-2024-21626), and after a limit is set nothing more is opened.
+///
+/// Who shares the pid namespace sees a process from its birth. With CAP_SYS_PTRACE it sees all that is behind `/proc/<pid>`, and may take the
+/// process over; without any right it sees the network's tables and the mounts. So at its birth the process has nothing of the host's any
+/// more (its root, working directory, namespaces and descriptors are the container's), and of the rights only those that it still needs.
 ///
 /// seccomp(2): without no_new_privs, loading a filter needs CAP_SYS_ADMIN, so it comes before the capabilities go; with it, it is the very
 /// last thing, so that the profile need not allow what happens in between. A filter with a listener is loaded before the process waits for its
@@ -235,7 +248,7 @@ pub struct Confinement<'a> {
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) by the field's name.
 pub fn confine(plan: &mut Builder, process: &Process, kept: &Kept, how: Confinement<'_>) -> Result<()> {
-    let Confinement { common, home, filter, until } = how;
+    let Confinement { common, home, filter, terminal, birth, until } = how;
     kept.emit(plan);
     if home == Home::LookedUp && !has_home(process) {
         plan.step(Step::Home { uid: process.user.uid });
@@ -243,14 +256,23 @@ pub fn confine(plan: &mut Builder, process: &Process, kept: &Kept, how: Confinem
     plan.step(Step::Umask { mask: process.user.umask.unwrap_or(UMASK) & 0o777 });
     let directory = cstring("process.cwd", &process.cwd)?;
     plan.step(Step::WorkingDirectory { path: directory.clone(), later: true });
-    for limit in &process.rlimits {
-        plan.step(Step::Rlimit { resource: resource(limit.typ()), soft: limit.soft(), hard: limit.hard() });
-    }
-    tune(plan, process, common)?;
     // Without the field there are none: a full set is never a default.
     let none = Capabilities::default();
     let sets = process.capabilities.as_ref().unwrap_or(&none);
     plan.step(Step::BoundingSet { keep: mask(&sets.bounding) });
+    if birth {
+        let kept = until_executed(process, sets, filter.is_some());
+        plan.step(Step::Capabilities { effective: kept, permitted: kept, inheritable: 0, ambient: 0 });
+        plan.step(Step::Birth);
+    }
+    plan.step(Step::Session);
+    if terminal {
+        plan.step(Step::ControlTerminal);
+    }
+    for limit in &process.rlimits {
+        plan.step(Step::Rlimit { resource: resource(limit.typ()), soft: limit.soft(), hard: limit.hard() });
+    }
+    tune(plan, process, common)?;
     let load = filter.map(|filter| Step::Seccomp { program: filter.program.clone(), flags: filter.flags });
     let (early, late) = if process.no_new_privileges { (None, load) } else { (load, None) };
     if process.no_new_privileges {
@@ -277,6 +299,16 @@ pub fn confine(plan: &mut Builder, process: &Process, kept: &Kept, how: Confinem
     after.into_iter().for_each(|step| plan.step(step));
     plan.step(Step::Exec);
     Ok(())
+}
+
+/// What a process needs from its birth to its program: its own capabilities, those to become its user, and those of single steps.
+fn until_executed(process: &Process, sets: &Capabilities, filtered: bool) -> u64 {
+    let own = mask(&sets.permitted) | mask(&sets.effective) | mask(&sets.inheritable) | mask(&sets.ambient);
+    let of =
+        |needed: bool, names: &[&str]| if needed { names.iter().filter_map(|name| number(name)).fold(0, |m, n| m | 1 << n) } else { 0 };
+    own | of(true, &["SETUID", "SETGID", "SETPCAP"])
+        | of(filtered && !process.no_new_privileges, &["SYS_ADMIN"])
+        | of(process.scheduler.is_some() || process.io_priority.is_some(), &["SYS_NICE"])
 }
 
 /// How the kernel is to treat the process: set with the runtime's rights, which some of it needs.

@@ -39,7 +39,10 @@ fn hierarchies() -> Mounts {
 
 /// The plan of a case, on a v2 host unless it says otherwise.
 fn plan(case: &Path) -> Plan {
-    let spec = spec(case);
+    plan_of(case, &spec(case))
+}
+
+fn plan_of(case: &Path, spec: &Spec) -> Plan {
     let terminal = spec.process.as_ref().unwrap().terminal;
     let v1 = matches!(case.file_name().unwrap().to_str().unwrap(), "cgroup-v1" | "privileged");
     let layer = |number: u32| format!("/var/lib/snapshots/{number}/fs");
@@ -54,7 +57,7 @@ fn plan(case: &Path) -> Plan {
     let compiled = container(Container {
         id: "x",
         bundle: Path::new("/run/bundle"),
-        spec: &spec,
+        spec,
         rootfs: &rootfs,
         by_helper: Vec::new(),
         pod: None,
@@ -183,7 +186,14 @@ fn the_filter_is_loaded_with_rights_only_where_it_must_be() {
         let filter = crate::seccomp::Filter { program: Vec::new(), flags: 0, skipped: Vec::new(), listener: listener.clone() };
         let mut builder = Builder::default();
         let common = &Joined::default();
-        let how = process::Confinement { common, home: process::Home::LookedUp, filter: Some(&filter), until: process::Until::Started };
+        let how = process::Confinement {
+            common,
+            home: process::Home::LookedUp,
+            filter: Some(&filter),
+            terminal: false,
+            birth: false,
+            until: process::Until::Started,
+        };
         process::confine(&mut builder, &process, &process::Kept::default(), how).unwrap();
         let (plan, _) = builder.finish();
         let load = at(&plan, |step| matches!(step, Step::Seccomp { .. }));
@@ -193,4 +203,105 @@ fn the_filter_is_loaded_with_rights_only_where_it_must_be() {
         assert_eq!(load < ready, !no_new_privileges || listener.is_some(), "{plan}");
         assert_eq!(load[0] >= plan.steps.len() - 3, no_new_privileges, "{plan}");
     }
+}
+
+/// A process that is the init of a pid namespace, to be ended.
+struct Init(std::process::Child);
+
+impl Init {
+    fn start() -> Self {
+        let script = ["--pid", "--fork", "--kill-child", "sh", "-c", "echo; exec sleep 1000"];
+        let mut child = std::process::Command::new("unshare").args(script).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        std::io::Read::read(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        Self(child)
+    }
+
+    fn pid(&self) -> i32 {
+        let id = self.0.id();
+        std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for Init {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The plan of a container in a pid namespace that others share, and of a process that joins a container.
+fn born(filtered: bool, no_new_privileges: bool) -> Vec<Plan> {
+    let case = cases().into_iter().find(|case| case.ends_with("cri")).unwrap();
+    let init = Init::start();
+    let mut text: serde_json::Value = serde_json::from_slice(&std::fs::read(case.join("config.json")).unwrap()).unwrap();
+    for namespace in text["linux"]["namespaces"].as_array_mut().unwrap().iter_mut().filter(|namespace| namespace["type"] == "pid") {
+        namespace["path"] = format!("/proc/{}/ns/pid", init.pid()).into();
+    }
+    text["process"]["noNewPrivileges"] = no_new_privileges.into();
+    if !filtered {
+        text["linux"].as_object_mut().unwrap().remove("seccomp");
+    }
+    let spec = Spec::parse(text.to_string().as_bytes()).unwrap();
+    let filter = spec.linux.seccomp.as_ref().map(|profile| crate::seccomp::compile(profile).unwrap());
+    let joins = |terminal| {
+        joining(Joining {
+            id: "x",
+            namespaces: &Joined::of(&spec.linux).unwrap(),
+            process: spec.process.as_ref().unwrap(),
+            init: null(),
+            cgroup: CgroupView { procs: vec![null(), null()], directory: None, mounts: hierarchies() },
+            streams: if terminal { Streams::Terminal } else { Streams::Given([null(), null(), null()]) },
+            filter: filter.as_ref(),
+            report: null(),
+            preserved: vec![null()],
+            no_new_keyring: false,
+        })
+    };
+    vec![plan_of(&case, &spec), joins(false).unwrap().launch.plan, joins(true).unwrap().launch.plan]
+}
+
+#[test]
+fn who_is_born_among_others_has_nothing_of_the_hosts() {
+    for (filtered, no_new_privileges) in [(true, true), (true, false), (false, false)] {
+        for plan in born(filtered, no_new_privileges) {
+            let births = at(&plan, |step| *step == Step::Birth);
+            assert_eq!(births.len(), 1, "{plan}");
+            let (outside, inside) = plan.steps.split_at(births[0]);
+            // All that holds a descriptor, opens a path of the host's or changes a namespace is done by the process outside.
+            let harmless = |step: &Step| {
+                use Step::{
+                    Birth, Capabilities, ControlTerminal, Exec, FindProgram, Identity, NoNewPrivileges, Ready, Rlimit, Seccomp, Session,
+                    WorkingDirectory,
+                };
+                matches!(
+                    step,
+                    Birth
+                        | Session
+                        | ControlTerminal
+                        | Rlimit { .. }
+                        | NoNewPrivileges
+                        | Seccomp { .. }
+                        | Identity { .. }
+                        | Capabilities { .. }
+                        | WorkingDirectory { .. }
+                        | FindProgram
+                        | Ready
+                        | Exec
+                )
+            };
+            assert!(inside.iter().all(harmless), "{plan}");
+            let place = |is: &dyn Fn(&Step) -> bool| outside.iter().rposition(is);
+            let closed = place(&|step| matches!(step, Step::CloseOthers { .. })).unwrap();
+            let entered = place(&|step| matches!(step, Step::EnterPid { .. })).unwrap();
+            let own_root = place(&|step| matches!(step, Step::Pivot { .. }) || joins_mounts(step));
+            assert!(own_root.unwrap() < closed && entered < closed, "{plan}");
+            // A tracer that takes it over at its birth must gain little.
+            let Some(Step::Capabilities { permitted, .. }) = outside.last() else { panic!("{plan}") };
+            assert_eq!(permitted & 1 << 21 != 0, filtered && !no_new_privileges, "{plan}");
+        }
+    }
+}
+
+fn joins_mounts(step: &Step) -> bool {
+    matches!(step, Step::Join { flags, .. } if flags & libc::CLONE_NEWNS != 0)
 }

@@ -5,7 +5,7 @@
 //! (mount_namespaces(7)), so that nothing in the container can take a mount of the host's away, make it writable, or mount something back
 //! through it. Clones of the locked mounts, which are locked themselves, go to their places.
 //!
-//! The pid namespace is made before and so belongs to the host's user namespace: a procfs of it is for the runtime alone to mount.
+//! All its new namespaces belong to the user namespace, the pid namespace as well: so the process goes on as a new one, the init of that.
 
 use std::ffi::{CStr, CString};
 use std::path::Path;
@@ -79,7 +79,7 @@ impl User {
         namespaces.slot(plan, self.maps.clone())
     }
 
-    /// Enters it as its root, and makes in it the mount namespace and others (`CLONE_NEW*`).
+    /// Enters it as its root, and makes in it the mount namespace and others (`CLONE_NEW*`); the first process of a pid namespace is born.
     pub fn enter(&self, plan: &mut Builder, namespace: Slot, others: i32) {
         plan.step(Step::Join { namespace, flags: libc::CLONE_NEWUSER });
         become_root(plan);
@@ -88,6 +88,9 @@ impl User {
             plan.step(Step::CheckMaps { uid_map, gid_map });
         }
         plan.step(Step::Unshare { flags: libc::CLONE_NEWNS | others });
+        if others & libc::CLONE_NEWPID != 0 {
+            plan.step(Step::Birth);
+        }
     }
 }
 

@@ -32,6 +32,9 @@ pub fn explain(launch: &Launch, failure: &Failure) -> Error {
             let said = failure.text.lines().collect::<Vec<_>>().join("; ");
             Error::new(ErrorKind::Internal, format!("mount helper {}: exit status {}: {said}", launch.program.name, failure.errno))
         }
+        Step::EnterPid { .. } | Step::Join { .. } | Step::Birth if has_ended(failure.errno) => {
+            Error::new(ErrorKind::FailedPrecondition, no_process(launch))
+        }
         Step::FindProgram => no_program(launch, failure.errno),
         Step::Exec => exec_failed(launch, failure.errno),
         Step::CheckMaps { .. } if failure.detail == OTHER_MAPS => {
@@ -84,6 +87,19 @@ fn field(step: &Step) -> Option<&'static str> {
     })
 }
 
+/// Of setns(2) by a pidfd, and of clone(2) into a pid namespace without an init (pid_namespaces(7)).
+fn has_ended(errno: i32) -> bool {
+    matches!(Errno::from_raw_os_error(errno), Errno::SRCH | Errno::NOMEM)
+}
+
+fn no_process(launch: &Launch) -> &'static str {
+    if launch.plan.steps.iter().any(|step| matches!(step, Step::Pivot { .. } | Step::MoveRoot { .. })) {
+        "linux.namespaces: pid: the first process of the given namespace has ended"
+    } else {
+        "cannot exec in a stopped container"
+    }
+}
+
 fn is_mount_helper(launch: &Launch) -> bool {
     launch.plan.steps.iter().any(|step| matches!(step, Step::MountByHelper { .. }))
 }
@@ -91,7 +107,7 @@ fn is_mount_helper(launch: &Launch) -> bool {
 /// The step for people: a mount by where it comes from and where it goes, which the plan tells apart by numbers.
 fn said(launch: &Launch, step: &Step) -> String {
     match step {
-        Step::CloneTree { mount, .. } | Step::NewMount { mount, .. } | Step::LoopMount { mount, .. } => {
+        Step::CloneTree { mount, .. } | Step::NewMount { mount, .. } | Step::LoopMount { mount, .. } | Step::ProcOf { mount, .. } => {
             format!("{}{}", source(step), target(launch, *mount))
         }
         Step::Attach { mount, .. } | Step::AttachRoot { mount, .. } => {
@@ -148,7 +164,9 @@ const RLIMITS: [&str; 16] = [
 
 fn makes(step: &Step) -> Option<Slot> {
     match step {
-        Step::CloneTree { mount, .. } | Step::NewMount { mount, .. } | Step::LoopMount { mount, .. } => Some(*mount),
+        Step::CloneTree { mount, .. } | Step::NewMount { mount, .. } | Step::LoopMount { mount, .. } | Step::ProcOf { mount, .. } => {
+            Some(*mount)
+        }
         _ => None,
     }
 }
@@ -156,7 +174,7 @@ fn makes(step: &Step) -> Option<Slot> {
 fn source(step: &Step) -> String {
     match step {
         Step::CloneTree { source, .. } => format!("bind {:?}", source.to_string_lossy()),
-        Step::NewMount { filesystem, .. } => format!("mount {}", filesystem.fstype.to_string_lossy()),
+        Step::NewMount { filesystem, .. } | Step::ProcOf { filesystem, .. } => format!("mount {}", filesystem.fstype.to_string_lossy()),
         Step::LoopMount { source, filesystem, .. } => {
             format!("loop mount {:?} as {}", source.to_string_lossy(), filesystem.fstype.to_string_lossy())
         }
@@ -209,8 +227,10 @@ fn part(step: &Step, detail: u16) -> Option<String> {
         (Step::Attach { .. }, attach::HOSTILE) => name("the mount point is not what it should be"),
         (Step::Attach { .. }, attach::MOVE) => name("move the mount there"),
         (Step::Attach { .. }, attach::LINK) => name("make the symbolic link"),
-        (Step::NewMount { .. } | Step::LoopMount { .. }, 1) => name("create"),
-        (Step::NewMount { filesystem, .. } | Step::LoopMount { filesystem, .. }, detail) if detail >= 2 => {
+        (Step::NewMount { .. } | Step::LoopMount { .. } | Step::ProcOf { .. }, 1) => name("create"),
+        (Step::NewMount { filesystem, .. } | Step::LoopMount { filesystem, .. } | Step::ProcOf { filesystem, .. }, detail)
+            if detail >= 2 =>
+        {
             let mounts = filesystem.mounts.iter().map(|(key, _)| key);
             let key = filesystem.options.iter().map(|(key, _)| key).chain(mounts).nth(usize::from(detail) - 2)?;
             Some(format!("option {:?}", key.to_string_lossy()))
@@ -275,7 +295,7 @@ mod tests {
         let mut plan = Builder::default();
         build(&mut plan);
         let (plan, _) = plan.finish();
-        let launch = Launch { plan, program: Program::default(), clone_flags: 0, cgroup: None, pid_namespace: None, report: Slot(0) };
+        let launch = Launch { plan, program: Program::default(), clone_flags: 0, cgroup: None, report: Slot(0) };
         explain(&launch, &Failure { step, detail: 0, errno: Errno::INVAL.raw_os_error(), text: String::new() }).to_string()
     }
 

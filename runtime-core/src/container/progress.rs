@@ -1,14 +1,16 @@
 //! What a child has to say to its parent, in the parent's terms.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
 use super::failure;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::plan::Launch;
+use crate::plan::launcher::Launched;
 use crate::plan::report::{self, GO, Message};
 
 /// Where a child has got to.
@@ -21,6 +23,8 @@ pub enum Progress {
     Handed(OwnedFd),
     /// The listener of the filter that it has loaded; it waits until that is taken.
     Listener(OwnedFd),
+    /// It goes on as this new process, a child of the same parent, and ends as the old one.
+    Born(Launched),
     /// It waits for the start.
     Ready,
     /// It has executed its program, or was killed.
@@ -43,6 +47,7 @@ impl Progress {
                     let listener = pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty());
                     listener.context(|| "pidfd_getfd of the seccomp listener").map(|listener| Some(Self::Listener(listener)))
                 }
+                Ok(Some(Message::Born(pidfd))) => born(pidfd).map(|launched| Some(Self::Born(launched))),
                 Ok(Some(Message::Failed(failed))) => Err(failure::explain(launch, &failed)),
                 Ok(None) => Ok(Some(Self::Executed)),
                 Err(Errno::AGAIN) => Ok(None),
@@ -51,6 +56,18 @@ impl Progress {
             };
         }
     }
+}
+
+/// The process that a child goes on as, by its pidfd.
+///
+/// # Errors
+/// It has ended and was reaped.
+pub fn born(pidfd: OwnedFd) -> Result<Launched> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let text = std::fs::read_to_string(&path).context(|| format!("read {path}"))?;
+    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok()).filter(|pid| *pid > 0);
+    let pid = pid.ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, "the process was killed at its birth"))?;
+    Ok(Launched { pid, pidfd: Arc::new(pidfd) })
 }
 
 /// Says the word that a child waits for.

@@ -93,9 +93,8 @@ impl Console {
         move_mount(&tree, c"", &target, c"", flags).map_err(part(5))
     }
 
-    /// Makes the peer the controlling terminal and the three standard streams.
-    pub fn control(&self) -> Result<(), Failed> {
-        tty::set_controlling(self.peer.as_fd()).map_err(part(6))?;
+    /// Makes the peer the three standard streams.
+    pub fn become_streams(&self) -> Result<(), Failed> {
         for number in 0..3 {
             process::duplicate_onto(self.peer.as_fd(), number, false).map_err(part(6))?;
         }

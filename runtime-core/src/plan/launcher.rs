@@ -15,6 +15,7 @@ use std::ffi::CStr;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -65,12 +66,12 @@ pub enum Request {
 }
 
 /// A started process: the daemon's child.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Launched {
     /// As the host sees it.
     pub pid: i32,
     /// For signals and its end.
-    pub pidfd: OwnedFd,
+    pub pidfd: Arc<OwnedFd>,
 }
 
 /// The daemon's side of a launcher.
@@ -137,7 +138,7 @@ impl Launcher {
         }
         let [pid, errno] = [&bytes[..4], &bytes[4..]].map(|half| i32::from_ne_bytes([half[0], half[1], half[2], half[3]]));
         match descriptors.pop() {
-            Some(pidfd) => Ok(Ok(Launched { pid, pidfd })),
+            Some(pidfd) => Ok(Ok(Launched { pid, pidfd: Arc::new(pidfd) })),
             None => Ok(Err(Errno::from_raw_os_error(errno))),
         }
     }
@@ -185,7 +186,6 @@ struct Stub {
 /// What the launcher process owns besides its socket.
 struct Server {
     control: OwnedFd,
-    own_pid_namespace: OwnedFd,
     stub: Stub,
     /// And what came with it, which is held until it is forgotten or all is done.
     watched: HashMap<String, (CgroupPath, Vec<OwnedFd>)>,
@@ -203,8 +203,7 @@ fn serve(control: OwnedFd) -> Result<()> {
     process::reset_signals();
     process::allow_huge_pages().context(|| "launcher: prctl")?;
     let _ = rustix::thread::set_name(c"coracle-launch");
-    let own_pid_namespace = open_namespace(c"/proc/self/ns/pid")?;
-    let mut server = Server { stub: make_stub()?, control, own_pid_namespace, watched: HashMap::new() };
+    let mut server = Server { stub: make_stub()?, control, watched: HashMap::new() };
     loop {
         server.rest()?;
         let Some((request, descriptors)) = server.next()? else { break };
@@ -375,45 +374,19 @@ impl Server {
         }
         slots.resize_with(usize::from(launch.plan.slots), || None);
         let (arguments, environment) = (launch.program.arguments.clone(), launch.program.environment.clone());
-        let start = || {
-            if let Some(namespace) = find(&slots, launch.pid_namespace)? {
-                process::setns(namespace.as_fd(), libc::CLONE_NEWPID)?;
-            }
-            let arguments = StringArray::new(arguments);
-            let mut environment = StringArray::with_room(environment, HOME.len() + HOME_MAX);
-            let cloned = process::clone_as_sibling(launch.clone_flags, find(&slots, launch.cgroup)?.map(AsFd::as_fd))?;
-            if let Cloned::Parent(pid, pidfd) = cloned {
-                return Ok(Launched { pid, pidfd });
-            }
-            // The new process must not keep the daemon's socket open when the launcher dies.
-            process::close_number(CONTROL);
-            // Nor a lock, when everybody else is dead.
-            self.watched.values().flat_map(|(_, held)| held).for_each(|lock| process::close_number(lock.as_raw_fd().cast_unsigned()));
-            let Stub { namespace, null } = &self.stub;
-            let (stub, null) = (namespace.as_fd(), null.as_ref().map(AsFd::as_fd));
-            run(Child { launch, arguments: &arguments, environment: &mut environment, slots: &mut slots, stub, null })
-        };
-        match launch.pid_namespace {
-            None => start(),
-            Some(_) => self.visiting(start),
+        let arguments = StringArray::new(arguments);
+        let mut environment = StringArray::with_room(environment, HOME.len() + HOME_MAX);
+        let cloned = process::clone_as_sibling(launch.clone_flags, find(&slots, launch.cgroup)?.map(AsFd::as_fd))?;
+        if let Cloned::Parent(pid, pidfd) = cloned {
+            return Ok(Launched { pid, pidfd: Arc::new(pidfd) });
         }
-    }
-
-    /// Lets `start` enter a pid namespace, and is in its own one afterwards.
-    fn visiting(&self, start: impl FnOnce() -> std::result::Result<Launched, Errno> + Send) -> std::result::Result<Launched, Errno> {
-        if in_user_namespace() {
-            // That has no right to the way back (pid_namespaces(7)): a thread goes, and ends there.
-            return std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, start) {
-                Ok(thread) => thread.join().unwrap_or(Err(Errno::CANCELED)),
-                Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN)),
-            });
-        }
-        let started = start();
-        if process::setns(self.own_pid_namespace.as_fd(), libc::CLONE_NEWPID).is_err() {
-            // Every later container would be born in this one's namespace.
-            process::exit(1);
-        }
-        started
+        // The new process must not keep the daemon's socket open when the launcher dies.
+        process::close_number(CONTROL);
+        // Nor a lock, when everybody else is dead.
+        self.watched.values().flat_map(|(_, held)| held).for_each(|lock| process::close_number(lock.as_raw_fd().cast_unsigned()));
+        let Stub { namespace, null } = &self.stub;
+        let (stub, null) = (namespace.as_fd(), null.as_ref().map(AsFd::as_fd));
+        run(Child { launch, arguments: &arguments, environment: &mut environment, slots: &mut slots, stub, null })
     }
 }
 

@@ -36,6 +36,13 @@ pub struct Plan {
     pub fail: Option<crate::failpoints::FailStep>,
 }
 
+impl Plan {
+    /// Whether the process goes on as a new one on the way ([`Step::Birth`]).
+    pub fn is_born(&self) -> bool {
+        self.steps.contains(&Step::Birth)
+    }
+}
+
 /// One thing that a new process does. Each is a few system calls; none has conditions that the parent could have decided.
 #[allow(missing_docs, reason = "each variant says what it does; its fields are named as in the man page that it names")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +57,10 @@ pub enum Step {
     NewKeyring { name: CString },
     /// Joins a namespace, or several through a pidfd.
     Join { namespace: Slot, flags: i32 },
+    /// Has the next child born in a pid namespace: a given one, or that of a process through its pidfd (pid_namespaces(7)).
+    EnterPid { namespace: Slot },
+    /// Goes on as a new process, a sibling of this one, in the pid namespace for children; this one ends (clone(2), `CLONE_PARENT`).
+    Birth,
     /// Fails unless the maps of the process's own user namespace are these (user_namespaces(7)); needs a procfs at `/proc`.
     CheckMaps { uid_map: CString, gid_map: CString },
     /// Makes new namespaces.
@@ -75,6 +86,10 @@ pub enum Step {
     CloneTree { source: CString, recursive: bool, follow: bool, mount: Slot },
     /// Makes a filesystem and a detached mount of it (fsopen(2), fsconfig(2), fsmount(2)).
     NewMount { filesystem: Filesystem, mount: Slot },
+    /// Makes a procfs of a pid namespace that the process is not in, and a detached mount of it. It is made by a process that has nothing of
+    /// the host's but a socket to this one; `isolate` are the namespaces (`CLONE_NEW*`) which that process makes first, since this one still
+    /// has the host's.
+    ProcOf { namespace: Slot, isolate: i32, filesystem: Filesystem, mount: Slot },
     /// Puts a file behind a loop device and makes a detached mount of it.
     LoopMount { source: CString, direct_io: bool, filesystem: Filesystem, mount: Slot },
     /// Makes a user namespace that has these maps (user_namespaces(7)) and no process.
@@ -125,10 +140,12 @@ pub enum Step {
     /// Makes a symbolic link in an opened directory, replacing what is no directory.
     Symlink { directory: Slot, name: CString, target: CString },
     /// A pseudoterminal from the container's own devpts, or the one in `pts` of a `/dev` that is not its own: the master goes to the parent,
-    /// the peer becomes `console` in `devices`.
+    /// the peer becomes the standard streams and `console` in `devices`.
     Console { devpts: Option<Slot>, devices: Slot, cover: Cover, uid: u32, size: Option<(u16, u16)> },
     /// The same for a process that joins a container: the terminal multiplexer is looked up beneath `/` and checked.
     JoinedConsole { uid: u32, size: Option<(u16, u16)> },
+    /// Makes the terminal on standard input the controlling one of the process's session (ioctl_tty(2), `TIOCSCTTY`).
+    ControlTerminal,
 
     /// Tells the parent that the namespaces exist, and waits until it has run its hooks and moved network devices.
     PauseForHooks,
@@ -303,8 +320,6 @@ pub struct Launch {
     pub clone_flags: u64,
     /// The cgroup v2 directory that the process is born in.
     pub cgroup: Option<Slot>,
-    /// A pid namespace, or a pidfd of a process in it, that the new process is to live in.
-    pub pid_namespace: Option<Slot>,
     /// Where the child reports.
     pub report: Slot,
 }

@@ -117,6 +117,8 @@ impl fmt::Display for Step {
             Self::Label { label } => write!(f, "set {} to {:?}", text(&label.file), text(&label.text)),
             Self::NewKeyring { name } => write!(f, "new session keyring {}", text(name)),
             Self::Join { namespace, flags } => write!(f, "join namespaces {} of {namespace}", namespaces(*flags)),
+            Self::EnterPid { namespace } => write!(f, "have the next process born in pid namespace {namespace}"),
+            Self::Birth => write!(f, "go on as a new process"),
             Self::Unshare { flags } => write!(f, "new namespaces {}", namespaces(*flags)),
             Self::TimeOffsets { offsets } => write!(f, "set clocks: {}", text(offsets).trim_end().replace('\n', ", ")),
             Self::EnterTime => write!(f, "enter the new time namespace"),
@@ -132,6 +134,7 @@ impl fmt::Display for Step {
             Self::Unmount { path } => write!(f, "unmount what is at {:?}", text(path)),
             Self::SourceDirectory { path } => write!(f, "enter {:?} of the host", text(path)),
             Self::NewMount { filesystem, mount } => write!(f, "{mount} = mount {filesystem}"),
+            Self::ProcOf { namespace, filesystem, mount, .. } => write!(f, "{mount} = mount {filesystem} of pid namespace {namespace}"),
             Self::LoopMount { source, direct_io, filesystem, mount } => {
                 let direct = if *direct_io { ", direct I/O," } else { "" };
                 write!(f, "{mount} = loop mount {:?}{direct} {filesystem}", text(source))
@@ -188,6 +191,7 @@ impl fmt::Display for Step {
                 write!(f, "make {what} for user {uid}, size {size:?}")
             }
             Self::JoinedConsole { uid, size } => write!(f, "make terminal for user {uid}, size {size:?}"),
+            Self::ControlTerminal => write!(f, "make standard input the controlling terminal"),
             Self::PauseForHooks => write!(f, "wait for hooks"),
             Self::Pivot { root } => write!(f, "pivot root to {root}"),
             Self::MoveRoot { root } => write!(f, "move root to {root}"),

@@ -16,6 +16,7 @@ const HOOKS: u8 = b'H';
 const CONSOLE: u8 = b'C';
 const HANDED: u8 = b'D';
 const LISTENER: u8 = b'L';
+const BORN: u8 = b'B';
 const FAILED: u8 = b'F';
 /// The parent's only word.
 pub const GO: u8 = b'G';
@@ -46,6 +47,8 @@ pub enum Message {
     Handed(OwnedFd),
     /// It has loaded a filter, and the descriptor of the filter's listener has this number; it waits until that has been taken.
     Listener(i32),
+    /// It goes on as a new process, whose pidfd this is; the old one ends.
+    Born(OwnedFd),
     /// It gave up and ends.
     Failed(Failure),
 }
@@ -67,9 +70,26 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
 /// `EAGAIN` if there is none yet; `EBADMSG` for something that no child says.
 pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Message>, Errno> {
     let mut bytes = [0u8; HEADER + TEXT_MAX];
+    let (length, descriptor) = receive_bytes(socket, &mut bytes)?;
+    match (bytes[..length].first(), descriptor) {
+        (None, _) => Ok(None),
+        (Some(&READY), None) => Ok(Some(Message::Ready)),
+        (Some(&HOOKS), None) => Ok(Some(Message::Hooks)),
+        (Some(&CONSOLE), Some(master)) => Ok(Some(Message::Console(master))),
+        (Some(&HANDED), Some(descriptor)) => Ok(Some(Message::Handed(descriptor))),
+        (Some(&BORN), Some(pidfd)) => Ok(Some(Message::Born(pidfd))),
+        (Some(&LISTENER), None) if length == LISTENER_LENGTH => {
+            Ok(Some(Message::Listener(i32::from_ne_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]))))
+        }
+        (Some(&FAILED), None) if length >= HEADER => Ok(Some(Message::Failed(decode(&bytes[..length])))),
+        _ => Err(Errno::BADMSG),
+    }
+}
+
+fn receive_bytes(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Option<OwnedFd>), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let length = match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+    let length = match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC) {
         Ok(message) => message.bytes,
         // A child that is killed before it has read the parent's word resets the connection.
         Err(Errno::CONNRESET) => 0,
@@ -79,18 +99,7 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Message>, Errno> {
         RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
         _ => None,
     });
-    match (bytes[..length].first(), descriptor) {
-        (None, _) => Ok(None),
-        (Some(&READY), None) => Ok(Some(Message::Ready)),
-        (Some(&HOOKS), None) => Ok(Some(Message::Hooks)),
-        (Some(&CONSOLE), Some(master)) => Ok(Some(Message::Console(master))),
-        (Some(&HANDED), Some(descriptor)) => Ok(Some(Message::Handed(descriptor))),
-        (Some(&LISTENER), None) if length == LISTENER_LENGTH => {
-            Ok(Some(Message::Listener(i32::from_ne_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]))))
-        }
-        (Some(&FAILED), None) if length >= HEADER => Ok(Some(Message::Failed(decode(&bytes[..length])))),
-        _ => Err(Errno::BADMSG),
-    }
+    Ok((length, descriptor))
 }
 
 /// sendmsg(2) of bytes and a descriptor over a Unix socket; how many bytes went.
@@ -117,7 +126,26 @@ fn decode(bytes: &[u8]) -> Failure {
 
 /// The child's side: write(2) and read(2) only, which every seccomp profile that can run a program allows.
 pub(super) mod child {
-    use super::{BorrowedFd, CONSOLE, Errno, FAILED, GO, HANDED, HEADER, HOOKS, LISTENER, READY, SendFlags, TEXT_MAX};
+    use super::{
+        BORN, BorrowedFd, CONSOLE, Errno, FAILED, GO, HANDED, HEADER, HOOKS, LISTENER, OwnedFd, READY, SendFlags, TEXT_MAX, receive_bytes,
+    };
+    use crate::plan::child::Failed;
+
+    /// What a process was asked to hand over, or why it could not; what the kernel said besides is put into `text`, with its length.
+    pub fn handed(socket: BorrowedFd<'_>, text: &mut [u8; TEXT_MAX], text_length: &mut usize) -> Result<OwnedFd, Failed> {
+        let mut bytes = [0u8; HEADER + TEXT_MAX];
+        match receive_bytes(socket, &mut bytes)? {
+            (length, None) if length >= HEADER && bytes[0] == FAILED => {
+                *text_length = length - HEADER;
+                text[..*text_length].copy_from_slice(&bytes[HEADER..length]);
+                let errno = Errno::from_raw_os_error(i32::from_ne_bytes([bytes[5], bytes[6], bytes[7], bytes[8]]));
+                Err(Failed { detail: u16::from_ne_bytes([bytes[3], bytes[4]]), errno })
+            }
+            (1.., Some(descriptor)) if bytes[0] == HANDED => Ok(descriptor),
+            // It was killed.
+            _ => Err(Errno::SRCH.into()),
+        }
+    }
 
     pub fn ready(socket: BorrowedFd<'_>) -> Result<(), Errno> {
         say_and_wait(socket, &[READY])
@@ -138,6 +166,10 @@ pub(super) mod child {
 
     pub fn descriptor(socket: BorrowedFd<'_>, descriptor: BorrowedFd<'_>) -> Result<(), Errno> {
         hand_over(socket, HANDED, descriptor)
+    }
+
+    pub fn born(socket: BorrowedFd<'_>, pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
+        hand_over(socket, BORN, pidfd)
     }
 
     fn hand_over(socket: BorrowedFd<'_>, word: u8, descriptor: BorrowedFd<'_>) -> Result<(), Errno> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use runtime_core::cgroup::{Cgroup, Mounts};
 use runtime_core::compile::{self, CgroupView, Compiled, Container, Joined, Joining, RootMount, Streams};
-use runtime_core::container::failure;
+use runtime_core::container::{failure, progress};
 use runtime_core::kernel::Features;
 use runtime_core::plan::launcher::{Launched, Launcher, Request};
 use runtime_core::plan::report::{self, GO, Message};
@@ -248,7 +248,7 @@ impl Bundle {
 
     /// What a joining shell prints, which must end well.
     pub fn join_output(&self, bed: &Bed, init: &Running, changes: Value) -> String {
-        let joined = self.join(bed, init, changes, false).unwrap();
+        let mut joined = self.join(bed, init, changes, false).unwrap();
         joined.executed();
         let (status, output) = joined.end();
         assert_eq!(status, 0, "{output}");
@@ -265,9 +265,18 @@ pub struct Running {
 }
 
 impl Running {
-    pub fn next(&self) -> Option<Message> {
-        wait_readable(self.report.as_fd());
-        report::receive(self.report.as_fd()).unwrap()
+    /// What it says next; a process that is born anew is followed.
+    pub fn next(&mut self) -> Option<Message> {
+        loop {
+            wait_readable(self.report.as_fd());
+            match report::receive(self.report.as_fd()).unwrap() {
+                Some(Message::Born(pidfd)) => {
+                    let old = std::mem::replace(&mut self.launched, progress::born(pidfd).unwrap());
+                    assert_eq!(process::wait(old.pidfd.as_fd()).unwrap().unwrap().status, 0);
+                }
+                message => return message,
+            }
+        }
     }
 
     fn told(&self, message: Option<Message>) -> String {
@@ -297,20 +306,20 @@ impl Running {
     }
 
     /// Starts the program.
-    pub fn go(&self) {
+    pub fn go(&mut self) {
         rustix::io::write(&self.report, &[GO]).unwrap();
         self.executed();
     }
 
     /// Takes the next message, which must be a mount.
-    pub fn mount(&self) -> OwnedFd {
+    pub fn mount(&mut self) -> OwnedFd {
         match self.next() {
             Some(Message::Handed(mount)) => mount,
             other => panic!("no mount: {}\n{}", self.told(other), self.compiled.launch.plan),
         }
     }
 
-    pub fn executed(&self) {
+    pub fn executed(&mut self) {
         match self.next() {
             None => {}
             other => panic!("not executed: {}\n{}", self.told(other), self.compiled.launch.plan),
@@ -342,6 +351,7 @@ impl Running {
                 }
                 Some(Message::Console(master)) => self.output = master,
                 Some(Message::Handed(mount)) => drop(mount),
+                Some(Message::Born(_)) => unreachable!("it is followed"),
                 Some(Message::Ready | Message::Hooks | Message::Listener(_)) => drop(rustix::io::write(&self.report, &[GO]).unwrap()),
                 None => return Ok(self.end().1),
             }

@@ -63,11 +63,8 @@ fn gone(bed: &Bed) {
     init.ready();
     init.go();
     super::bed::wait_readable(std::os::fd::AsFd::as_fd(&init.launched.pidfd));
-    let (compiled, report, output) = bundle.compile_joining(&init, json!({}), false).unwrap();
-    assert_eq!(bed.try_launch(compiled, report, output).err(), Some(rustix::io::Errno::SRCH));
+    assert_eq!(bundle.join(bed, &init, json!({}), false).unwrap().failure(), "cannot exec in a stopped container");
     init.end();
-    // The launcher is back in its own pid namespace.
-    Bundle::new("true").output(bed);
 }
 
 fn host_pids(bed: &Bed) {

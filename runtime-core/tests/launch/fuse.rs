@@ -93,7 +93,7 @@ fn lifetime(bed: &Bed) {
         Bundle::new("stat -c %F,%u:%g /mnt; grep -c ' /mnt .* fuse.test ' /proc/self/mountinfo; ls /proc | grep -c '^[0-9]'; cat /fifo");
     let fifo = bundle.root().join("fifo");
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-    let keeper = launch(bed, &bundle.root());
+    let mut keeper = launch(bed, &bundle.root());
     bundle.by_helper = vec![keeper.mount()];
     assert!(keeper.next().is_none());
     let root = RootMount {
@@ -119,7 +119,7 @@ fn lifetime(bed: &Bed) {
 fn not_taken(bed: &Bed) {
     let _helpers = real();
     let target = tempfile::tempdir().unwrap();
-    let keeper = launch(bed, target.path());
+    let mut keeper = launch(bed, target.path());
     drop(keeper.mount());
     assert!(ends(&keeper, LONG), "the server outlives its mount");
 }
@@ -155,7 +155,7 @@ fn helper_has_nothing(bed: &Bed) {
         helpers.path("pid"),
     );
     std::fs::write(helpers.path("mount.fuse3"), format!("#!/bin/sh\n{script}\n")).unwrap();
-    let keeper = launch(bed, target.path());
+    let mut keeper = launch(bed, target.path());
     drop(keeper.mount());
     assert!(ends(&keeper, LONG));
     let environment = helpers.read("env");

@@ -58,7 +58,7 @@ fn run_helper(bed: &Bed, given: Given<'_>) -> Running {
         report: child,
     })
     .unwrap();
-    let running = bed.launch(compiled, parent, read);
+    let mut running = bed.launch(compiled, parent, read);
     running.executed();
     running
 }
@@ -98,7 +98,7 @@ fn with_hook(bundle: Bundle, point: &str) -> Bundle {
 }
 
 fn paused(bed: &Bed, bundle: &Bundle) -> Running {
-    let running = bundle.start(bed);
+    let mut running = bundle.start(bed);
     match running.next() {
         Some(Message::Hooks) => running,
         other => panic!("{other:?}"),
@@ -205,7 +205,7 @@ fn start_container(bed: &Bed) {
     let mut init = bundle.start(bed);
     init.ready();
     let script = "echo hook > /run/from-hook; pwd; echo $HOOK$PATH; cat /proc/self/status";
-    let hook = start_hook(bed, &bundle, &init, json!({"path": "/bin/sh", "args": ["sh", "-c", script]}));
+    let mut hook = start_hook(bed, &bundle, &init, json!({"path": "/bin/sh", "args": ["sh", "-c", script]}));
     hook.executed();
     let (code, output) = hook.end();
     let (head, rest) = output.split_once("Name:").unwrap();

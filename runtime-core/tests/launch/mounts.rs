@@ -226,7 +226,7 @@ fn with_late_mounts(bed: &Bed, bundle: &Bundle, sources: [&Nested; 2], is_settle
     if !is_settled {
         steps.retain(|step| !matches!(step, Step::Settle { .. }));
     }
-    let running = bed.launch(compiled, report, output);
+    let mut running = bed.launch(compiled, report, output);
     assert!(matches!(running.next(), Some(Message::Hooks)));
     for source in sources {
         let late = source.0.path().join("late");

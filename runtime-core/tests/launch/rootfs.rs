@@ -101,7 +101,7 @@ fn in_its_place(bed: &Bed) {
         assert_eq!(std::fs::read_to_string(snapshots.path().join("upper/from-host")).unwrap(), "host\n");
 
         let (parent, child) = report::pair().unwrap();
-        let unmount = bed.launch(compile::unmount(&place, child).unwrap(), parent, super::bed::null());
+        let mut unmount = bed.launch(compile::unmount(&place, child).unwrap(), parent, super::bed::null());
         unmount.executed();
         assert_eq!(unmount.end().0, 0);
         assert!(!place.join("f2").exists());
@@ -187,8 +187,8 @@ fn many_loop_devices(bed: &Bed) {
         compiled.launch.plan.steps.insert(0, Step::PauseForHooks);
         bed.launch(compiled, report, output)
     };
-    let all: Vec<Running> = (0..24).map(start).collect();
-    for running in &all {
+    let mut all: Vec<Running> = (0..24).map(start).collect();
+    for running in &mut all {
         assert!(matches!(running.next(), Some(Message::Hooks)));
     }
     for running in &all {

@@ -90,8 +90,7 @@ async fn make(node: &Arc<Node>, pod: &Arc<Pod>, made: &mut Made) -> Result<Held>
     made.making.settle(node, &Resources::default()).await?;
     let mut held = Held { user, ..Held::default() };
     for kind in gives {
-        let Progress::Handed(given) = child.progress().await? else { return Err(killed()) };
-        let given = Some(given);
+        let given = Some(handed(child).await?);
         match kind {
             libc::CLONE_NEWNS => held.mounts = given,
             libc::CLONE_NEWNET => held.network = given,
@@ -121,6 +120,16 @@ fn killed() -> Error {
 
 fn holder(cgroup: &Cgroup) -> Result<pod::Holder> {
     Ok(pod::Holder { cgroup: CgroupView::of(cgroup, &Groups::default())?, program: hold::program()? })
+}
+
+async fn handed(child: &mut Child) -> Result<OwnedFd> {
+    loop {
+        match child.progress().await? {
+            Progress::Handed(given) => return Ok(given),
+            Progress::Born(_) => {}
+            _ => return Err(killed()),
+        }
+    }
 }
 
 /// Waits for the end of the process that holds a pod.

@@ -15,6 +15,7 @@ use runtime_core::container::passed_over;
 use runtime_core::container::record::{ProcessId, Record, write_atomically};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::net;
+use runtime_core::plan::launcher::Launched;
 use runtime_core::plan::report;
 use runtime_core::rdt::{self, Groups};
 use runtime_core::seccomp::Filter;
@@ -282,7 +283,7 @@ impl Making<'_> {
             no_new_keyring: self.options.no_new_keyring,
             kernel: node.kernel,
         })?;
-        let child = node.launch(compiled, report).await?;
+        let mut child = node.launch(compiled, report).await?;
         undo.child = Some((child.pid, Arc::clone(&child.pidfd)));
         undo.making.settle(node, resources).await?;
         init.launched(child.pid, Arc::clone(&child.pidfd), Arc::clone(&io));
@@ -290,7 +291,7 @@ impl Making<'_> {
         record.init = ProcessId::of(child.pid);
         record.write(self.bundle)?;
         failpoint::inside(Rpc::Create).await?;
-        self.accompany(&child, &io, undo.making.cgroup.as_ref(), undo.network.as_deref(), &root).await?;
+        self.accompany(&mut child, &io, init, undo, &mut record, &root).await?;
         // If it has ended meanwhile, its number may have been another one's when the namespace was joined by it.
         if joins.is_some_and(|joined| !joined.is_alive()) {
             return Err(Error::new(ErrorKind::FailedPrecondition, "the container whose network namespace it is to have has ended"));
@@ -324,7 +325,15 @@ impl Making<'_> {
     }
 
     /// Until the child waits for its start. Its root is at `root`.
-    async fn accompany(&self, child: &Child, io: &Io, cgroup: Option<&Cgroup>, network: Option<&Network>, root: &Path) -> Result<()> {
+    async fn accompany(
+        &self,
+        child: &mut Child,
+        io: &Arc<Io>,
+        init: &Process,
+        undo: &mut Undo,
+        record: &mut Record,
+        root: &Path,
+    ) -> Result<()> {
         loop {
             let progress = tokio::select! {
                 () = given_up(&self.given_up) => return Err(nobody_wants_it()),
@@ -332,22 +341,35 @@ impl Making<'_> {
             };
             match progress {
                 Progress::Ready => return Ok(()),
+                Progress::Born(born) => self.note_born(born, io, init, undo, record)?,
                 Progress::Console(master) => io.attach_console(master)?,
                 Progress::Listener(descriptor) => {
                     let listener = Listener::of(self.filter, self.spec, &self.request.id, self.bundle).ok_or_else(unexpected)?;
                     listener.take(child, descriptor, ContainerState::Creating, child.pid).await?;
                 }
                 Progress::Hooks => {
-                    if let Some(network) = network {
+                    if let Some(network) = &undo.network {
                         network.connect(child.pid).await?;
                     }
                     move_devices(self.spec, child.pid).await?;
-                    self.run_hooks(child, cgroup.ok_or_else(lost)?, root).await?;
+                    self.run_hooks(child, undo.making.cgroup.as_ref().ok_or_else(lost)?, root).await?;
                     child.go()?;
                 }
-                Progress::Executed | Progress::Handed(_) => return Err(killed(cgroup)),
+                Progress::Executed | Progress::Handed(_) => return Err(killed(undo.making.cgroup.as_ref())),
             }
         }
+    }
+}
+
+impl Making<'_> {
+    /// The process that was launched goes on as another one, which is the container's first from here on.
+    fn note_born(&self, born: Launched, io: &Arc<Io>, init: &Process, undo: &mut Undo, record: &mut Record) -> Result<()> {
+        let Launched { pid, pidfd } = born;
+        undo.child = Some((pid, Arc::clone(&pidfd)));
+        undo.making.cgroup.as_mut().map_or(Ok(()), |cgroup| cgroup.or_processes_of(pid, &*pidfd))?;
+        init.launched(pid, pidfd, Arc::clone(io));
+        record.init = ProcessId::of(pid);
+        record.write(self.bundle)
     }
 }
 

@@ -59,7 +59,12 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, pending: Pendin
     let Pending { process, spec } = pending;
     let telling = process.telling.lock().await;
     let started = match launch(node, container, &process, &spec).await {
-        Ok((child, io)) => accompany(&child, &io, container).await.map(|()| child.pid),
+        Ok((mut child, io)) => {
+            let executed = accompany(&mut child, &io, container, &process).await;
+            // Not before: the process whose end is to be told may only be born on the way.
+            container.watch_exec(node, &process);
+            executed.map(|()| child.pid)
+        }
         Err(error) => {
             // There is no process whose end could be waited for.
             process.ended(Exit { status: status(&error), at: std::time::SystemTime::now() });
@@ -119,16 +124,16 @@ async fn launch(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<Proc
     })?;
     let child = node.launch(compiled, report).await?;
     process.launched(child.pid, Arc::clone(&child.pidfd), Arc::clone(&io));
-    container.watch_exec(node, process);
     io.start();
     Ok((child, io))
 }
 
-async fn accompany(child: &Child, io: &Io, container: &Container) -> Result<()> {
+async fn accompany(child: &mut Child, io: &Arc<Io>, container: &Container, process: &Process) -> Result<()> {
     let unexpected = || Error::new(ErrorKind::Internal, "an unexpected report of a joining process");
     loop {
         match child.progress().await? {
             Progress::Executed => return Ok(()),
+            Progress::Born(born) => process.launched(born.pid, born.pidfd, Arc::clone(io)),
             Progress::Console(master) => io.attach_console(master)?,
             Progress::Listener(descriptor) => {
                 let listener = container.listener.as_ref().ok_or_else(unexpected)?;

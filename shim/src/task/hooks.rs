@@ -158,9 +158,9 @@ impl Hooks {
         let (stdout, stderr) = (crun::stdout(stdout.as_deref())?, stderr_file.as_deref().map_or(Ok(stderr), crun::open)?);
         let (report, child_report) = report::pair().context(|| "socketpair")?;
         let compiled = compile([stdin, stdout, stderr], child_report)?;
-        let child = node.launch(compiled, report).await?;
+        let mut child = node.launch(compiled, report).await?;
         let life = async {
-            if let Err(error) = run_to_exec(&child, listener).await {
+            if let Err(error) = run_to_exec(&mut child, listener).await {
                 let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
                 node.wait(child.pid, &child.pidfd).await;
                 return Err(error);
@@ -218,10 +218,11 @@ pub fn nobody_wants_it() -> Error {
 }
 
 /// Until the program runs. Before that it may load the filter of a container, which has a listener then, and a first process.
-pub async fn run_to_exec(child: &Child, listener: Option<(&Listener, i32)>) -> Result<()> {
+pub async fn run_to_exec(child: &mut Child, listener: Option<(&Listener, i32)>) -> Result<()> {
     loop {
         match (child.progress().await?, listener) {
             (Progress::Executed, _) => return Ok(()),
+            (Progress::Born(_), _) => {}
             (Progress::Listener(descriptor), Some((listener, init))) => {
                 listener.take(child, descriptor, ContainerState::Created, init).await?;
             }

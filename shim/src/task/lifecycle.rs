@@ -43,7 +43,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 pub async fn start(node: &Arc<Node>, container: &Arc<Container>, child: Option<Child>) -> Result<i32> {
     let init = &container.init;
     init.state().allow(Action::Start)?;
-    let child = child.ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, "process was started already"))?;
+    let mut child = child.ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, "process was started already"))?;
     if let Err(error) = container.hooks.run_in_container(node, container, &child.pidfd, child.pid).await {
         // runtime.md, "Lifecycle": a hook that fails stops the container.
         let _ = init.signal(libc::SIGKILL);
@@ -52,7 +52,7 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, child: Option<C
     }
     let telling = init.telling.lock().await;
     failpoint::inside(Rpc::Start).await?;
-    let started = release(&child).await;
+    let started = release(&mut child).await;
     if started.is_ok() {
         init.advance(State::Running);
         let event = TaskStart { container_id: container.id.clone(), pid: child.pid as u32, ..TaskStart::default() };
@@ -70,7 +70,7 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, child: Option<C
     Ok(child.pid)
 }
 
-async fn release(child: &Child) -> Result<()> {
+async fn release(child: &mut Child) -> Result<()> {
     child.go().map_err(|_| Error::new(ErrorKind::FailedPrecondition, "the first process was killed before its start"))?;
     match child.progress().await? {
         Progress::Executed => Ok(()),

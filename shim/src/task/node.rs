@@ -9,7 +9,7 @@ use runtime_core::cgroup::{CgroupPath, Host};
 use runtime_core::compile::Compiled;
 use runtime_core::container::progress;
 pub use runtime_core::container::progress::Progress;
-use runtime_core::error::{Context as _, Error, ErrorKind, Result};
+use runtime_core::error::{Context as _, Result};
 use runtime_core::kernel::Features;
 use runtime_core::plan::Launch;
 use runtime_core::plan::launcher::{Launched, Launcher, Request};
@@ -40,7 +40,7 @@ pub struct Node {
     pub kernel: Features,
     launcher: tokio::sync::Mutex<Link>,
     watched: Mutex<HashMap<String, CgroupPath>>,
-    children: Mutex<Children>,
+    children: Arc<Mutex<Children>>,
     filters: Mutex<seccomp::Cache>,
     /// Stdio that clients carry over connections of their own.
     pub streams: Streams,
@@ -62,6 +62,8 @@ struct Children {
     known: HashSet<i32>,
     /// Launches whose process id is not known yet: until then no unknown child is reaped.
     in_flight: usize,
+    /// Known ones that are to go on as a process whose id is not known yet.
+    unborn: HashSet<i32>,
 }
 
 /// A process that was launched and has not executed its program: dropped before that, it ends.
@@ -72,6 +74,7 @@ pub struct Child {
     pub pidfd: Arc<OwnedFd>,
     launch: Launch,
     report: Watched,
+    children: Arc<Mutex<Children>>,
 }
 
 impl Link {
@@ -124,7 +127,7 @@ impl Node {
             kernel: Features::get(),
             launcher: tokio::sync::Mutex::new(Link::new(launcher)?),
             watched: Mutex::default(),
-            children: Mutex::default(),
+            children: Arc::default(),
             filters: Mutex::default(),
             streams: Streams::default(),
             pods: Pods::default(),
@@ -188,10 +191,16 @@ impl Node {
             }
         };
         drop(link);
-        let Launched { pid, pidfd } = answer.map_err(|errno| refused(&launch, errno))?;
-        lock(&self.children).known.insert(pid);
+        let Launched { pid, pidfd } = answer.context(|| "clone3")?;
+        {
+            let mut children = lock(&self.children);
+            children.known.insert(pid);
+            if launch.plan.is_born() {
+                children.unborn.insert(pid);
+            }
+        }
         drop(flight);
-        Ok(Child { pid, pidfd: Arc::new(pidfd), launch, report })
+        Ok(Child { pid, pidfd, launch, report, children: Arc::clone(&self.children) })
     }
 
     async fn replace(&self, link: &mut Link) -> Result<()> {
@@ -206,13 +215,7 @@ impl Node {
 
     /// Waits for a child's end and reaps it.
     pub async fn wait(&self, pid: i32, pidfd: &OwnedFd) -> Exited {
-        let exited = wait_for(pidfd).await.unwrap_or_else(|error| {
-            log::error!("wait for process {pid}: {error}");
-            Exited { pid, status: UNKNOWN, signal: None }
-        });
-        lock(&self.children).known.remove(&pid);
-        self.reap_unknown();
-        exited
+        wait_and_forget(&self.children, pid, pidfd).await
     }
 
     /// Ends a child that nobody wants and reaps it.
@@ -220,20 +223,34 @@ impl Node {
         let _ = process::send_signal(pidfd.as_fd(), libc::SIGKILL);
         self.wait(pid, pidfd).await;
     }
+}
 
-    /// Orphans become our children, since we are their subreaper (prctl(2)). The first ended child hides the others, but one that somebody
-    /// waits for is reaped at once, and then we look again.
-    fn reap_unknown(&self) {
-        let children = lock(&self.children);
-        if children.in_flight > 0 {
+/// Orphans become our children, since we are their subreaper (prctl(2)). The first ended child hides the others, but one that somebody
+/// waits for is reaped at once, and then we look again.
+fn reap_unknown(children: &Mutex<Children>) {
+    let children = lock(children);
+    if children.in_flight > 0 || !children.unborn.is_empty() {
+        return;
+    }
+    while let Ok(Some(Exited { pid, .. })) = process::peek_any() {
+        if children.known.contains(&pid) || process::reap(pid).is_err() {
             return;
         }
-        while let Ok(Some(Exited { pid, .. })) = process::peek_any() {
-            if children.known.contains(&pid) || process::reap(pid).is_err() {
-                return;
-            }
-        }
     }
+}
+
+async fn wait_and_forget(children: &Mutex<Children>, pid: i32, pidfd: &OwnedFd) -> Exited {
+    let exited = wait_for(pidfd).await.unwrap_or_else(|error| {
+        log::error!("wait for process {pid}: {error}");
+        Exited { pid, status: UNKNOWN, signal: None }
+    });
+    {
+        let mut children = lock(children);
+        children.known.remove(&pid);
+        children.unborn.remove(&pid);
+    }
+    reap_unknown(children);
+    exited
 }
 
 /// 255 is what containerd says of a status that nobody knows.
@@ -252,13 +269,13 @@ impl<'a> Flight<'a> {
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         lock(&self.0.children).in_flight -= 1;
-        self.0.reap_unknown();
+        reap_unknown(&self.0.children);
     }
 }
 
 async fn reap_orphans(node: Arc<Node>, mut ended: tokio::signal::unix::Signal) {
     while ended.recv().await.is_some() {
-        node.reap_unknown();
+        reap_unknown(&node.children);
     }
 }
 
@@ -281,28 +298,37 @@ async fn exchange(
     link.receive().await
 }
 
-fn refused(launch: &Launch, errno: Errno) -> Error {
-    // setns(2) to the pid namespace of a process that has ended.
-    if launch.pid_namespace.is_some() && matches!(errno, Errno::SRCH | Errno::NOMEM) {
-        return Error::new(ErrorKind::FailedPrecondition, "cannot join a container whose first process has ended");
-    }
-    Error::kernel("clone3", errno)
-}
-
 impl Child {
-    /// The next thing that the child says.
+    /// The next thing that the child says. If it has been born anew, it is that process from here on.
     ///
     /// # Errors
     /// The step that failed, as a sentence.
-    pub async fn progress(&self) -> Result<Progress> {
+    pub async fn progress(&mut self) -> Result<Progress> {
         let mut hung_up = false;
         loop {
             match Progress::next(self.report.as_fd(), self.pidfd.as_fd(), &self.launch)? {
+                Some(Progress::Born(born)) => {
+                    self.become_born(born.clone());
+                    return Ok(Progress::Born(born));
+                }
                 Some(progress) => return Ok(progress),
                 None if hung_up => return Ok(Progress::Executed),
                 None => hung_up = self.report.readable().await == Edge::HungUp,
             }
         }
+    }
+
+    /// The old process has no more to do than to end; if it is killed meanwhile, the new one is what was meant.
+    fn become_born(&mut self, Launched { pid, pidfd }: Launched) {
+        let (old, old_pidfd) = (std::mem::replace(&mut self.pid, pid), std::mem::replace(&mut self.pidfd, Arc::clone(&pidfd)));
+        let children = Arc::clone(&self.children);
+        lock(&children).known.insert(pid);
+        lock(&children).unborn.remove(&old);
+        tokio::spawn(async move {
+            if wait_and_forget(&children, old, &old_pidfd).await.status != 0 {
+                let _ = process::send_signal(pidfd.as_fd(), libc::SIGKILL);
+            }
+        });
     }
 
     /// The word that the child waits for.

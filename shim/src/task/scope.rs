@@ -50,7 +50,7 @@ impl Guest {
     async fn launch(node: &Node) -> Result<Self> {
         let (report, child_report) = report::pair().context(|| "socketpair")?;
         let child = node.launch(compile::guest(child_report), report).await?;
-        let guest = Self { pid: child.pid, pidfd: Arc::clone(&child.pidfd), _child: child };
+        let mut guest = Self { pid: child.pid, pidfd: Arc::clone(&child.pidfd), _child: child };
         match guest._child.progress().await {
             Ok(Progress::Ready) => Ok(guest),
             result => {

@@ -33,7 +33,7 @@ impl Server {
     pub async fn start(node: &Arc<Node>, mount: &RootMount, target: &Path, wanted: &watch::Receiver<bool>) -> Result<(Self, OwnedFd)> {
         let (report, child_report) = report::pair().context(|| "socketpair")?;
         let compiled = compile::by_helper(ByHelper { mount, target, report: child_report })?;
-        let child = node.launch(compiled, report).await?;
+        let mut child = node.launch(compiled, report).await?;
         let server = Self::watch(node, &child);
         let made = tokio::select! {
             () = given_up(wanted) => Err(nobody_wants_it()),

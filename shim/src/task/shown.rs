@@ -15,7 +15,7 @@ use super::node::{Node, Progress};
 /// The errno of umount2(2).
 pub async fn hide(node: &Arc<Node>, path: &Path) -> Result<()> {
     let (report, child_report) = report::pair().context(|| "socketpair")?;
-    let child = node.launch(compile::unmount(path, child_report)?, report).await?;
+    let mut child = node.launch(compile::unmount(path, child_report)?, report).await?;
     let told = child.progress().await;
     node.wait(child.pid, &child.pidfd).await;
     match told? {

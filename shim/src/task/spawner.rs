@@ -48,9 +48,9 @@ impl Spawner for Loggers {
             directory: Path::new("/"),
             report: child_report,
         })?;
-        let child = self.0.launch(compiled, report).await?;
+        let mut child = self.0.launch(compiled, report).await?;
         let mut running = Running { node: Arc::clone(&self.0), pid: child.pid, pidfd: Arc::clone(&child.pidfd), ended: false };
-        if let Err(error) = run_to_exec(&child, None).await {
+        if let Err(error) = run_to_exec(&mut child, None).await {
             running.wait().await;
             return Err(error);
         }

@@ -1,8 +1,10 @@
 //! Runs a plan in the new process.
 //!
 //! The process is a copy of the launcher. Nothing here allocates, locks, logs or panics; strings and arrays were made before the clone.
-//! Until execve it is not dumpable: what it can see of the host, no process of the container may look at.
+//! Until execve it is not dumpable, but that keeps nobody away who has CAP_SYS_PTRACE, and some files of procfs ask for no right at all. So in
+//! a pid namespace that others share nothing of the host's may be seen through it: see [`Step::Birth`] and `compile::process::confine`.
 
+mod birth;
 mod copy_up;
 mod helper;
 mod idmap;
@@ -23,7 +25,7 @@ use super::{Launch, Slot, Step, console};
 use crate::sys::process::{self as calls, StringArray};
 use crate::sys::security::Insn;
 use crate::sys::tuning::{self, SchedulerAttributes};
-use crate::sys::{mount, security};
+use crate::sys::{mount, security, tty};
 
 /// Which part of a step failed, beside the errno.
 pub(super) struct Failed {
@@ -158,6 +160,8 @@ impl Child<'_> {
             Step::Label { label } => process::label(label),
             Step::NewKeyring { name } => process::new_keyring(name),
             Step::Join { namespace, flags } => Ok(calls::setns(self.fd(*namespace)?, *flags)?),
+            Step::EnterPid { namespace } => Ok(calls::setns(self.fd(*namespace)?, libc::CLONE_NEWPID)?),
+            Step::Birth => self.birth(state),
             Step::CheckMaps { uid_map, gid_map } => idmap::check(uid_map, gid_map),
             Step::Unshare { flags } => Ok(calls::unshare(*flags)?),
             Step::TimeOffsets { offsets } => process::time_offsets(offsets),
@@ -172,6 +176,7 @@ impl Child<'_> {
             Step::SourceDirectory { path } => Ok(rustix::process::chdir(path)?),
             Step::CloneTree { source, recursive, follow, mount } => self.clone_tree(source, *recursive, *follow, *mount),
             Step::NewMount { filesystem, mount } => self.new_mount(None, filesystem, *mount, state),
+            Step::ProcOf { namespace, isolate, filesystem, mount } => self.proc_of(*namespace, *isolate, filesystem, *mount, state),
             Step::LoopMount { source, direct_io, filesystem, mount } => self.loop_mount(source, *direct_io, filesystem, *mount, state),
             Step::UserNamespace { uid_map, gid_map, namespace } => {
                 let made = idmap::user_namespace(uid_map, gid_map)?;
@@ -204,8 +209,9 @@ impl Child<'_> {
             Step::JoinedConsole { uid, size } => {
                 let console = console::open_joined(*uid, *size)?;
                 report::child::console(self.report(state)?, console.master.as_fd())?;
-                console.control()
+                console.become_streams()
             }
+            Step::ControlTerminal => Ok(tty::set_controlling(calls::borrow_number(0))?),
 
             Step::PauseForHooks => Ok(report::child::hooks(self.report(state)?)?),
             Step::Pivot { root } => self.pivot(*root),

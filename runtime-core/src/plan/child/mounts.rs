@@ -42,13 +42,19 @@ impl Child<'_> {
         mount: Slot,
         state: &mut State,
     ) -> Result<(), Failed> {
+        let made = self.make_filesystem(source, filesystem, state)?;
+        self.fill(mount, made)
+    }
+
+    /// A detached mount of a new filesystem.
+    pub(super) fn make_filesystem(&self, source: Option<&CStr>, filesystem: &Filesystem, state: &mut State) -> Result<OwnedFd, Failed> {
         let context = fsopen(filesystem.fstype.as_c_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
         let detached = self.configure(context.as_fd(), source, filesystem);
         if detached.is_err() {
             // fsopen(2): the context keeps what the filesystem had to say, one "e text" per read.
             state.text_length = rustix::io::read(&context, &mut state.text).unwrap_or(0);
         }
-        self.fill(mount, detached?)
+        detached
     }
 
     fn configure(&self, context: BorrowedFd<'_>, source: Option<&CStr>, filesystem: &Filesystem) -> Result<OwnedFd, Failed> {
@@ -216,7 +222,7 @@ impl Child<'_> {
         let console = console::open(devpts, c"ptmx", uid, size)?;
         report::child::console(self.report(state)?, console.master.as_fd())?;
         console.cover(devpts, devices, cover)?;
-        console.control()
+        console.become_streams()
     }
 
     pub(super) fn enter_stub(&self) -> Result<(), Failed> {

@@ -54,7 +54,7 @@ pub fn make(runtime: &Runtime<'_>, path: &CgroupPath, id: &str, resources: &Reso
     let Some(scope) = path.scope() else { return Ok((Cgroup::create(&runtime.host, path, resources)?, None)) };
     let intent = Intent::new(&runtime.host, resources, None)?;
     let (report, child_report) = report::pair().context(|| "socketpair")?;
-    let guest = Guest(runtime.launching.launch(compile::guest(child_report), report)?);
+    let mut guest = Guest(runtime.launching.launch(compile::guest(child_report), report)?);
     match guest.0.progress()? {
         Progress::Ready => {}
         _ => return Err(unexpected()),

@@ -178,8 +178,8 @@ impl Making<'_> {
             no_new_keyring: self.options.no_new_keyring,
             kernel: Features::get(),
         })?;
-        let child = runtime.launching.launch(compiled, report)?;
-        match self.accompany(state, &child, &cgroup, guest) {
+        let mut child = runtime.launching.launch(compiled, report)?;
+        match self.accompany(state, &mut child, &cgroup, guest) {
             Ok(master) => Ok((child, master)),
             Err(error) => {
                 child.kill();
@@ -188,7 +188,7 @@ impl Making<'_> {
         }
     }
 
-    fn accompany(&self, state: &mut State, child: &Child, cgroup: &Cgroup, guest: Option<cgroups::Guest>) -> Result<Option<OwnedFd>> {
+    fn accompany(&self, state: &mut State, child: &mut Child, cgroup: &Cgroup, guest: Option<cgroups::Guest>) -> Result<Option<OwnedFd>> {
         if let Some(guest) = guest {
             drop(guest);
             cgroup.settle(&self.spec.linux.resources)?;
@@ -209,12 +209,18 @@ impl Making<'_> {
         Ok(master)
     }
 
-    fn until_ready(&self, state: &State, child: &Child, cgroup: &Cgroup) -> Result<Option<OwnedFd>> {
-        let hooks = Hooks { runtime: self.runtime, spec: self.spec, state, filter: self.filter };
+    fn until_ready(&self, state: &mut State, child: &mut Child, cgroup: &Cgroup) -> Result<Option<OwnedFd>> {
         let mut served = None;
         loop {
-            match child.progress()? {
+            let progress = child.progress()?;
+            if let Progress::Born(_) = progress {
+                state.record.init = ProcessId::of(child.pid);
+                self.entry.write(state)?;
+            }
+            let hooks = Hooks { runtime: self.runtime, spec: self.spec, state, filter: self.filter };
+            match progress {
                 Progress::Ready => return Ok(served),
+                Progress::Born(_) => {}
                 Progress::Console(master) => served = hand_out(self.options.console_socket.as_deref(), self.foreground, master)?,
                 Progress::Listener(descriptor) => hooks.give_listener(child, descriptor, ContainerState::Creating, child.pid)?,
                 Progress::Hooks => {
@@ -304,11 +310,12 @@ pub fn start(runtime: &Runtime<'_>, entry: &Entry, state: &mut State) -> Result<
     let filtered = spec.linux.seccomp.as_ref().filter(|_| spec.hooks.is_some());
     let filter = filtered.map(seccomp::compile).transpose()?;
     let notify = Notify::listen(entry, runtime.log)?;
-    let child = Child::waiting(state.record.init, state.parents_end, entry.launch()?)?;
+    let mut child = Child::waiting(state.record.init, state.parents_end, entry.launch()?)?;
     let hooks = Hooks { runtime, spec: &spec, state, filter: filter.as_ref() };
     let started = hooks.run_in_container(&child).and_then(|()| {
         child.go()?;
-        hooks.until_executed(&child, ContainerState::Created, child.pid)
+        let pid = child.pid;
+        hooks.until_executed(&mut child, ContainerState::Created, pid)
     });
     if let Err(error) = started {
         let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);

@@ -129,8 +129,8 @@ impl Hooks<'_> {
             None => said.try_clone().context(|| "dup")?,
         };
         let (report, child_report) = report::pair().context(|| "socketpair")?;
-        let child = self.runtime.launching.launch(compile([stdin, stdout, stderr], child_report)?, report)?;
-        if let Err(error) = self.until_executed(&child, ContainerState::Created, init.unwrap_or_default()) {
+        let mut child = self.runtime.launching.launch(compile([stdin, stdout, stderr], child_report)?, report)?;
+        if let Err(error) = self.until_executed(&mut child, ContainerState::Created, init.unwrap_or_default()) {
             child.kill();
             return Err(error);
         }
@@ -146,10 +146,11 @@ impl Hooks<'_> {
     ///
     /// # Errors
     /// The step that failed.
-    pub fn until_executed(&self, child: &Child, status: ContainerState, init: i32) -> Result<()> {
+    pub fn until_executed(&self, child: &mut Child, status: ContainerState, init: i32) -> Result<()> {
         loop {
             match child.progress()? {
                 Progress::Executed => return Ok(()),
+                Progress::Born(_) => {}
                 Progress::Listener(descriptor) => self.give_listener(child, descriptor, status, init)?,
                 Progress::Hooks | Progress::Console(_) | Progress::Handed(_) | Progress::Ready => return Err(unexpected()),
             }

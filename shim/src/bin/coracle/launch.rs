@@ -3,6 +3,7 @@
 
 use std::cell::OnceCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use runtime_core::cgroup::CgroupPath;
@@ -27,10 +28,12 @@ pub struct Child {
     /// As the host sees it.
     pub pid: i32,
     /// For signals and its end.
-    pub pidfd: OwnedFd,
+    pub pidfd: Arc<OwnedFd>,
     /// What it does.
     pub launch: Launch,
     report: OwnedFd,
+    /// What it was before it was born anew: it has no more to do than to end.
+    old: Option<Launched>,
 }
 
 impl Launching {
@@ -82,14 +85,8 @@ impl Launching {
                 result => break result.context(|| "launcher")?,
             }
         };
-        let Launched { pid, pidfd } = answer.map_err(|errno| match errno {
-            // setns(2) to the pid namespace of a process that has ended.
-            Errno::SRCH | Errno::NOMEM if launch.pid_namespace.is_some() => {
-                Error::new(ErrorKind::FailedPrecondition, "cannot exec in a stopped container")
-            }
-            _ => Error::kernel("clone3", errno),
-        })?;
-        Ok(Child { pid, pidfd, launch, report })
+        let Launched { pid, pidfd } = answer.context(|| "clone3")?;
+        Ok(Child { pid, pidfd, launch, report, old: None })
     }
 }
 
@@ -114,20 +111,42 @@ impl Child {
         let (pid, pidfd) = (init.pid, init.open()?.ok_or_else(ended)?);
         let report = pidfd_getfd(&pidfd, parents_end, PidfdGetfdFlags::empty())
             .context(|| format!("pidfd_getfd of the report of process {pid}, which takes CAP_SYS_PTRACE"))?;
-        Ok(Self { pid, pidfd, launch, report })
+        Ok(Self { pid, pidfd: Arc::new(pidfd), launch, report, old: None })
     }
 
-    /// The next thing that the child says.
+    /// The next thing that the child says. If it has been born anew, it is that process from here on.
     ///
     /// # Errors
     /// The step that failed, as a sentence.
-    pub fn progress(&self) -> Result<Progress> {
+    pub fn progress(&mut self) -> Result<Progress> {
         loop {
-            match Progress::next(self.report.as_fd(), self.pidfd.as_fd(), &self.launch)? {
-                Some(progress) => return Ok(progress),
-                None => wait(self.report.as_fd(), PollFlags::IN)?,
+            let progress = Progress::next(self.report.as_fd(), self.pidfd.as_fd(), &self.launch);
+            match progress {
+                Ok(Some(Progress::Born(born))) => {
+                    self.become_born(born.clone());
+                    return Ok(Progress::Born(born));
+                }
+                Ok(None) => wait(self.report.as_fd(), PollFlags::IN)?,
+                progress => {
+                    self.reap_old()?;
+                    return progress?.ok_or_else(unexpected);
+                }
             }
         }
+    }
+
+    fn become_born(&mut self, Launched { pid, pidfd }: Launched) {
+        let (pid, pidfd) = (std::mem::replace(&mut self.pid, pid), std::mem::replace(&mut self.pidfd, pidfd));
+        self.old = Some(Launched { pid, pidfd });
+    }
+
+    /// If the old process was killed on its way to its end, the new one is what was meant.
+    fn reap_old(&mut self) -> Result<()> {
+        let Some(old) = self.old.take() else { return Ok(()) };
+        if wait_for(&old)?.status != 0 {
+            let _ = process::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
+        }
+        Ok(())
     }
 
     /// The word that the child waits for.
@@ -142,6 +161,7 @@ impl Child {
     pub fn kill(&self) {
         let _ = process::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
         let _ = self.wait();
+        let _ = self.old.as_ref().map(wait_for);
     }
 
     /// Waits for its end and reaps it.
@@ -149,9 +169,13 @@ impl Child {
     /// # Errors
     /// It is not our child.
     pub fn wait(&self) -> Result<Exited> {
-        let exited = retry_on_intr(|| process::wait(self.pidfd.as_fd())).context(|| format!("wait for process {}", self.pid))?;
-        exited.ok_or_else(unexpected)
+        wait_for(&Launched { pid: self.pid, pidfd: Arc::clone(&self.pidfd) })
     }
+}
+
+fn wait_for(launched: &Launched) -> Result<Exited> {
+    let exited = retry_on_intr(|| process::wait(launched.pidfd.as_fd())).context(|| format!("wait for process {}", launched.pid))?;
+    exited.ok_or_else(unexpected)
 }
 
 fn send(launcher: &Launcher, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<()> {

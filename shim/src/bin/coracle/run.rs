@@ -87,8 +87,8 @@ pub fn exec(runtime: &Runtime<'_>, options: &Exec) -> Result<ExitCode> {
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let hooks = Hooks { runtime, spec: &spec, state: &state, filter: filter.as_ref() };
     let signals = (!options.detach).then(hold_signals).transpose()?;
-    let child = join(&hooks, &process, &options.cgroup, preserved)?;
-    let master = accompany(&hooks, &child, options, foreground).inspect_err(|_| child.kill())?;
+    let mut child = join(&hooks, &process, &options.cgroup, preserved)?;
+    let master = accompany(&hooks, &mut child, options, foreground).inspect_err(|_| child.kill())?;
     match signals {
         Some(signals) => attend(signals, &child, master).map(ExitCode::from),
         None => Ok(ExitCode::SUCCESS),
@@ -149,11 +149,12 @@ fn paths_by_controller(given: &[String]) -> Result<HashMap<String, String>> {
     Ok(paths)
 }
 
-fn accompany(hooks: &Hooks<'_>, child: &Child, options: &Exec, foreground: Foreground) -> Result<Option<OwnedFd>> {
+fn accompany(hooks: &Hooks<'_>, child: &mut Child, options: &Exec, foreground: Foreground) -> Result<Option<OwnedFd>> {
     let mut master = None;
     loop {
         match child.progress()? {
             Progress::Executed => break,
+            Progress::Born(_) => {}
             Progress::Console(served) => master = hand_out(options.console_socket.as_deref(), foreground, served)?,
             Progress::Listener(descriptor) => hooks.give_listener(child, descriptor, ContainerState::Running, hooks.state.pid())?,
             Progress::Hooks | Progress::Handed(_) | Progress::Ready => return Err(unexpected()),
