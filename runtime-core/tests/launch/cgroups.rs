@@ -100,8 +100,8 @@ fn mounted_without_namespace(bed: &Bed) {
 fn device_rules(bed: &Bed) {
     let resources = Resources { devices: default_rules(), ..Resources::default() };
     let (_own, cgroup) = Own::new("devices", &resources);
-    let script = "head -c 1 /dev/zero | wc -c; mknod /dev/mem c 1 1 && head -c 1 /dev/mem 2>&1; mknod /dev/tun c 10 200; \
-                  head -c 1 /dev/tun 2>&1; echo end";
+    let script = "head -c 1 /dev/zero | wc -c; mknod /dev/mem c 1 1 && head -c 1 /dev/mem 2>&1; mknod /dev/loop c 7 0; \
+                  head -c 1 /dev/loop 2>&1; echo end";
     let mut bundle = Bundle::new(script);
     std::os::unix::fs::symlink("busybox", bundle.root().join("bin/wc")).unwrap();
     bundle.cgroup = Some(cgroup);

@@ -339,7 +339,7 @@ fn given_namespace(bed: &Bed) {
     let snapshots = tempfile::tempdir().unwrap();
     // What a container attaches to a shared root would be the host's as well.
     mount_change("/", MountPropagationFlags::SHARED).unwrap();
-    for (hooks, one_by_one) in [(json!({}), true), (json!({"createRuntime": [{"path": "/bin/true"}]}), true), (json!({}), false)] {
+    for (hooks, one_by_one) in [(json!({}), true), (json!({"createContainer": [{"path": "/bin/true"}]}), true), (json!({}), false)] {
         let elsewhere = Elsewhere::new();
         let script = "readlink /proc/self/ns/mnt; echo /*; cut -d' ' -f5 /proc/self/mountinfo | sort; cat /b/below/x; cat /fifo";
         let mut bundle = in_namespace(Bundle::new(script), &elsewhere.path()).with("/hooks", hooks).with("/linux/maskedPaths", json!([]));

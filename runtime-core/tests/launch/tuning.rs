@@ -73,7 +73,7 @@ fn memory_policy(bed: &Bed) {
         .with("/process/args", sh(show)["args"].clone());
     assert_eq!(interleave.output(bed), "interleave:0\n");
     let bad = interleave.with("/linux/memoryPolicy", json!({"mode": "MPOL_BIND", "nodes": "900"}));
-    assert!(bad.failure(bed).contains("set memory policy"), "{}", bad.failure(bed));
+    assert!(bad.failure(bed).contains("linux.memoryPolicy: set the policy"), "{}", bad.failure(bed));
 }
 
 fn with_time(bundle: Bundle, namespace: Value) -> Bundle {
