@@ -188,6 +188,8 @@ fn what_a_version_lacks_is_named() {
         r#"{"memory": {"limit": 1, "swappiness": 1, "kernel": 1}, "cpu": {"realtimePeriod": 1, "shares": 5}, "network": {"classID": 1}}"#;
     assert_eq!(ignored(Version::V2, &resources(json)), ["memory.swappiness", "cpu.realtimePeriod", "network.classID", "memory.kernel"]);
     assert_eq!(ignored(Version::V1, &resources(json)), ["memory.kernel"]);
+    // As containerd sends it for a container without a limit.
+    assert!(ignored(Version::V2, &resources(r#"{"cpu": {"shares": 2, "period": 100000}}"#)).is_empty());
 }
 
 #[test]
