@@ -39,8 +39,10 @@ pub fn cleanup(bundle: &Path, last: impl FnOnce(&Record)) -> Result<Exit> {
     let Some(record) = Record::read(bundle)? else {
         return Ok(Exit { pid: init_pid(bundle)?, status: KILLED, at: SystemTime::now() });
     };
+    // Whatever its cgroup looks like.
+    let killed = record.init.map_or(Ok(()), |init| init.kill().map(drop));
     let host = Host::detect()?;
-    let cleaned = clean(&host, &record, Root::Hidden, || last(&record));
+    let cleaned = clean(&host, &record, Root::Hidden, || last(&record)).and(killed);
     for other in &members(&record) {
         // Its own `delete` reports what fails here; containerd does not ask for it in every mode.
         let _ = clean(&host, other, Root::Hidden, || {});
@@ -67,7 +69,7 @@ enum Root {
 
 fn clean(host: &Host, record: &Record, root: Root, last: impl FnOnce()) -> Result<()> {
     let what = || format!("container {:?}", record.id);
-    let Some(cgroup) = record.open_cgroup(host).context(what)? else { return Ok(()) };
+    let (cgroup, found) = record.find_cgroup(host);
     let servers = |grace| record.servers.iter().try_for_each(|server| server.end(grace)).context(what);
     match cgroup.kill_and_wait(DEATH) {
         // A process that waits for a server that does not answer cannot be killed.
@@ -80,7 +82,7 @@ fn clean(host: &Host, record: &Record, root: Root, last: impl FnOnce()) -> Resul
     }
     let hidden = if root == Root::Hidden { record.hide_root().context(what) } else { Ok(()) };
     servers(SERVERS)?;
-    removed.and(hidden)
+    removed.and(found.context(what)).and(hidden)
 }
 
 fn remove(record: &Record, cgroup: &Cgroup) -> Result<()> {

@@ -25,6 +25,7 @@ pub mod poststop;
 pub mod ready;
 pub mod sandbox;
 pub mod serve;
+pub mod slices;
 pub mod socket;
 pub mod start;
 pub mod streaming;

@@ -3,8 +3,9 @@
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
-use cgroups_rs::fs::hierarchies::{is_cgroup2_unified_mode, mountinfo_self};
+use cgroups_rs::fs::hierarchies::is_cgroup2_unified_mode;
 use containerd_shim::cgroup::adjust_oom_score;
+use runtime_core::cgroup::version1_mount_points;
 use runtime_core::error::{Context, Error, ErrorKind, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -54,18 +55,14 @@ fn set_descriptor_limit(limit: Rlimit) -> Result<()> {
     setrlimit(Resource::Nofile, limit).context(|| "set the limit of open descriptors")
 }
 
-/// Moves this process into the existing cgroup `path`, in each hierarchy that has it. cgroups-rs tells the hierarchies; its own way of
-/// moving a process fails when one of them lacks the cgroup, where containerd's passes over it (`cgroup1.Load`).
+/// Moves this process into the existing cgroup `path`, in each hierarchy that has it. The way of cgroups-rs to
+/// move a process fails when one of them lacks the cgroup, where containerd's passes over it (`cgroup1.Load`).
 ///
 /// # Errors
 /// `NotFound` when no hierarchy has the cgroup; the errno when the kernel refuses.
 pub fn enter_cgroup(path: &str) -> Result<()> {
     let relative = relative(path)?;
-    let mounts: Vec<PathBuf> = if is_cgroup2_unified_mode() {
-        vec![PathBuf::from(UNIFIED)]
-    } else {
-        mountinfo_self().into_iter().map(|mount| mount.mount_point).collect()
-    };
+    let mounts: Vec<PathBuf> = if is_cgroup2_unified_mode() { vec![PathBuf::from(UNIFIED)] } else { version1_mount_points()? };
     let mut entered = 0;
     for procs in mounts.iter().map(|mount| mount.join(&relative).join("cgroup.procs")) {
         match std::fs::write(&procs, std::process::id().to_string()) {

@@ -2,7 +2,9 @@
 //!
 //! Nothing below is ever reached by an absolute path: names are resolved with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV`
 //! (openat2(2)), so neither a `..` nor a mount or link that a container with a writable cgroupfs puts there leads outside.
+//! What a container has made below is opened name by name ([`super::walk`]): a name is any bytes, and a path of them may be longer than PATH_MAX.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
@@ -55,7 +57,7 @@ impl Dir {
         self.openat(name, access | OFlags::NOCTTY)
     }
 
-    fn openat(&self, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    fn openat(&self, name: impl rustix::path::Arg, flags: OFlags) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         rustix::fs::openat2(&self.fd, name, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
@@ -109,65 +111,42 @@ impl Dir {
     }
 
     /// Removes the subdirectory `name`, which must have neither processes nor children.
-    pub fn remove(&self, name: &str) -> Result<(), Errno> {
+    pub fn remove(&self, name: impl rustix::path::Arg) -> Result<(), Errno> {
         rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)
     }
 
-    /// Names of the subdirectories.
-    pub fn children(&self) -> Result<Vec<String>, Errno> {
-        let mut names = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.fd)? {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if entry.file_type().is_dir() && name != b"." && name != b".." {
-                // The kernel takes any bytes for a name; one that is not UTF-8 cannot be ours and shows as EBUSY when we remove.
-                names.extend(std::str::from_utf8(name).ok().map(str::to_owned));
-            }
-        }
-        Ok(names)
+    /// The subdirectory `name`, which is one component; `path` is what messages call it.
+    pub fn child(&self, name: &CStr, path: String) -> Result<Self, Errno> {
+        Ok(Self { fd: self.openat(name, OFlags::DIRECTORY)?, path })
     }
 
-    /// Paths, relative to this directory, of all cgroups below it, parents before children. What vanishes meanwhile is left out.
-    pub fn descendants(&self) -> Result<Vec<String>> {
-        let mut found: Vec<String> = Vec::new();
-        let mut next = 0;
-        let list = |dir: &Self, prefix: &str, found: &mut Vec<String>| -> Result<()> {
-            match dir.children() {
-                Ok(names) => found.extend(names.into_iter().map(|name| format!("{prefix}{name}"))),
-                Err(Errno::NOENT | Errno::NODEV) => {}
-                Err(errno) => return Err(Error::kernel(format!("list {}", dir.path), errno)),
-            }
-            Ok(())
-        };
-        list(self, "", &mut found)?;
-        while let Some(relative) = found.get(next).cloned() {
-            next += 1;
-            match self.open(&relative) {
-                Ok(dir) => list(&dir, &format!("{relative}/"), &mut found)?,
-                Err(Errno::NOENT | Errno::NODEV) => {}
-                Err(errno) => return Err(Error::kernel(format!("open {}/{relative}", self.path), errno)),
-            }
-        }
-        Ok(found)
+    /// The directory above, which is in the same filesystem. A cgroup never changes its parent.
+    pub fn above(&self, path: String) -> Result<Self, Errno> {
+        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self { fd: rustix::fs::openat2(&self.fd, c"..", flags, Mode::empty(), resolve)?, path })
     }
 
-    /// Process ids in this cgroup and all below it, sorted, each once. Ids that this pid namespace cannot name (0) are left out.
-    pub fn pids(&self) -> Result<Vec<i32>> {
-        let mut pids = Vec::new();
+    /// The directory at `path` below this one, opened name by name.
+    pub fn descend(&self, path: &[u8]) -> Result<Self, Errno> {
+        let mut dir = self.open("")?;
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            let label = format!("{}/{}", dir.path, String::from_utf8_lossy(name));
+            dir = Self { fd: dir.openat(name, OFlags::DIRECTORY)?, path: label };
+        }
+        Ok(dir)
+    }
+
+    /// Whether the directory was removed since it was opened.
+    pub fn is_gone(&self) -> bool {
+        matches!(self.open_file("cgroup.procs", OFlags::RDONLY), Err(Errno::NOENT | Errno::NODEV))
+    }
+
+    /// Process ids in this cgroup itself. Ids that this pid namespace cannot name (0) are left out.
+    pub fn own_pids(&self) -> Result<Vec<i32>> {
         // A threaded cgroup answers EOPNOTSUPP: its processes are listed by the domain above it (cgroups(7), "Thread mode").
-        self.pids_of("", &mut pids)?;
-        for relative in self.descendants()? {
-            self.pids_of(&format!("{relative}/"), &mut pids)?;
-        }
-        pids.sort_unstable();
-        pids.dedup();
-        Ok(pids)
-    }
-
-    fn pids_of(&self, prefix: &str, pids: &mut Vec<i32>) -> Result<()> {
-        let text = self.read_if_any(&format!("{prefix}cgroup.procs"))?.unwrap_or_default();
-        pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
-        Ok(())
+        let text = self.read_if_any("cgroup.procs")?.unwrap_or_default();
+        Ok(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0).collect())
     }
 }
 

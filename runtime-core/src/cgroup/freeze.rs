@@ -3,11 +3,14 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use super::dir::Dir;
 use super::host::Version;
+use super::pace::{AtOnce, Pace, at_once};
 use super::tree::Tree;
 use super::watch::wait;
-use super::{Cgroup, v1, v2};
+use super::{Cgroup, gone, v1, v2, walk};
 use crate::error::{Context, Error, ErrorKind, Result};
 
 /// How far freezing got.
@@ -34,7 +37,10 @@ impl Cgroup {
     /// `Unimplemented` where the host has no freezer; `NotFound` when the cgroup is gone.
     pub fn freeze_step(&self, step: u32) -> Result<FreezeStep> {
         let message = "cannot freeze: this host has neither the freezer controller nor cgroup v2";
-        let tree = self.freezer().ok_or_else(|| Error::new(ErrorKind::Unimplemented, message))?;
+        let tree = self.freezer().ok_or_else(|| self.gone("freezer").unwrap_or_else(|| Error::new(ErrorKind::Unimplemented, message)))?;
+        if tree.dir.is_gone() {
+            return Err(gone(tree.dir.path()));
+        }
         match tree.version {
             Version::V1 => freeze_v1(&tree.dir, step),
             Version::V2 => freeze_v2(&tree.dir, step),
@@ -67,36 +73,73 @@ impl Cgroup {
         Err(thawed.err().unwrap_or(result))
     }
 
-    /// Lets the processes run. Of a cgroup that is not frozen, or gone, nothing is asked.
+    /// Lets the processes run. What is frozen below stays so: whoever is inside may have done it. Of a cgroup that is not frozen, or gone,
+    /// nothing is asked.
     ///
     /// # Errors
     /// Where the kernel refuses.
     pub fn thaw(&self) -> Result<()> {
-        let Some(tree) = self.freezer() else { return Ok(()) };
-        match tree.version {
-            Version::V1 if tree.dir.read_if_any("freezer.state")?.is_some_and(|state| state.trim() != "THAWED") => {
-                tree.dir.put("freezer.state", "THAWED")
-            }
-            Version::V2 if v2::freeze_wanted(&tree.dir)? => tree.dir.put("cgroup.freeze", "0"),
-            _ => Ok(()),
-        }
+        let thawed = [self.freezer_v1().map(|tree| thaw_v1(&tree.dir)), self.unified().map(|tree| thaw_v2(&tree.dir))];
+        thawed.into_iter().flatten().collect()
     }
 
-    /// Whether every process stands still.
+    /// Lets everybody die who was killed: thaws the cgroup and, on version 1, where the frozen do not die, all below it, whoever froze them.
     ///
     /// # Errors
-    /// Where the state cannot be read.
+    /// Where the kernel refuses, after all that can be thawed is.
+    pub async fn thaw_all_by(&self, pace: &mut impl Pace) -> Result<()> {
+        let thawed = self.thaw();
+        let Some(tree) = self.freezer_v1() else { return thawed };
+        thawed.and(walk::each(&tree.dir, pace, thaw_v1).await)
+    }
+
+    /// [`Cgroup::thaw_all_by`] at once.
+    ///
+    /// # Errors
+    /// As [`Cgroup::thaw_all_by`].
+    pub fn thaw_all(&self) -> Result<()> {
+        at_once(self.thaw_all_by(&mut AtOnce))
+    }
+
+    /// Whether the cgroup is frozen, or about to be, by whomever: processes in it stand still.
+    ///
+    /// # Errors
+    /// Where the state cannot be read; one that is gone is not frozen.
     pub fn is_frozen(&self) -> Result<bool> {
-        let Some(tree) = self.freezer() else { return Ok(false) };
-        match tree.version {
-            Version::V1 => Ok(v1::freezer_state(&tree.dir)? == v1::FreezerState::Frozen),
-            Version::V2 => Ok(v2::events(&tree.dir)?.frozen),
-        }
+        let frozen_v1 = self.freezer_v1().map_or(Ok(false), |tree| is_frozen_v1(&tree.dir))?;
+        Ok(frozen_v1 || self.unified().map_or(Ok(false), |tree| is_frozen_v2(&tree.dir))?)
+    }
+
+    pub(super) fn freezer_v1(&self) -> Option<&Tree> {
+        self.home("freezer").filter(|tree| tree.version == Version::V1)
     }
 
     fn freezer(&self) -> Option<&Tree> {
         self.home("freezer").or_else(|| self.unified())
     }
+}
+
+fn thaw_v1(dir: &Dir) -> Result<()> {
+    if !is_frozen_v1(dir)? {
+        return Ok(());
+    }
+    match dir.write("freezer.state", "THAWED") {
+        Err(Errno::NOENT | Errno::NODEV) => Ok(()),
+        result => result.context(|| format!("thaw {}", dir.path())),
+    }
+}
+
+fn thaw_v2(dir: &Dir) -> Result<()> {
+    if v2::freeze_wanted(dir)? { dir.put("cgroup.freeze", "0") } else { Ok(()) }
+}
+
+fn is_frozen_v1(dir: &Dir) -> Result<bool> {
+    Ok(dir.read_if_any("freezer.state")?.is_some_and(|state| state.trim() != "THAWED"))
+}
+
+/// An ancestor may be frozen in its place.
+fn is_frozen_v2(dir: &Dir) -> Result<bool> {
+    Ok(v2::freeze_wanted(dir)? || v2::events(dir)?.frozen)
 }
 
 fn freeze_v1(dir: &Dir, step: u32) -> Result<FreezeStep> {

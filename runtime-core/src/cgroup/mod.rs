@@ -13,32 +13,38 @@ mod convert;
 mod device_filter;
 mod devices;
 mod dir;
+mod first;
 mod freeze;
 mod host;
 mod intent;
+mod join;
 mod kill;
 mod knobs;
 mod mounts;
+mod pace;
 mod path;
 mod remove;
 pub mod stats;
 mod tree;
 mod v1;
 mod v2;
+mod walk;
 mod watch;
-mod without;
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 pub use devices::default_rules;
 pub use freeze::FreezeStep;
-pub use host::{Host, Mode};
+pub use host::{Host, Mode, version1_mount_points};
 pub use intent::{AllowedDevice, Intent};
+pub use join::Entrance;
 pub use mounts::{MountedHierarchy, Mounts};
+pub use pace::{AtOnce, Pace};
 pub use path::CgroupPath;
 pub use stats::Stats;
 pub use watch::{OOM_COUNTED, OomWatch, Trigger, Watch};
@@ -48,10 +54,11 @@ use crate::kernel::in_user_namespace;
 use crate::spec::resources::Resources;
 use devices::Policy;
 use dir::Dir;
-use host::Version;
+use first::First;
+use host::{Hierarchy, Version};
 use knobs::{Current, KNOBS, Knob, Setting};
+use pace::at_once;
 use tree::{Made, Tree};
-use without::Members;
 
 /// Having one means: in each hierarchy where the directory exists it was reached without following a link or leaving the filesystem, and it is
 /// held by descriptor. Dropping it removes nothing.
@@ -59,7 +66,9 @@ use without::Members;
 pub struct Cgroup {
     mode: Mode,
     trees: Vec<Tree>,
-    members: Option<Members>,
+    /// Where it has no directory any more.
+    missing: Vec<Hierarchy>,
+    first: Option<First>,
 }
 
 impl Cgroup {
@@ -72,6 +81,16 @@ impl Cgroup {
     /// `InvalidArgument` for a value no kernel takes, `FailedPrecondition` for a cgroup that is in use; after any error nothing that was made is
     /// left behind.
     pub fn create(host: &Host, path: &CgroupPath, resources: &Resources) -> Result<Self> {
+        let (cgroup, undo) = Self::create_undoably(host, path, resources)?;
+        undo.keep();
+        Ok(cgroup)
+    }
+
+    /// [`Cgroup::create`], and how to undo it.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`].
+    pub fn create_undoably(host: &Host, path: &CgroupPath, resources: &Resources) -> Result<(Self, Undo)> {
         knobs::check(version(host.mode()), resources)?;
         let mut made = Made::default();
         let cgroup = Self::make(host, path, resources, &mut made)?;
@@ -79,8 +98,7 @@ impl Cgroup {
             return Err(used);
         }
         cgroup.put_in_force(resources)?;
-        made.keep();
-        Ok(cgroup)
+        Ok((cgroup, Undo { host: host.clone(), path: path.clone(), made }))
     }
 
     /// Makes what is missing of a cgroup that systemd has made for a process which stays inside until the container's own first one is, and
@@ -133,7 +151,7 @@ impl Cgroup {
                 tree => trees.push(tree?),
             }
         }
-        Ok(Self { mode: host.mode(), trees, members: None })
+        Ok(Self { mode: host.mode(), trees, missing: Vec::new(), first: None })
     }
 
     /// Which controllers of the v2 tree to hand down: all (`None`) where it is the only tree; on a hybrid host only those that a limit needs
@@ -153,8 +171,36 @@ impl Cgroup {
     /// # Errors
     /// Where a hierarchy cannot be read.
     pub fn open(host: &Host, path: &CgroupPath) -> Result<Self> {
-        let trees = host.hierarchies.iter().map(|hierarchy| Tree::open(hierarchy, path)).collect::<Result<Vec<_>>>()?;
-        Ok(Self { mode: host.mode(), trees: trees.into_iter().flatten().collect(), members: None })
+        let (cgroup, opened) = Self::find(host, path);
+        opened.map(|()| cgroup)
+    }
+
+    /// What can be opened of the cgroup, and why the rest cannot be: for whoever kills what there is of it.
+    pub fn find(host: &Host, path: &CgroupPath) -> (Self, Result<()>) {
+        let mut cgroup = Self::none(host);
+        let mut opened = Ok(());
+        for hierarchy in &host.hierarchies {
+            match Tree::open(hierarchy, path) {
+                Ok(Some(tree)) => cgroup.trees.push(tree),
+                Ok(None) if path.is_dispensable() => {}
+                Ok(None) => cgroup.missing.push(hierarchy.clone()),
+                Err(error) => opened = opened.and(Err(error)),
+            }
+        }
+        (cgroup, opened)
+    }
+
+    /// That of a container which has none: what is asked of it is asked of its first process ([`Cgroup::set_first`]).
+    pub fn none(host: &Host) -> Self {
+        Self { mode: host.mode(), trees: Vec::new(), missing: Vec::new(), first: None }
+    }
+
+    /// Refuses a cgroup that a container cannot be made with, before anything says that it is the container's own and may be cleaned up.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` for one that is in use.
+    pub fn check_free(host: &Host, path: &CgroupPath) -> Result<()> {
+        Self::open(host, path)?.trees.iter().try_for_each(Tree::refuse_if_used)
     }
 
     /// `cgroup.procs` of each v1 hierarchy, open for writing: the first process, and every one exec'd, writes `0` to each before it does anything
@@ -173,31 +219,15 @@ impl Cgroup {
         self.unified().map(|tree| tree.dir.as_fd())
     }
 
-    /// The v2 directory in which a process that joins the container of `init` is born.
-    ///
-    /// It is that of [`Cgroup::dir_fd`], unless the container has handed controllers to cgroups of its own (systemd or a container engine
-    /// inside): then no process may be in the cgroup itself (cgroups(7), "no internal processes"), and as with runc the one of `init` is taken.
-    ///
-    /// # Errors
-    /// The cgroup is gone.
-    pub fn joining_dir(&self, init: i32) -> Result<Option<OwnedFd>> {
-        let Some(tree) = self.unified() else { return Ok(None) };
-        if !v2::hands_down(&tree.dir)? {
-            return tree.dir.as_fd().try_clone_to_owned().map(Some).context(|| format!("dup {}", tree.dir.path()));
-        }
-        let file = format!("/proc/{init}/cgroup");
-        let text = std::fs::read_to_string(&file).context(|| format!("read {file}"))?;
-        let below = v2::own_line(&text).and_then(|path| tree.below(path)).unwrap_or_default();
-        let dir = tree.dir.open(below).context(|| format!("open cgroup {}/{below}", tree.dir.path()))?;
-        Ok(Some(dir.into()))
-    }
-
     /// Those below this one that a process is to join in its place: `paths` by controller (by its v1 name), or one for all by "".
     ///
     /// # Errors
     /// `InvalidArgument` for a controller that has no hierarchy of its own here; a path that does not exist, or leads elsewhere.
     pub fn below(self, paths: &HashMap<String, String>) -> Result<Self> {
         let of = |tree: &Tree| paths.get("").or_else(|| tree.hierarchy().controllers.iter().find_map(|controller| paths.get(controller)));
+        if let Some(hierarchy) = self.missing.first() {
+            return Err(gone(&hierarchy.mount_point));
+        }
         let known = |name: &&String| name.is_empty() || self.trees.iter().any(|tree| tree.hierarchy().controllers.contains(name));
         if let Some(unknown) = paths.keys().find(|name| !known(name)) {
             return Err(Error::invalid(format!("the cgroup controller {unknown:?} has no hierarchy here")));
@@ -207,7 +237,7 @@ impl Cgroup {
             Some(path) => tree.open_below(path.trim_matches('/')),
             None => Ok(tree),
         });
-        Ok(Self { mode: self.mode, trees: trees.collect::<Result<_>>()?, members: None })
+        Ok(Self { mode: self.mode, trees: trees.collect::<Result<_>>()?, missing: Vec::new(), first: None })
     }
 
     /// Moves a process in, in every hierarchy. For processes that exist already; new ones are better born inside.
@@ -235,18 +265,34 @@ impl Cgroup {
     /// # Errors
     /// `InvalidArgument` for a value no kernel takes, `FailedPrecondition` for a limit below what is in use; both name the field.
     pub fn update(&self, resources: &Resources) -> Result<()> {
+        if let Some(tree) = self.trees.iter().find(|tree| tree.dir.is_gone()) {
+            return Err(gone(tree.dir.path()));
+        }
         self.check_update(resources)?;
         let policy = (!resources.devices.is_empty()).then(|| Policy::of_container(&resources.devices)).transpose()?;
         self.apply(resources)?;
         policy.map_or(Ok(()), |policy| self.apply_devices(&policy))
     }
 
-    /// Process ids inside, descendants included, in ascending order.
+    /// Process ids inside, descendants included, in ascending order; and the first process, if it is elsewhere, with its pid namespace.
     ///
     /// # Errors
     /// Where the cgroup cannot be read; one that is gone is empty.
     pub fn pids(&self) -> Result<Vec<i32>> {
-        self.primary().map_or_else(|| Ok(self.members()), |tree| tree.dir.pids())
+        at_once(self.pids_by(&mut AtOnce))
+    }
+
+    /// [`Cgroup::pids`] at this pace.
+    ///
+    /// # Errors
+    /// As [`Cgroup::pids`].
+    pub async fn pids_by(&self, pace: &mut impl Pace) -> Result<Vec<i32>> {
+        let mut pids = BTreeSet::new();
+        if let Some(tree) = self.primary() {
+            walk::pids(&tree.dir, &mut pids, pace).await?;
+        }
+        self.first.iter().for_each(|first| first.add_to(&mut pids));
+        Ok(pids.into_iter().collect())
     }
 
     /// Whether a process is inside, descendants included.
@@ -300,11 +346,6 @@ impl Cgroup {
         })
     }
 
-    /// Who is inside without a cgroup.
-    fn members(&self) -> Vec<i32> {
-        self.members.as_ref().map(Members::pids).unwrap_or_default()
-    }
-
     /// The v2 tree, if there is one.
     fn unified(&self) -> Option<&Tree> {
         self.trees.iter().find(|tree| tree.version == Version::V2)
@@ -322,13 +363,13 @@ impl Cgroup {
         unified.or_else(|| self.home("pids")).or_else(|| self.home("devices")).or_else(|| self.trees.first())
     }
 
-    /// Process ids inside according to any hierarchy.
-    fn pids_of_any(&self) -> Result<BTreeSet<i32>> {
-        let mut pids = BTreeSet::from_iter(self.members());
-        for tree in &self.trees {
-            pids.extend(tree.dir.pids()?);
-        }
-        Ok(pids)
+    /// The failure that the directory in which `controller` (by its v1 name) would be in force is gone, if that is why there is none.
+    fn gone(&self, controller: &'static str) -> Option<Error> {
+        let had = |hierarchy: &&Hierarchy| match hierarchy.version {
+            Version::V1 => hierarchy.controllers.iter().any(|name| name == controller),
+            Version::V2 => self.mode == Mode::V2,
+        };
+        self.missing.iter().find(had).map(|hierarchy| gone(&hierarchy.mount_point))
     }
 
     /// Writes the limits, everything encoded before the first write; `unified` last, so that it can override.
@@ -357,6 +398,9 @@ impl Cgroup {
         }
         let Some(tree) = home else {
             let Some((field, _)) = settings.iter().find(|(_, setting)| !setting.dispensable) else { return Ok(None) };
+            if let Some(gone) = self.gone(controller) {
+                return Err(gone.context(format!("resources.{field}")));
+            }
             let controller = knobs::controller_on(version, controller);
             let message = format!("resources.{field}: the cgroup controller {controller:?} is not available here");
             return Err(Error::new(ErrorKind::FailedPrecondition, message));
@@ -365,7 +409,10 @@ impl Cgroup {
     }
 
     fn write_unified(&self, file: &str, line: &str) -> Result<()> {
-        let Some(tree) = self.unified() else { return Ok(()) };
+        let Some(tree) = self.unified() else {
+            let missing = self.missing.iter().find(|hierarchy| hierarchy.version == Version::V2);
+            return missing.map_or(Ok(()), |hierarchy| Err(gone(&hierarchy.mount_point).context(format!("resources.unified {file:?}"))));
+        };
         let controller = file.split('.').next().unwrap_or_default();
         match tree.dir.write(file, line) {
             Ok(()) => Ok(()),
@@ -391,8 +438,34 @@ impl Cgroup {
                 .try_for_each(|lines| tree.dir.put_lines(lines[0].0, lines.iter().map(|(_, line)| line)));
         }
         let message = "resources.devices: this host has neither the devices controller nor cgroup v2";
-        let tree = self.unified().ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, message))?;
+        let none = || self.gone("devices").unwrap_or_else(|| Error::new(ErrorKind::FailedPrecondition, message));
+        let tree = self.unified().ok_or_else(none)?;
         device_filter::install(policy, tree.dir.as_fd())
+    }
+}
+
+/// What [`Cgroup::create_undoably`] has made.
+#[derive(Debug)]
+pub struct Undo {
+    host: Host,
+    path: CgroupPath,
+    made: Made,
+}
+
+impl Undo {
+    /// All went well: it stays.
+    pub fn keep(self) {
+        self.made.keep();
+    }
+
+    /// Kills who is in the directories that were made, and removes these; what was there before stays. Blocks.
+    ///
+    /// # Errors
+    /// Somebody does not die in this time, or somebody else has begun to use one.
+    pub fn run(self, timeout: Duration) -> Result<()> {
+        let (mut cgroup, found) = Cgroup::find(&self.host, &self.path);
+        cgroup.trees.retain(|tree| self.made.is_new(tree));
+        cgroup.kill_and_wait(timeout).and_then(|()| cgroup.remove(timeout)).and(found)
     }
 }
 
@@ -401,6 +474,11 @@ impl Host {
     pub fn ignored(&self, resources: &Resources) -> Vec<&'static str> {
         knobs::ignored(version(self.mode()), resources)
     }
+}
+
+/// A container goes on without its cgroup when its processes have moved.
+fn gone(place: &str) -> Error {
+    Error::new(ErrorKind::FailedPrecondition, format!("the container's cgroup is gone: {place}"))
 }
 
 /// What the kernel says to a user about the cgroups of others.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::host::{Host, Mode};
+use super::host::{Host, Mode, path_in};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::kernel::in_user_namespace;
 use crate::systemd::Scope;
@@ -81,19 +81,16 @@ impl CgroupPath {
     /// `FailedPrecondition` if it is somewhere else, or gone.
     pub fn check_inside(&self, host: &Host, pid: u32) -> Result<()> {
         let file = format!("/proc/{pid}/cgroup");
-        let text = std::fs::read_to_string(&file).context(|| format!("read {file}"))?;
-        let found = |line: &str| -> Option<String> {
-            let (hierarchy, path) = line.split_once(':')?.1.split_once(":/")?;
-            let systemds = if host.mode() == Mode::V2 { "" } else { "name=systemd" };
-            (hierarchy == systemds).then(|| path.to_owned())
-        };
+        let text = std::fs::read(&file).context(|| format!("read {file}"))?;
+        let systemds = if host.mode() == Mode::V2 { "" } else { "name=systemd" };
+        let hierarchy = host.hierarchies.iter().find(|hierarchy| hierarchy.name() == systemds);
         let elsewhere = |place: String| {
             let message = format!("systemd has put process {pid} {place} in place of \"/{}\"", self.path);
             Error::new(ErrorKind::FailedPrecondition, message)
         };
-        match text.lines().find_map(found) {
-            Some(path) if path == self.path => Ok(()),
-            Some(other) => Err(elsewhere(format!("into cgroup \"/{other}\""))),
+        match hierarchy.and_then(|hierarchy| path_in(hierarchy, &text)) {
+            Some([b'/', path @ ..]) if path == self.path.as_bytes() => Ok(()),
+            Some(other) => Err(elsewhere(format!("into cgroup {:?}", String::from_utf8_lossy(other)))),
             None => Err(elsewhere("into no cgroup of its hierarchy".to_owned())),
         }
     }

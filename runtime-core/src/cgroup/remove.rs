@@ -7,25 +7,39 @@ use rustix::io::Errno;
 
 use super::Cgroup;
 use super::dir::Dir;
+use super::pace::{AtOnce, Pace, at_once};
 use super::tree::Tree;
+use super::walk::{Step, Walk};
 use super::watch::wait;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 
 /// A process that has exited keeps its cgroup busy until the kernel is done with it; version 1 does not say when.
 const RETRY: Duration = Duration::from_millis(5);
 
 impl Cgroup {
-    /// One attempt to remove the directory of every hierarchy, nested ones first. False while something is still inside. Never blocks; what is
+    /// One attempt to remove the directory of every hierarchy, nested ones first. False while something is still inside. Never waits; what is
     /// gone is gone, so it may be called again at any time.
     ///
     /// # Errors
-    /// Where the kernel refuses for another reason than being busy.
+    /// Where the kernel refuses for another reason than being busy, after all that can be removed is.
     pub fn try_remove(&self) -> Result<bool> {
-        let mut removed = true;
+        at_once(self.try_remove_by(&mut AtOnce))
+    }
+
+    /// [`Cgroup::try_remove`] at this pace.
+    ///
+    /// # Errors
+    /// As [`Cgroup::try_remove`].
+    pub async fn try_remove_by(&self, pace: &mut impl Pace) -> Result<bool> {
+        let mut removed = Ok(true);
         for tree in &self.trees {
-            removed &= try_remove(tree)?;
+            match (try_remove(tree, pace).await, &mut removed) {
+                (Ok(gone), Ok(all)) => *all &= gone,
+                (Err(error), Ok(_)) => removed = Err(error),
+                (_, Err(_)) => {}
+            }
         }
-        Ok(removed)
+        removed
     }
 
     /// [`Cgroup::try_remove`] until it succeeds. Blocks; for the `delete` command.
@@ -50,26 +64,33 @@ impl Cgroup {
     }
 }
 
-fn try_remove(tree: &Tree) -> Result<bool> {
+async fn try_remove(tree: &Tree, pace: &mut impl Pace) -> Result<bool> {
     let Some((parent, name)) = tree.parent()? else { return Ok(true) };
     if rmdir(&parent, name)? {
         return Ok(true);
     }
-    for relative in tree.dir.descendants()?.iter().rev() {
-        let (above, name) = relative.rsplit_once('/').unwrap_or(("", relative));
-        match tree.dir.open(above) {
-            Ok(above) => drop(rmdir(&above, name)?),
-            Err(Errno::NOENT | Errno::NODEV) => {}
-            Err(errno) => return Err(Error::kernel(format!("open {}/{above}", tree.dir.path()), errno)),
+    let mut walk = match Walk::of(&tree.dir) {
+        Err(Errno::NOENT | Errno::NODEV) => return rmdir(&parent, name),
+        result => result.context(|| format!("look into cgroup {}", tree.dir.path()))?,
+    };
+    while let Some(step) = walk.next() {
+        if let Step::Left(name) = step
+            && let Err(error) = rmdir(walk.dir(), &*name)
+        {
+            walk.note(error);
         }
+        pace.rest().await;
     }
-    rmdir(&parent, name)
+    let walked = walk.end();
+    let removed = rmdir(&parent, name)?;
+    // What could not be looked at matters only if it is still there.
+    if removed { Ok(true) } else { walked.map(|()| false) }
 }
 
-fn rmdir(parent: &Dir, name: &str) -> Result<bool> {
+fn rmdir(parent: &Dir, name: impl rustix::path::Arg + Copy) -> Result<bool> {
     match parent.remove(name) {
         Ok(()) | Err(Errno::NOENT | Errno::NODEV) => Ok(true),
         Err(Errno::BUSY | Errno::NOTEMPTY) => Ok(false),
-        Err(errno) => Err(Error::kernel(format!("rmdir {}/{name}", parent.path()), errno)),
+        Err(errno) => Err(Error::kernel(format!("rmdir {}/{}", parent.path(), name.to_string_lossy()), errno)),
     }
 }

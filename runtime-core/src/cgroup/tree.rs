@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use super::dir::Dir;
 use super::host::{Hierarchy, Version};
 use super::path::CgroupPath;
+use super::walk::{Step, Walk};
 use super::{v1, v2};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -108,10 +109,10 @@ impl Tree {
         self.controllers.iter().any(|name| name == controller)
     }
 
-    /// What follows this directory in a path from the hierarchy's root, if it is inside.
-    pub fn below<'a>(&self, path: &'a str) -> Option<&'a str> {
-        let rest = path.strip_prefix('/')?.strip_prefix(&self.path)?;
-        if rest.is_empty() { Some("") } else { rest.strip_prefix('/') }
+    /// What follows this directory in a path from the hierarchy's mount point, if it is inside.
+    pub fn below<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
+        let rest = path.strip_prefix(b"/")?.strip_prefix(self.path.as_bytes())?;
+        if rest.is_empty() { Some(rest) } else { rest.strip_prefix(b"/") }
     }
 
     /// The parent directory, opened anew, and the name of this one in it. `None` when the parent is gone, and this one with it.
@@ -127,7 +128,7 @@ impl Tree {
     /// A directory that was there before may be used only if nobody is in it and it would let processes run.
     pub fn refuse_if_used(&self) -> Result<()> {
         let refuse = |why: String| Err(Error::new(ErrorKind::FailedPrecondition, format!("cgroup {} {why}", self.dir.path())));
-        let count = self.dir.pids()?.len();
+        let count = self.first_processes()?;
         if count > 0 {
             return refuse(format!("is not empty: {count} process(es) found"));
         }
@@ -136,5 +137,18 @@ impl Tree {
             Version::V2 => v2::freeze_wanted(&self.dir)?,
         };
         if frozen { refuse("is frozen".to_owned()) } else { Ok(()) }
+    }
+
+    /// How many processes are in the first cgroup that has any, of this one and all below it.
+    fn first_processes(&self) -> Result<usize> {
+        let what = |errno| Error::kernel(format!("look into cgroup {}", self.dir.path()), errno);
+        let mut walk = Walk::of(&self.dir).map_err(what)?;
+        while let Some(step) = walk.next() {
+            let count = if matches!(step, Step::Entered) { walk.dir().own_pids()?.len() } else { 0 };
+            if count > 0 {
+                return Ok(count);
+            }
+        }
+        walk.end().map(|()| 0)
     }
 }

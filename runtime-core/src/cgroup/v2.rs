@@ -40,11 +40,6 @@ pub(super) fn hands_down(dir: &Dir) -> Result<bool> {
     Ok(dir.read_if_any("cgroup.subtree_control")?.is_some_and(|enabled| !enabled.trim().is_empty()))
 }
 
-/// The path of the version 2 tree in a `/proc/<pid>/cgroup`.
-pub(super) fn own_line(proc_pid_cgroup: &str) -> Option<&str> {
-    proc_pid_cgroup.lines().find_map(|line| line.strip_prefix("0::"))
-}
-
 /// A cgroup below a threaded one takes no process until it is made threaded itself, and then has no memory or io controller (cgroups(7)).
 pub(super) fn refuse_unless_domain(dir: &Dir) -> Result<()> {
     let kind = dir.read_if_any("cgroup.type")?.unwrap_or_default();

@@ -23,7 +23,7 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{self, Cgroup, Entrance};
 use crate::error::{Context, Error, Result};
 use crate::kernel::Features;
 use crate::plan::{Builder, Launch, Slot, Step};
@@ -68,6 +68,16 @@ impl CgroupView {
     pub fn of(cgroup: &Cgroup, groups: &Groups) -> Result<Self> {
         let directory = cgroup.dir_fd().map(|fd| fd.try_clone_to_owned().context(|| "dup")).transpose()?;
         let procs = cgroup.procs_fds()?.into_iter().chain(groups.tasks()?).collect();
+        Ok(Self { procs, directory, mounts: cgroup.mounts() })
+    }
+
+    /// The same for a process that joins a running container, whose first process is `init`.
+    ///
+    /// # Errors
+    /// There is a hierarchy in which neither the container's cgroup nor that of its first process can be entered.
+    pub fn joining(cgroup: &Cgroup, init: i32, groups: &Groups) -> Result<Self> {
+        let Entrance { procs, directory } = cgroup.entrance(init)?;
+        let procs = procs.into_iter().chain(groups.tasks()?).collect();
         Ok(Self { procs, directory, mounts: cgroup.mounts() })
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, CgroupPath, Host};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sys::mount::detach_all;
 
 const NAME: &str = "coracle.json";
@@ -33,29 +34,29 @@ pub struct ProcessId {
 impl ProcessId {
     /// The process that has this number now, if there is one.
     pub fn of(pid: i32) -> Option<Self> {
-        Self::with_state(pid).map(|(id, _)| id)
+        match started(pid) {
+            Ok(Some(started)) => Some(Self { pid, started }),
+            _ => None,
+        }
     }
 
-    fn with_state(pid: i32) -> Option<(Self, char)> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The second field is the program's name in parentheses, which may hold anything.
-        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-        let state = fields.next()?.chars().next()?;
-        let started = fields.nth(18)?.parse().ok()?;
-        Some((Self { pid, started }, state))
-    }
-
-    /// It by a descriptor, which cannot come to mean another one; `None` if it has ended.
+    /// It by a descriptor, which cannot come to mean another one; `None` if it has ended, waiting to be reaped or not.
     ///
     /// # Errors
-    /// The errno of pidfd_open(2).
+    /// The errno of pidfd_open(2), or why it cannot be told from a later process with its number.
     pub fn open(&self) -> Result<Option<OwnedFd>> {
-        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
-        match pidfd_open(pid, PidfdFlags::empty()) {
-            Err(Errno::SRCH) => Ok(None),
-            // Asked after the opening: before it, the number might still have passed on.
-            result => result.context(|| format!("process {}", self.pid)).map(|pidfd| self.is_alive().then_some(pidfd)),
-        }
+        let what = || format!("process {}", self.pid);
+        let Some(pid) = Pid::from_raw(self.pid).filter(|_| self.pid > 0) else { return Ok(None) };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            // The last two: the number is that of a thread of another process.
+            Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
+            result => result.context(what)?,
+        };
+        // Asked after the opening: before it, the number might still have passed on.
+        let same = started(self.pid).context(what)? == Some(self.started);
+        let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let ended = retry_on_intr(|| poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&none))).context(what)?;
+        Ok((same && ended == 0).then_some(pidfd))
     }
 
     /// Waits until it has ended, and kills it if it has not after `grace`.
@@ -73,10 +74,35 @@ impl ProcessId {
         }
     }
 
-    /// Whether that process still runs; one that has ended and waits to be reaped does not.
+    /// Whether that process still runs; one that has ended and waits to be reaped does not. Not being able to look is no sign of its end.
     pub fn is_alive(&self) -> bool {
-        Self::with_state(self.pid).is_some_and(|(id, state)| id == *self && !matches!(state, 'Z' | 'X'))
+        !matches!(self.open(), Ok(None))
     }
+
+    /// Kills it, if it still runs, and answers by what its end can be waited for.
+    ///
+    /// # Errors
+    /// As [`ProcessId::open`]; the errno of pidfd_send_signal(2).
+    pub fn kill(&self) -> Result<Option<OwnedFd>> {
+        let Some(pidfd) = self.open()? else { return Ok(None) };
+        match pidfd_send_signal(&pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => Ok(Some(pidfd)),
+            Err(errno) => Err(Error::kernel(format!("kill process {}", self.pid), errno)),
+        }
+    }
+}
+
+/// Field 22 of `/proc/<pid>/stat`; `None` if there is no such process.
+fn started(pid: i32) -> Result<Option<u64>> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = match fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        result => result.context(|| format!("read {path}"))?,
+    };
+    // The second field is the program's name in parentheses, which may hold any bytes.
+    let rest = stat.iter().rposition(|byte| *byte == b')').and_then(|end| std::str::from_utf8(&stat[end + 1..]).ok());
+    let field = rest.and_then(|rest| rest.split_ascii_whitespace().nth(19)?.parse().ok());
+    field.map(Some).ok_or_else(|| Error::new(ErrorKind::Internal, format!("{path}: no start time")))
 }
 
 /// Where what a container has of a network is written down (`net::release`).
@@ -142,19 +168,25 @@ impl Record {
         Self { daemon: ProcessId::of(std::process::id() as i32), ..Self::new(id, cgroup) }
     }
 
-    /// What there is of its cgroup, or (in a user namespace) who is inside without one; `None` if that is not known.
+    /// What there is of its cgroup, with its first process, which may be elsewhere.
     ///
     /// # Errors
     /// The hierarchies cannot be read.
-    pub fn open_cgroup(&self, host: &Host) -> Result<Option<Cgroup>> {
-        let Some(path) = &self.cgroup else { return Ok(None) };
-        let mut cgroup = Cgroup::open(host, path)?;
-        if let Some(init) = self.init.filter(|_| path.is_dispensable())
-            && let Some(pidfd) = init.open()?
-        {
-            cgroup.or_processes_of(init.pid, pidfd)?;
+    pub fn open_cgroup(&self, host: &Host) -> Result<Cgroup> {
+        let (cgroup, found) = self.find_cgroup(host);
+        found.map(|()| cgroup)
+    }
+
+    /// What can be found of that, and why the rest cannot be: for whoever kills what there is.
+    pub fn find_cgroup(&self, host: &Host) -> (Cgroup, Result<()>) {
+        let (mut cgroup, found) = self.cgroup.as_ref().map_or_else(|| (Cgroup::none(host), Ok(())), |path| Cgroup::find(host, path));
+        match self.init.map_or(Ok(None), |init| Ok(init.open()?.map(|pidfd| (init.pid, pidfd)))) {
+            Ok(first) => {
+                first.into_iter().for_each(|(pid, pidfd)| cgroup.set_first(pid, Arc::new(pidfd)));
+                (cgroup, found)
+            }
+            Err(error) => (cgroup, Err(error)),
         }
-        Ok(Some(cgroup))
     }
 
     /// Takes its root filesystem out of the host's sight, where it is in it.
@@ -232,6 +264,29 @@ mod tests {
         let own = ProcessId::of(std::process::id() as i32).unwrap();
         assert!(own.is_alive());
         assert!(!ProcessId { started: own.started + 1, ..own }.is_alive());
+    }
+
+    /// As a container may name its processes.
+    #[test]
+    fn a_process_with_any_name_lives_until_its_end() {
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        for (escaped, name) in [("x\\377", &b"x\xff\n"[..]), (") Z 1 (", b") Z 1 (\n"), ("\\n) X 9", b"\n) X 9\n")] {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", "printf \"$1\" >/proc/$$/comm; read stop", "sh", escaped]).stdin(std::process::Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            while fs::read(format!("/proc/{}/comm", child.id())).unwrap() != name {
+                assert!(std::time::Instant::now() < deadline);
+            }
+            let id = ProcessId::of(child.id() as i32).unwrap();
+            assert!(id.is_alive() && id.open().unwrap().is_some());
+            child.kill().unwrap();
+            // It has ended, and nobody has reaped it yet.
+            while id.is_alive() {
+                assert!(std::time::Instant::now() < deadline);
+            }
+            child.wait().unwrap();
+            assert!(!id.is_alive() && id.kill().unwrap().is_none());
+        }
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //! copied from that, so that its cost does not grow with the host's mount table.
 //! In a user namespace it has the host's procfs and sysfs as well, without which no container may mount its own.
 //!
-//! When the daemon's end of the socket closes, the daemon is gone, and nobody supervises its containers any more: the launcher kills and
-//! removes the cgroups that it was told to watch, and ends.
+//! When the daemon's end of the socket closes, the daemon is gone, and nobody supervises its containers any more: the launcher kills the first
+//! processes and the cgroups that it was told to watch, removes the cgroups, and ends.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -33,6 +33,7 @@ use super::Launch;
 use super::child::{Child, HOME, run};
 use super::passwd::HOME_MAX;
 use crate::cgroup::{Cgroup, CgroupPath, Host};
+use crate::container::record::{ProcessId, Record};
 use crate::error::{Context, Error, Result};
 use crate::kernel::in_user_namespace;
 use crate::sys::fork::{Fork, fork};
@@ -61,6 +62,8 @@ pub enum Request {
     Launch(Box<Launch>),
     /// Kill and remove this cgroup when the daemon is gone; a lock that comes with it is held meanwhile. Not answered.
     Watch(String, CgroupPath),
+    /// Its first process, which may leave the cgroup. Not answered.
+    First(String, ProcessId),
     /// Forget it. Not answered.
     Forget(String),
 }
@@ -187,8 +190,15 @@ struct Stub {
 struct Server {
     control: OwnedFd,
     stub: Stub,
-    /// And what came with it, which is held until it is forgotten or all is done.
-    watched: HashMap<String, (CgroupPath, Vec<OwnedFd>)>,
+    watched: HashMap<String, Watched>,
+}
+
+/// What dies with the daemon.
+struct Watched {
+    cgroup: CgroupPath,
+    first: Option<ProcessId>,
+    /// What came with it, which is held until it is forgotten or all is done.
+    held: Vec<OwnedFd>,
 }
 
 /// The life of the launcher process.
@@ -212,7 +222,8 @@ fn serve(control: OwnedFd) -> Result<()> {
                 let answer = server.launch(&launch, descriptors);
                 server.answer(answer)?;
             }
-            Request::Watch(id, record) => drop(server.watched.insert(id, (record, descriptors))),
+            Request::Watch(id, cgroup) => drop(server.watched.insert(id, Watched { cgroup, first: None, held: descriptors })),
+            Request::First(id, first) => server.watched.get_mut(&id).into_iter().for_each(|watched| watched.first = Some(first)),
             Request::Forget(id) => drop(server.watched.remove(&id)),
         }
     }
@@ -329,21 +340,25 @@ impl Server {
         Ok(Some((request, descriptors)))
     }
 
-    /// Kills and removes what nobody supervises any more: all are killed before one is waited for.
+    /// Kills and removes what nobody supervises any more: all are killed before one is waited for, the first processes before a cgroup is
+    /// looked at. What fails with one must not keep the others.
     fn abandon(&self) -> Result<()> {
         if self.watched.is_empty() {
             return Ok(());
         }
+        // Tried again below, where it is waited for.
+        self.watched.values().filter_map(|watched| watched.first).for_each(|first| drop(first.kill()));
         let host = Host::detect()?;
-        let cgroups: Vec<Cgroup> = self.watched.values().filter_map(|(path, _)| Cgroup::open(&host, path).ok()).collect();
-        for cgroup in &cgroups {
-            // Tried again below, where it is waited for.
+        let cgroups: Vec<(Cgroup, Result<()>)> = self.watched.values().map(|watched| watched.find(&host)).collect();
+        for (cgroup, _) in &cgroups {
             let _ = cgroup.kill();
         }
-        let removed = cgroups.iter().map(|cgroup| cgroup.kill_and_wait(ABANDON).and_then(|()| cgroup.remove(ABANDON)));
-        // One that does not die must not keep the others.
+        let removed = cgroups.into_iter().map(|(cgroup, found)| {
+            let killed = cgroup.kill_and_wait(ABANDON);
+            killed.and(cgroup.remove(ABANDON)).and(found)
+        });
         let removed = removed.collect::<Vec<_>>();
-        systemd::stop(self.watched.values().filter_map(|(path, _)| path.scope()), ABANDON);
+        systemd::stop(self.watched.values().filter_map(|watched| watched.cgroup.scope()), ABANDON);
         removed.into_iter().collect()
     }
 
@@ -383,10 +398,17 @@ impl Server {
         // The new process must not keep the daemon's socket open when the launcher dies.
         process::close_number(CONTROL);
         // Nor a lock, when everybody else is dead.
-        self.watched.values().flat_map(|(_, held)| held).for_each(|lock| process::close_number(lock.as_raw_fd().cast_unsigned()));
+        let held = self.watched.values().flat_map(|watched| &watched.held);
+        held.for_each(|lock| process::close_number(lock.as_raw_fd().cast_unsigned()));
         let Stub { namespace, null } = &self.stub;
         let (stub, null) = (namespace.as_fd(), null.as_ref().map(AsFd::as_fd));
         run(Child { launch, arguments: &arguments, environment: &mut environment, slots: &mut slots, stub, null })
+    }
+}
+
+impl Watched {
+    fn find(&self, host: &Host) -> (Cgroup, Result<()>) {
+        Record { init: self.first, ..Record::new("", Some(self.cgroup.clone())) }.find_cgroup(host)
     }
 }
 

@@ -105,7 +105,9 @@ async fn make(node: &Arc<Node>, pod: &Arc<Pod>, made: &mut Made) -> Result<Held>
         made.child = None;
         return Ok(held);
     }
-    pod.note(|record| record.init = ProcessId::of(pid))?;
+    let first = ProcessId::of(pid);
+    pod.note(|record| record.init = first)?;
+    node.watch_first(&watched(pod), first).await?;
     // Not everybody may lower it.
     if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE) {
         log::debug!("{}: oom_score_adj {OOM_SCORE}: {error}, ignoring", pod.id);
@@ -216,7 +218,7 @@ async fn end_all(containers: Vec<Arc<Container>>, grace: Duration) -> Result<()>
         }
     }
     for container in running.iter().filter(|container| container.init.exit().is_none()) {
-        match lifecycle::kill(container, &container.init, libc::SIGKILL, true) {
+        match lifecycle::kill(container, &container.init, libc::SIGKILL, true).await {
             // It has ended meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             result => result.context(|| format!("container {:?}", container.id))?,

@@ -29,6 +29,7 @@ use crate::clock::timestamp;
 use crate::io::Owner;
 use crate::io::watched::Watched;
 use crate::pod::Pod;
+use crate::slices::Slices;
 use crate::sync::lock;
 
 /// How long an exit waits for those of the container's other processes, which were killed.
@@ -219,7 +220,7 @@ impl Container {
             *container.ending.write().await = true;
             if !container.namespaces.has_private_pid() {
                 // The kernel ends the others only where the first process was their init.
-                if let Err(error) = container.cgroup.kill() {
+                if let Err(error) = container.cgroup.kill_by(&mut Slices::default()).await {
                     log::error!("{}: {error}", container.id);
                 }
             }

@@ -1,6 +1,6 @@
 //! Create: from a request to a process that waits for its start. What fails half-way leaves nothing.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use runtime_core::plan::report;
 use runtime_core::rdt::{self, Groups};
 use runtime_core::seccomp::Filter;
 use runtime_core::spec::Spec;
+use runtime_core::sys::process::send_signal;
 use runtime_core::systemd::{Property, annotated_properties};
 use tokio::sync::watch;
 
@@ -40,6 +41,7 @@ use crate::io::{ChildEnds, Io, Origin, Owner, Request};
 use crate::options::Options;
 use crate::pod::Pod;
 use crate::pod::share::Shared;
+use crate::slices::Slices;
 
 const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
 
@@ -72,6 +74,11 @@ impl Undo {
             server.kill().await;
         }
         if let Some((pid, pidfd)) = self.child.take() {
+            let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
+            // A frozen process of version 1 does not even die.
+            if let Some(Err(error)) = self.making.cgroup.as_ref().map(Cgroup::thaw) {
+                log::warn!("{}: {error}", self.id);
+            }
             self.node.kill(pid, &pidfd).await;
         }
         if let Some(path) = &self.shown
@@ -107,16 +114,19 @@ pub fn forget_record(pod: Option<&Pod>, bundle: &Path) -> Result<()> {
 /// Kills what is left in a cgroup and removes it, trying until `bound`.
 ///
 /// # Errors
-/// [`ErrorKind::FailedPrecondition`] if somebody is still inside then.
+/// [`ErrorKind::FailedPrecondition`] if somebody is still inside then; or what the kernel refuses.
 pub async fn remove(cgroup: &Cgroup, bound: Duration) -> Result<()> {
     let deadline = tokio::time::Instant::now() + bound;
+    let mut slices = Slices::default();
     loop {
-        if cgroup.try_remove()? {
+        let removed = cgroup.try_remove_by(&mut slices).await;
+        if matches!(removed, Ok(true)) {
             return Ok(());
         }
-        cgroup.kill()?;
+        let killed = cgroup.kill_by(&mut slices).await;
         if tokio::time::Instant::now() >= deadline {
-            let pids = cgroup.pids().unwrap_or_default();
+            removed.map(drop).and(killed)?;
+            let pids = cgroup.pids_by(&mut slices).await.unwrap_or_default();
             return Err(Error::new(ErrorKind::FailedPrecondition, format!("cgroup is still busy, processes {pids:?}")));
         }
         tokio::time::sleep(REMOVAL_PAUSE).await;
@@ -287,9 +297,10 @@ impl Making<'_> {
         undo.child = Some((child.pid, Arc::clone(&child.pidfd)));
         undo.making.settle(node, resources).await?;
         init.launched(child.pid, Arc::clone(&child.pidfd), Arc::clone(&io));
-        undo.making.cgroup.as_mut().map_or(Ok(()), |cgroup| cgroup.or_processes_of(child.pid, &*child.pidfd))?;
+        undo.making.cgroup.iter_mut().for_each(|cgroup| cgroup.set_first(child.pid, Arc::clone(&child.pidfd)));
         record.init = ProcessId::of(child.pid);
         record.write(self.bundle)?;
+        node.watch_first(&self.request.id, record.init).await?;
         failpoint::inside(Rpc::Create).await?;
         self.accompany(&mut child, &io, init, undo, &mut record, &root).await?;
         // If it has ended meanwhile, its number may have been another one's when the namespace was joined by it.
@@ -341,7 +352,7 @@ impl Making<'_> {
             };
             match progress {
                 Progress::Ready => return Ok(()),
-                Progress::Born(born) => self.note_born(born, io, init, undo, record)?,
+                Progress::Born(born) => self.note_born(born, io, init, undo, record).await?,
                 Progress::Console(master) => io.attach_console(master)?,
                 Progress::Listener(descriptor) => {
                     let listener = Listener::of(self.filter, self.spec, &self.request.id, self.bundle).ok_or_else(unexpected)?;
@@ -363,13 +374,14 @@ impl Making<'_> {
 
 impl Making<'_> {
     /// The process that was launched goes on as another one, which is the container's first from here on.
-    fn note_born(&self, born: Launched, io: &Arc<Io>, init: &Process, undo: &mut Undo, record: &mut Record) -> Result<()> {
+    async fn note_born(&self, born: Launched, io: &Arc<Io>, init: &Process, undo: &mut Undo, record: &mut Record) -> Result<()> {
         let Launched { pid, pidfd } = born;
         undo.child = Some((pid, Arc::clone(&pidfd)));
-        undo.making.cgroup.as_mut().map_or(Ok(()), |cgroup| cgroup.or_processes_of(pid, &*pidfd))?;
+        undo.making.cgroup.iter_mut().for_each(|cgroup| cgroup.set_first(pid, Arc::clone(&pidfd)));
         init.launched(pid, pidfd, Arc::clone(io));
         record.init = ProcessId::of(pid);
-        record.write(self.bundle)
+        record.write(self.bundle)?;
+        self.node.watch_first(&self.request.id, record.init).await
     }
 }
 

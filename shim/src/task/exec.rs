@@ -105,6 +105,10 @@ async fn launch(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<Proc
         return Err(ended());
     }
     container.init.state().allow(Action::Exec)?;
+    // By somebody else: a process that joins would stand still before it has begun.
+    if container.cgroup.is_frozen()? {
+        State::Paused.allow(Action::Exec)?;
+    }
     let init = container.init.pidfd().ok_or_else(ended)?;
     let (report, child_report) = report::pair().context(|| "socketpair")?;
     let compiled = compile::joining(Joining {
@@ -112,10 +116,7 @@ async fn launch(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<Proc
         namespaces: &container.namespaces,
         process: spec,
         init: init.try_clone().context(|| "dup")?,
-        cgroup: CgroupView {
-            directory: container.cgroup.joining_dir(container.init.pid())?,
-            ..CgroupView::of(&container.cgroup, &container.groups)?
-        },
+        cgroup: CgroupView::joining(&container.cgroup, container.init.pid(), &container.groups)?,
         streams: streams(ends),
         filter: container.filter.as_deref(),
         report: child_report,

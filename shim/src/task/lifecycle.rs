@@ -24,6 +24,7 @@ use crate::clock::timestamp;
 use crate::failpoint::{self, Rpc};
 use crate::io::Drained;
 use crate::io::watched::Watched;
+use crate::slices::Slices;
 
 /// How long output may take to be read after the process has ended, as in containerd's runc shim.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -64,7 +65,7 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, child: Option<C
         return Err(error);
     }
     if let Err(error) = container.hooks.run(node, Point::Poststart, child.pid, None).await {
-        let _ = container.cgroup.kill();
+        let _ = container.cgroup.kill_by(&mut Slices::default()).await;
         return Err(error);
     }
     Ok(child.pid)
@@ -128,7 +129,11 @@ async fn freeze(container: &Container) -> Result<()> {
 /// # Errors
 /// Not paused, or the kernel refuses.
 pub fn resume(node: &Node, container: &Container) -> Result<()> {
-    container.init.state().allow(Action::Resume)?;
+    // Somebody else may have frozen it.
+    let state = container.init.state();
+    if state != State::Running || !container.cgroup.is_frozen()? {
+        state.allow(Action::Resume)?;
+    }
     container.cgroup.thaw().context(|| "resume")?;
     container.init.advance(State::Running);
     node.context.events.publish(&TaskResumed { container_id: container.id.clone(), ..TaskResumed::default() });
@@ -153,7 +158,7 @@ pub async fn update(node: &Node, container: &Container, resources: &Resources) -
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] after the end.
-pub fn kill(container: &Arc<Container>, process: &Process, signal: i32, all: bool) -> Result<()> {
+pub async fn kill(container: &Arc<Container>, process: &Process, signal: i32, all: bool) -> Result<()> {
     if !(0..=64).contains(&signal) {
         return Err(Error::invalid(format!("{signal} is no signal")));
     }
@@ -162,14 +167,20 @@ pub fn kill(container: &Arc<Container>, process: &Process, signal: i32, all: boo
         outlast_servers(container);
     }
     if all && process.exec_id.is_empty() {
-        return kill_all(container, signal);
+        return kill_all(container, signal).await;
     }
     process.signal(signal)?;
-    if signal == libc::SIGKILL && matches!(container.init.state(), State::Paused | State::Pausing) {
-        // A frozen process of cgroup v1 does not even die.
-        container.cgroup.thaw()?;
+    if signal == libc::SIGKILL {
+        thaw(container).await;
     }
     Ok(())
+}
+
+/// A frozen process of cgroup v1 does not even die, whoever froze it, and in whichever cgroup below.
+async fn thaw(container: &Container) {
+    if let Err(error) = container.cgroup.thaw_all_by(&mut Slices::default()).await {
+        log::warn!("{}: {error}", container.id);
+    }
 }
 
 /// A process that waits for an answer of its root filesystem's server cannot be killed, until the server is.
@@ -188,11 +199,13 @@ fn outlast_servers(container: &Arc<Container>) {
     });
 }
 
-fn kill_all(container: &Container, signal: i32) -> Result<()> {
-    if container.init.state() == State::Stopped && container.cgroup.pids()?.is_empty() {
+async fn kill_all(container: &Container, signal: i32) -> Result<()> {
+    let mut slices = Slices::default();
+    let cgroup = &container.cgroup;
+    if container.init.state() == State::Stopped && cgroup.pids_by(&mut slices).await?.is_empty() {
         return Err(Error::new(ErrorKind::NotFound, "process already finished"));
     }
-    if signal == libc::SIGKILL { container.cgroup.kill() } else { container.cgroup.signal(signal) }
+    if signal == libc::SIGKILL { cgroup.kill_by(&mut slices).await } else { cgroup.signal_by(signal, &mut slices).await }
 }
 
 /// What is told of a deleted process.
@@ -214,6 +227,7 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Dele
         // Its end is told like any other.
         outlast_servers(container);
         let _ = init.signal(libc::SIGKILL);
+        thaw(container).await;
         let dead = timeout(DEATH, init.wait_told()).await;
         dead.map_err(|_| Error::new(ErrorKind::FailedPrecondition, "the first process does not die"))?;
     }

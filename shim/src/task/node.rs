@@ -9,6 +9,7 @@ use runtime_core::cgroup::{CgroupPath, Host};
 use runtime_core::compile::Compiled;
 use runtime_core::container::progress;
 pub use runtime_core::container::progress::Progress;
+use runtime_core::container::record::ProcessId;
 use runtime_core::error::{Context as _, Result};
 use runtime_core::kernel::Features;
 use runtime_core::plan::Launch;
@@ -39,7 +40,7 @@ pub struct Node {
     /// What the kernel can do.
     pub kernel: Features,
     launcher: tokio::sync::Mutex<Link>,
-    watched: Mutex<HashMap<String, CgroupPath>>,
+    watched: Mutex<HashMap<String, (CgroupPath, Option<ProcessId>)>>,
     children: Arc<Mutex<Children>>,
     filters: Mutex<seccomp::Cache>,
     /// Stdio that clients carry over connections of their own.
@@ -150,8 +151,18 @@ impl Node {
     /// # Errors
     /// The launcher cannot be had.
     pub async fn watch(&self, id: &str, cgroup: &CgroupPath) -> Result<()> {
-        lock(&self.watched).insert(id.to_owned(), cgroup.clone());
+        lock(&self.watched).insert(id.to_owned(), (cgroup.clone(), None));
         self.tell(&Request::Watch(id.to_owned(), cgroup.clone())).await
+    }
+
+    /// The same for the first process in it, which may leave it.
+    ///
+    /// # Errors
+    /// The launcher cannot be had.
+    pub async fn watch_first(&self, id: &str, first: Option<ProcessId>) -> Result<()> {
+        let Some(first) = first else { return Ok(()) };
+        lock(&self.watched).get_mut(id).into_iter().for_each(|watched| watched.1 = Some(first));
+        self.tell(&Request::First(id.to_owned(), first)).await
     }
 
     /// Undoes [`Node::watch`].
@@ -206,9 +217,11 @@ impl Node {
     async fn replace(&self, link: &mut Link) -> Result<()> {
         *link = Link::new(place::with_given_descriptor_limit(Launcher::spawn)?)?;
         let watched: Vec<_> = lock(&self.watched).clone().into_iter().collect();
-        for (id, cgroup) in watched {
-            let message = Request::Watch(id, cgroup).encode()?;
-            link.send(&message, &[]).await.context(|| "launcher")?;
+        for (id, (cgroup, first)) in watched {
+            let first = first.map(|first| Request::First(id.clone(), first));
+            for request in [Request::Watch(id, cgroup)].into_iter().chain(first) {
+                link.send(&request.encode()?, &[]).await.context(|| "launcher")?;
+            }
         }
         Ok(())
     }

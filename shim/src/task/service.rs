@@ -32,6 +32,7 @@ use crate::bootstrap::check_identifier;
 use crate::clock::timestamp;
 use crate::failpoint::{self, Rpc};
 use crate::group::Grouping;
+use crate::slices::Slices;
 use crate::{idle, logger};
 
 /// How long a client may take to leave a daemon that ends.
@@ -270,9 +271,9 @@ impl Service {
         })
     }
 
-    fn pids_of(&self, request: &PidsRequest) -> Result<PidsResponse> {
+    async fn pids_of(self, request: PidsRequest) -> Result<PidsResponse> {
         let container = self.table.get(&request.id)?;
-        let mut pids = container.cgroup.pids().unwrap_or_else(|error| {
+        let mut pids = container.cgroup.pids_by(&mut Slices::default()).await.unwrap_or_else(|error| {
             log::warn!("{}: {error}", container.id);
             Vec::new()
         });
@@ -356,7 +357,7 @@ impl Task for Service {
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         inside(Rpc::Pids).await?;
-        answer(self.pids_of(&request))
+        answer(self.clone().pids_of(request).await)
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
@@ -389,7 +390,8 @@ impl Task for Service {
         let (container, process) = answer(self.container_and_process(&request.id, &request.exec_id))?;
         let signal = i32::try_from(request.signal).unwrap_or(-1);
         inside(Rpc::Kill).await?;
-        answer(lifecycle::kill(&container, &process, signal, request.all)).map(|()| Empty::new())
+        let work = async move { lifecycle::kill(&container, &process, signal, request.all).await };
+        self.detached(&format!("kill {}", request.id), work).await.map(|()| Empty::new())
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {

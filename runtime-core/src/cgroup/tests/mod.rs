@@ -1,5 +1,6 @@
 //! On plain directories: what is written where. On the kernel: that it has effect, on version 1 and on version 2.
 
+mod adverse;
 mod kernel;
 mod plain;
 mod version2;

@@ -9,7 +9,7 @@ fn all_of_it_in_a_mount_namespace_with_cgroup2() {
     let program = std::env::current_exe().unwrap();
     let script = "[ -e /sys/fs/cgroup/cgroup.controllers ] || mount -t cgroup2 none /sys/fs/cgroup || exit; \
                   exec \"$0\" --exact --nocapture --test-threads 1 \"$@\"";
-    let tests = ["lifecycle", "forking", "devices", "watch", "statistics", "clone_into", "joining", "occupied"];
+    let tests = ["lifecycle", "forking", "devices", "watch", "statistics", "clone_into", "joining", "occupied", "adverse"];
     let names = tests.map(|name| format!("cgroup::tests::version2::inside_{name}"));
     let mut unshare = Command::new("unshare");
     unshare.args(["-m", "sh", "-c", script]).arg(program).args(&names).env(INSIDE, "1");
@@ -120,7 +120,7 @@ fn inside_joining() {
         let (cgroup, tree) = (scratch.cgroup(), scratch.cgroup().unified().unwrap());
         let mut init = scratch.run("read stop");
         let id = init.id().try_into().unwrap();
-        let place = || rustix::fs::fstat(cgroup.joining_dir(id).unwrap().unwrap()).unwrap().st_ino;
+        let place = || rustix::fs::fstat(cgroup.entrance(id).unwrap().directory.unwrap()).unwrap().st_ino;
         let of = |name: &str| rustix::fs::fstat(tree.dir.open(name).unwrap()).unwrap().st_ino;
         assert_eq!(place(), of(""));
         // As an init that manages cgroups does: out of the way first.
@@ -133,6 +133,15 @@ fn inside_joining() {
         assert_eq!(place(), of("init"));
         init.kill().unwrap();
         init.wait().unwrap();
+    }
+}
+
+#[test]
+fn inside_adverse() {
+    if inside() {
+        adverse::deep_and_odd("v2-deep");
+        adverse::elsewhere("v2-elsewhere");
+        adverse::refused("v2-refused");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime_core::cgroup::{Cgroup, CgroupPath, Host, Intent};
+use runtime_core::cgroup::{Cgroup, CgroupPath, Host, Intent, Undo};
 use runtime_core::compile;
 use runtime_core::container::record::Record;
 use runtime_core::error::{Context as _, Result};
@@ -46,12 +46,50 @@ fn manager(scope: &Scope) -> Result<Manager<Arc<Blocking>>> {
     Ok(Manager::new(scope.instance, bus))
 }
 
+/// Refuses a cgroup that is another one's, before anything says that it is the new container's. A scope's was refused by [`place`].
+///
+/// # Errors
+/// It is in use.
+pub fn check_free(runtime: &Runtime<'_>, path: &CgroupPath) -> Result<()> {
+    if path.scope().is_some() { Ok(()) } else { Cgroup::check_free(&runtime.host, path) }
+}
+
+/// What a command has made of a cgroup.
+#[derive(Default)]
+pub struct Made {
+    directories: Option<Undo>,
+    has_scope: bool,
+}
+
+impl Made {
+    /// The container is made: it stays.
+    pub fn keep(self) {
+        self.directories.into_iter().for_each(Undo::keep);
+    }
+
+    /// Removes it with all who are inside, and nothing that was there before.
+    ///
+    /// # Errors
+    /// The first step that failed.
+    pub fn undo(self, host: &Host, record: &Record) -> Result<()> {
+        match self.directories {
+            Some(undo) => undo.run(REMOVAL).and(runtime_core::rdt::remove(&record.resctrl)),
+            None if self.has_scope => destroy(host, record),
+            None => runtime_core::rdt::remove(&record.resctrl),
+        }
+    }
+}
+
 /// A cgroup with its limits in force, and the process that keeps a scope until the container's own one is inside.
 ///
 /// # Errors
-/// The step that failed; of a scope, [`destroy`] removes what there is.
-pub fn make(runtime: &Runtime<'_>, path: &CgroupPath, id: &str, resources: &Resources) -> Result<(Cgroup, Option<Guest>)> {
-    let Some(scope) = path.scope() else { return Ok((Cgroup::create(&runtime.host, path, resources)?, None)) };
+/// The step that failed; what there is by then is in `made`.
+pub fn make(runtime: &Runtime<'_>, path: &CgroupPath, id: &str, resources: &Resources, made: &mut Made) -> Result<(Cgroup, Option<Guest>)> {
+    let Some(scope) = path.scope() else {
+        let (cgroup, undo) = Cgroup::create_undoably(&runtime.host, path, resources)?;
+        made.directories = Some(undo);
+        return Ok((cgroup, None));
+    };
     let intent = Intent::new(&runtime.host, resources, None)?;
     let (report, child_report) = report::pair().context(|| "socketpair")?;
     let mut guest = Guest(runtime.launching.launch(compile::guest(child_report), report)?);
@@ -61,6 +99,7 @@ pub fn make(runtime: &Runtime<'_>, path: &CgroupPath, id: &str, resources: &Reso
     }
     let new = New { scope, path, id, pid: guest.0.pid.cast_unsigned(), intent: &intent, extra: &[] };
     block_on(manager(scope)?.start(&runtime.host, &new))?;
+    made.has_scope = true;
     Ok((Cgroup::adopt(&runtime.host, path, resources)?, Some(guest)))
 }
 
@@ -73,15 +112,13 @@ impl Drop for Guest {
     }
 }
 
-/// Kills what is inside and removes the cgroup, the scope and the groups of resctrl of a container.
+/// Kills the first process and what is inside, and removes the cgroup, the scope and the groups of resctrl of a container.
 ///
 /// # Errors
 /// The first step that failed; all are tried.
 pub fn destroy(host: &Host, record: &Record) -> Result<()> {
-    let removed = match record.open_cgroup(host)? {
-        Some(cgroup) => cgroup.kill_and_wait(REMOVAL).and_then(|()| cgroup.remove(REMOVAL)),
-        None => Ok(()),
-    };
+    let (cgroup, found) = record.find_cgroup(host);
+    let removed = cgroup.kill_and_wait(REMOVAL).and_then(|()| cgroup.remove(REMOVAL)).and(found);
     let stopped = match record.cgroup.as_ref().and_then(CgroupPath::scope) {
         Some(scope) => manager(scope).and_then(|manager| block_on(manager.stop(scope))),
         None => Ok(()),

@@ -28,7 +28,7 @@ use std::os::fd::AsFd;
 
 use crate::Runtime;
 use crate::args::CreateFlags;
-use crate::cgroups;
+use crate::cgroups::{self, Made};
 use crate::foreground::resize;
 use crate::hooks::{Hooks, send};
 use crate::launch::{Child, Progress, unexpected};
@@ -89,6 +89,10 @@ pub fn create(runtime: &Runtime<'_>, options: &CreateFlags, id: &str, foreground
 
     runtime.launching.prepare()?;
     let entry = new_entry(runtime, id)?;
+    if let Err(error) = cgroups::check_free(runtime, &cgroup) {
+        entry.remove()?;
+        return Err(error);
+    }
     let mut record = Record::own(id, Some(cgroup));
     record.resctrl = groups.of_container();
     let mut state = State {
@@ -108,11 +112,14 @@ pub fn create(runtime: &Runtime<'_>, options: &CreateFlags, id: &str, foreground
     // From here on `delete --force` can clean up after us.
     let noted = entry.write(&state).and_then(|()| entry.write_config(&config)).and_then(|()| notify::offer(&entry, &mut spec));
     let making = Making { runtime, options, spec: &spec, filter: filter.as_ref(), groups: &groups, entry: &entry, foreground };
-    let made = noted.and_then(|()| making.make(&mut state, preserved));
-    match made {
-        Ok((child, master)) => Ok(Created { entry, state, child, master }),
+    let mut made = Made::default();
+    match noted.and_then(|()| making.make(&mut state, preserved, &mut made)) {
+        Ok((child, master)) => {
+            made.keep();
+            Ok(Created { entry, state, child, master })
+        }
         Err(error) => {
-            undo(runtime, &entry, &state);
+            undo(runtime, &entry, &state, made);
             Err(error)
         }
     }
@@ -132,9 +139,11 @@ fn new_entry(runtime: &Runtime<'_>, id: &str) -> Result<Entry> {
     runtime.store.make(id)
 }
 
-fn undo(runtime: &Runtime<'_>, entry: &Entry, state: &State) {
-    let destroyed = cgroups::destroy(&runtime.host, &state.record);
-    if let Err(error) = destroyed.and_then(|()| entry.remove()) {
+fn undo(runtime: &Runtime<'_>, entry: &Entry, state: &State, made: Made) {
+    let undone = made.undo(&runtime.host, &state.record);
+    // The launcher must not do it again: by then the cgroup may be another one's.
+    let left = runtime.launching.leave(&state.record.id);
+    if let Err(error) = undone.and_then(|()| entry.remove()).and(left) {
         runtime.log.warn(&error.to_string());
     }
 }
@@ -150,13 +159,13 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    fn make(&self, state: &mut State, preserved: Vec<OwnedFd>) -> Result<(Child, Option<OwnedFd>)> {
+    fn make(&self, state: &mut State, preserved: Vec<OwnedFd>, made: &mut Made) -> Result<(Child, Option<OwnedFd>)> {
         let Self { runtime, spec, .. } = self;
         self.groups.make()?;
         let resources = &spec.linux.resources;
         let path = state.record.cgroup.clone().ok_or_else(unexpected)?;
         runtime.launching.watch(&state.record.id, &path, self.entry.lock_fd()?)?;
-        let (cgroup, guest) = cgroups::make(runtime, &path, &state.record.id, resources)?;
+        let (cgroup, guest) = cgroups::make(runtime, &path, &state.record.id, resources, made)?;
         let (report, child_report) = report::pair().context(|| "socketpair")?;
         state.report = rustix::fs::fstat(&report).context(|| "fstat of a socket")?.st_ino;
         let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
@@ -194,6 +203,7 @@ impl Making<'_> {
             cgroup.settle(&self.spec.linux.resources)?;
         }
         state.record.init = ProcessId::of(child.pid);
+        self.runtime.launching.watch_first(&state.record.id, state.record.init)?;
         self.entry.write(state)?;
         let master = self.until_ready(state, child, cgroup)?;
         self.entry.write_launch(&child.launch)?;
@@ -215,6 +225,7 @@ impl Making<'_> {
             let progress = child.progress()?;
             if let Progress::Born(_) = progress {
                 state.record.init = ProcessId::of(child.pid);
+                self.runtime.launching.watch_first(&state.record.id, state.record.init)?;
                 self.entry.write(state)?;
             }
             let hooks = Hooks { runtime: self.runtime, spec: self.spec, state, filter: self.filter };

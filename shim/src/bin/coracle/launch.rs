@@ -61,6 +61,14 @@ impl Launching {
         send(self.launcher()?, &Request::Watch(id.to_owned(), cgroup.clone()), &[lock])
     }
 
+    /// The same for its first process, which may leave it.
+    ///
+    /// # Errors
+    /// The launcher is gone.
+    pub fn watch_first(&self, id: &str, first: Option<ProcessId>) -> Result<()> {
+        first.map_or(Ok(()), |first| send(self.launcher()?, &Request::First(id.to_owned(), first), &[]))
+    }
+
     /// The container outlives this command.
     ///
     /// # Errors

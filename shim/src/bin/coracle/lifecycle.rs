@@ -44,24 +44,27 @@ fn unknown(text: &str) -> Error {
 /// It has ended.
 pub fn kill(runtime: &Runtime<'_>, id: &str, signal: i32, all: bool) -> Result<()> {
     let (entry, state) = runtime.store.look(id)?;
-    let cgroup = state.cgroup(&runtime.host)?;
     let stopped = || refused("container not running");
-    if all {
-        return if signal == libc::SIGKILL { cgroup.kill() } else { cgroup.signal(signal) };
+    let first = state.record.init.map_or(Ok(None), |init| init.open())?;
+    if !all && let Some(first) = &first {
+        match send_signal(first.as_fd(), signal) {
+            Err(Errno::SRCH) => return Err(stopped()),
+            result => result.context(|| format!("send signal {signal} to process {}", state.pid()))?,
+        }
     }
-    let status = state.status(&runtime.host)?;
-    let init = state.record.init.filter(|_| status != Status::Stopped).ok_or_else(stopped)?;
-    if signal == libc::SIGKILL && !Joined::of(&entry.spec(state.crun_annotations)?.linux)?.has_private_pid() {
-        // Nobody else ends what the first process leaves.
-        return cgroup.kill();
+    // Where the first process is no init of a pid namespace, nobody else ends what it leaves or has left.
+    let whole = all || signal == libc::SIGKILL && !Joined::of(&entry.spec(state.crun_annotations)?.linux)?.has_private_pid();
+    if !whole && first.is_none() {
+        return Err(stopped());
     }
-    let pidfd = init.open()?.ok_or_else(stopped)?;
-    match send_signal(pidfd.as_fd(), signal) {
-        Err(Errno::SRCH) => return Err(stopped()),
-        result => result.context(|| format!("send signal {signal} to process {}", init.pid))?,
+    let (cgroup, found) = state.record.find_cgroup(&runtime.host);
+    match (whole, signal) {
+        (true, libc::SIGKILL) => cgroup.kill().and(found),
+        (true, _) => cgroup.signal(signal).and(found),
+        // A frozen process of cgroup v1 does not even die.
+        (false, libc::SIGKILL) => cgroup.thaw_all().and(found),
+        (false, _) => Ok(()),
     }
-    // A frozen process of cgroup v1 does not even die.
-    if signal == libc::SIGKILL && status == Status::Paused { cgroup.thaw() } else { Ok(()) }
 }
 
 /// Forgets a container; with `force`, one that runs is killed and a missing one is fine.
@@ -82,9 +85,11 @@ pub fn delete(runtime: &Runtime<'_>, id: &str, force: bool) -> Result<()> {
         }
         result => result?.1,
     };
-    let status = state.status(&runtime.host)?;
-    if !force && !matches!(status, Status::Stopped | Status::Created) {
-        return Err(refused(format!("cannot delete container {id} that is not stopped: {}", status.name())));
+    if !force {
+        let status = state.status(&runtime.host)?;
+        if !matches!(status, Status::Stopped | Status::Created) {
+            return Err(refused(format!("cannot delete container {id} that is not stopped: {}", status.name())));
+        }
     }
     destroy(runtime, &entry, &state)
 }

@@ -103,7 +103,7 @@ fn join(hooks: &Hooks<'_>, process: &Process, below: &[String], preserved: Vec<O
     let cgroup = state.cgroup(&runtime.host)?;
     let groups = Groups::here(&state.record.id, spec.linux.intel_rdt.as_ref());
     let view = if below.is_empty() {
-        CgroupView { directory: cgroup.joining_dir(id.pid)?, ..CgroupView::of(&cgroup, &groups)? }
+        CgroupView::joining(&cgroup, id.pid, &groups)?
     } else {
         CgroupView::of(&cgroup.below(&paths_by_controller(below)?).context(|| "--cgroup")?, &groups)?
     };

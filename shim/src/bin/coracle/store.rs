@@ -366,7 +366,7 @@ impl State {
     /// # Errors
     /// The hierarchies cannot be read.
     pub fn cgroup(&self, host: &Host) -> Result<Cgroup> {
-        self.record.open_cgroup(host)?.ok_or_else(|| Error::new(ErrorKind::Internal, "state: no cgroup"))
+        self.record.open_cgroup(host)
     }
 
     /// Whether the first process still holds its report: the program that it executes does not get it.
