@@ -130,6 +130,9 @@ pub fn helper(inputs: Helper<'_>) -> Result<Compiled> {
     }
     plan.step(Step::FindProgram);
     plan.step(Step::CloseOthers { first: last + 1, parents_end: None });
+    if inside.as_ref().is_some_and(Entry::is_born_inside) {
+        plan.step(Step::Birth);
+    }
     plan.step(Step::Exec);
     let (plan, descriptors) = plan.finish();
     let program = Program {
@@ -163,10 +166,19 @@ impl<'a> Entry<'a> {
         }
     }
 
+    /// In a pid namespace of the container's own there is nobody yet but its first process. One that others live in is left alone: they would see
+    /// the hook, which has the host's tree as its root and all rights there, and could take it over.
+    fn is_born_inside(&self) -> bool {
+        self.namespaces.has_private_pid()
+    }
+
     /// The root's path may lead through directories that only the host's root may pass, so it is entered before the user namespace.
     fn emit(&self, plan: &mut Builder, start: Step) {
         let Self { init, namespaces, .. } = *self;
         self.procs.iter().for_each(|&procs| plan.step(Step::JoinCgroup { procs }));
+        if self.is_born_inside() {
+            plan.step(Step::EnterPid { namespace: init });
+        }
         plan.step(Step::Join { namespace: init, flags: libc::CLONE_NEWNS });
         plan.step(start);
         let others = namespaces.flags() & !libc::CLONE_NEWNS;

@@ -74,6 +74,14 @@ pub fn state(point: Point, id: &str, pid: i32, bundle: &Path, version: &str, ann
     serde_json::to_vec(&state).map_err(|error| Error::new(ErrorKind::Internal, format!("state for hooks: {error}")))
 }
 
+/// The number that a container's first process has in its own pid namespace (proc_pid_status(5), `NSpid`): hooks that run there are told that one.
+pub fn pid_inside(pid: i32) -> i32 {
+    let status = std::fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(b"NSpid:"));
+    let last = line.and_then(|numbers| numbers.rsplit(|b| b.is_ascii_whitespace()).find(|number| !number.is_empty()));
+    last.and_then(|number| std::str::from_utf8(number).ok()?.parse().ok()).unwrap_or(pid)
+}
+
 /// Which hook it is that an error is about, as runc says it.
 pub fn which(point: Point, index: usize, hook: &Hook) -> String {
     format!("error running {} hook #{index}: {:?}", point.name(), hook.path())

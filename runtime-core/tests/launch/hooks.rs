@@ -156,13 +156,13 @@ fn user_namespace(bed: &Bed) {
     assert!(Path::new(&inside).join("proc/uptime").exists(), "the mounts are not in view");
     std::fs::write(Path::new(&inside).join("from-hook"), "hook\n").unwrap();
     let script = "busybox mkdir mnt && busybox mount -t tmpfs hook mnt && echo mounted > mnt/x; busybox cat mnt/x; busybox pwd > open/made; \
-                  cat /proc/self/uid_map; for n in user mnt net uts ipc; do busybox readlink /proc/self/ns/$n; done";
+                  cat /proc/self/uid_map; for n in user mnt pid net uts ipc; do busybox readlink /proc/self/ns/$n; done";
     let given = Given { arguments: &["sh", "-c", script], descriptors: Vec::new(), inside: Some((&running, &bundle)), input: Vec::new() };
     let (status, output) = run_helper(bed, given).end();
     let own = |name| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap().display().to_string();
     let words: Vec<&str> = output.split_whitespace().collect();
     assert_eq!((status, &words[..4]), (0, &["mounted", "0", "1000000", "65536"][..]), "{output}");
-    assert_eq!(words[4..], ["user", "mnt", "net", "uts", "ipc"].map(own), "{output}");
+    assert_eq!(words[4..], ["user", "mnt", "pid", "net", "uts", "ipc"].map(own), "{output}");
     let output = proceed(running);
     let lines: Vec<&str> = output.lines().collect();
     assert_eq!((lines[0], lines[1], lines[3]), ("hook", &*bundle.root().display().to_string(), "0"), "{output}");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use oci_spec::runtime::{ContainerState, Hook};
 use runtime_core::cgroup::Cgroup;
 use runtime_core::compile::{self, CgroupView, Compiled, Inside, Joined, StartContainerHook};
-use runtime_core::container::hooks::{Point, outcome, state, timeout, which};
+use runtime_core::container::hooks::{Point, outcome, pid_inside, state, timeout, which};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
 use runtime_core::rdt::Groups;
@@ -98,6 +98,7 @@ impl Hooks {
     /// # Errors
     /// The first one that fails or takes too long, with what it said.
     pub async fn run(&self, node: &Arc<Node>, point: Point, pid: i32, inside: Option<&Making<'_>>) -> Result<()> {
+        let pid = if inside.is_some_and(|making| making.namespaces.has_private_pid()) { pid_inside(pid) } else { pid };
         for (index, hook) in point.of(self.hooks.as_ref()).iter().enumerate() {
             let state = state(point, &self.id, pid, &self.bundle, &self.version, &self.annotations)?;
             self.run_one(node, hook, state, inside).await.context(|| which(point, index, hook))?;
@@ -119,7 +120,7 @@ impl Hooks {
         let point = Point::StartContainer;
         let Some(process) = &self.process else { return Ok(()) };
         for (index, hook) in point.of(self.hooks.as_ref()).iter().enumerate() {
-            let state = state(point, &self.id, pid, &self.bundle, &self.version, &self.annotations)?;
+            let state = state(point, &self.id, pid_inside(pid), &self.bundle, &self.version, &self.annotations)?;
             let init = init.try_clone().context(|| "dup")?;
             let cgroup = CgroupView::of(&container.cgroup, &container.groups)?;
             let compile = |streams, report| {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::{ContainerState, Hook};
 use runtime_core::cgroup::Cgroup;
 use runtime_core::compile::{self, CgroupView, Compiled, Inside, Joined, StartContainerHook};
-use runtime_core::container::hooks::{Point, described, outcome, process_state, state, timeout, which};
+use runtime_core::container::hooks::{Point, described, outcome, pid_inside, process_state, state, timeout, which};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report::{self, send_with};
 use runtime_core::rdt::Groups;
@@ -60,8 +60,10 @@ impl Hooks<'_> {
 
     fn run_all(&self, point: Point, init: Option<&Child>, inside: Option<(&Cgroup, &Groups)>) -> Result<()> {
         let namespaces = Joined::of(&self.spec.linux)?;
+        let sees = |init: &Child| if inside.is_some() && namespaces.has_private_pid() { pid_inside(init.pid) } else { init.pid };
+        let pid = init.map_or(0, sees);
         for (index, hook) in point.of(self.spec.hooks.as_ref()).iter().enumerate() {
-            let told = self.told(point, init)?;
+            let told = self.told(point, pid)?;
             let inside = match init.zip(inside) {
                 Some((init, (cgroup, groups))) => Some(Inside {
                     init: init.pidfd.try_clone().context(|| "dup")?,
@@ -87,7 +89,7 @@ impl Hooks<'_> {
         let Some(process) = self.spec.process.as_ref().filter(|_| !hooks.is_empty()) else { return Ok(()) };
         let (namespaces, cgroup) = (Joined::of(&self.spec.linux)?, self.state.cgroup(&self.runtime.host)?);
         for (index, hook) in hooks.iter().enumerate() {
-            let told = self.told(point, Some(init))?;
+            let told = self.told(point, pid_inside(init.pid))?;
             let (init_fd, cgroup) = (init.pidfd.try_clone().context(|| "dup")?, CgroupView::of(&cgroup, &Groups::default())?);
             let compile = |streams, report| {
                 compile::start_container_hook(StartContainerHook {
@@ -108,9 +110,9 @@ impl Hooks<'_> {
         Ok(())
     }
 
-    fn told(&self, point: Point, init: Option<&Child>) -> Result<Vec<u8>> {
+    fn told(&self, point: Point, pid: i32) -> Result<Vec<u8>> {
         let State { record, bundle, oci_version, annotations, .. } = self.state;
-        state(point, &record.id, init.map_or(0, |init| init.pid), bundle, oci_version, annotations)
+        state(point, &record.id, pid, bundle, oci_version, annotations)
     }
 
     /// The life of one, bounded by its timeout. It reads its state from memory and complains into memory: nobody has to talk with it meanwhile.
