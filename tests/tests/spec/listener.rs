@@ -4,6 +4,7 @@ use std::os::unix::net::UnixListener;
 
 use serde_json::{Value, json};
 use tests::agent::Agent;
+use tests::bed::Bed;
 use tests::bundle::{self, Bundle};
 use tests::hand::Hand;
 use tests::requests::{create_request, end, exec_ran, expect_nothing_of, files_of, ran};
@@ -42,6 +43,25 @@ fn expect_told(told: &Value, bundle: &Bundle, status: &str) -> Result<()> {
     ensure_eq!(told["state"]["status"], status, "status");
     ensure_eq!(told["state"]["annotations"], json!({ "org.example.key": "value" }), "annotations");
     ensure!(told["ociVersion"].is_string() && told["ociVersion"] == told["state"]["ociVersion"], "versions: {told}");
+    Ok(())
+}
+
+/// As with runc and crun, so that whoever creates a container may wait for the listener before the start.
+pub fn sent_at_create(bed: &mut Bed<'_>) -> Result<()> {
+    let socket = bed.dir().join("agent");
+    let agent = Agent::start(&socket, ERRNO)?;
+    let mut bundle = bed.bundle("a", &["sh", "-c", "mkdir /new || exec sleep 1000"])?;
+    for no_new_privileges in [false, true] {
+        restrict(&mut bundle, &socket, no_new_privileges)?;
+        let pid = bed.create(&bundle)?;
+        let told = agent.told()?;
+        expect_told(&told, &bundle, "creating")?;
+        ensure_eq!([&told["pid"], &told["state"]["pid"]], [&json!(pid); 2], "process ids");
+        bed.start(&bundle)?;
+        ensure_eq!(agent.call()?, pid, "the process whose call it was");
+        bed.end(&bundle)?;
+        ensure!(!bundle.written("new").exists(), "a directory was made");
+    }
     Ok(())
 }
 

@@ -9,12 +9,14 @@ mod resources;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tests::{hand_cases, requests};
+use tests::bed::Suite;
+use tests::{both_cases, hand_cases};
 
 const SOON: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    let cases = hand_cases![
+    let both = both_cases![listener::sent_at_create];
+    let shim = hand_cases![
         listener::of_the_first_process,
         listener::early_and_of_hooks,
         listener::of_execs,
@@ -32,5 +34,5 @@ fn main() -> ExitCode {
         resources::realtime_groups,
         resources::checked_before_the_update,
     ];
-    requests::main("spec", cases, Vec::new())
+    Suite { name: "spec", both, both_once: Vec::new(), shim, shim_once: Vec::new() }.main()
 }

@@ -8,25 +8,25 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tests::bed::Suite;
 use tests::bundle::Bundle;
 use tests::command::signal;
 use tests::containerd::eventually;
 use tests::hand::Hand;
 use tests::requests::{self, RUNNING, STOPPED, create_request, expect_nothing_of, files_of, finish};
 use tests::rpc::refused;
-use tests::{Context, Result, ensure, ensure_eq, hand_cases, proc};
+use tests::{Context, Result, both_cases, ensure, ensure_eq, hand_cases, proc};
 use ttrpc::Code;
 
+mod both;
+
 fn main() -> ExitCode {
-    let cases = hand_cases![
+    let shim = hand_cases![
         six_kinds_in_order,
         state_on_stdin,
         nothing_but_what_the_spec_gives,
-        without_an_environment,
         the_root_in_its_place,
         no_root_without_hooks,
-        in_a_user_namespace,
-        a_failure_tells_which_and_how,
         those_before_the_start_undo_the_create,
         start_container_stops_the_start,
         poststart_stops_the_container,
@@ -36,7 +36,13 @@ fn main() -> ExitCode {
         one_that_does_not_read,
         poststop_after_a_dead_daemon,
     ];
-    requests::main("hooks", cases, Vec::new())
+    let both = both_cases![
+        both::without_an_environment,
+        both::in_the_containers_root,
+        both::in_a_user_namespace,
+        both::a_failure_tells_which_and_how,
+    ];
+    Suite { name: "hooks", both, both_once: Vec::new(), shim, shim_once: Vec::new() }.main()
 }
 
 const SOON: Duration = Duration::from_secs(10);
@@ -107,8 +113,16 @@ fn state_on_stdin(hand: &mut Hand) -> Result<()> {
         ensure_eq!(state["ociVersion"], json!("1.0.2-dev"), "version of {kind}");
         ensure_eq!(state["annotations"], json!({"org.example.key": "a \"value\"\n"}), "annotations of {kind}");
         let told = state.get("pid").and_then(Value::as_u64).unwrap_or_default();
-        let inside = if *kind == "startContainer" { vec![1, u64::from(pid)] } else { vec![u64::from(pid)] };
-        let right = if *kind == "poststop" { told == 0 } else { inside.contains(&told) };
+        // As its own pid namespace counts.
+        let inside = ["createContainer", "startContainer"].contains(kind);
+        let right = told
+            == if *kind == "poststop" {
+                0
+            } else if inside {
+                1
+            } else {
+                u64::from(pid)
+            };
         ensure!(right, "pid of {kind}: {told} instead of {pid}");
     }
     Ok(())
@@ -142,52 +156,6 @@ fn nothing_but_what_the_spec_gives(hand: &mut Hand) -> Result<()> {
             _ => bundle.dir.display().to_string(),
         };
         ensure_eq!(directory, expected, "directory of {kind}");
-    }
-    Ok(())
-}
-
-/// Those of the host have the runtime's, as with runc and crun, and never the container's (CVE-2025-23266); those of the container have that.
-fn without_an_environment(hand: &mut Hand) -> Result<()> {
-    let mut bundle = hand.bundle("a", &["sleep", "1000"])?;
-    let hooks: BTreeMap<&str, Vec<Value>> = KINDS
-        .iter()
-        .map(|kind| {
-            let mut one = hook(hand, kind, "", DUMP);
-            one.as_object_mut().map(|fields| fields.remove("env"));
-            let mut other = hook(hand, kind, "empty", DUMP);
-            other["env"] = json!([]);
-            (*kind, vec![one, other])
-        })
-        .collect();
-    bundle.edit(|spec| {
-        spec["hooks"] = json!(hooks);
-        spec["process"]["env"] = json!(["PATH=/bin", "LD_PRELOAD=./x.so", "A=old", "A=new"]);
-    })?;
-    let shim = hand.shim(&bundle)?;
-    shim.create_quiet(&bundle)?;
-    let daemon = hand.shim_pids().first().copied().context(|| "no shim".to_owned())?;
-    let runtimes = fs::read(format!("/proc/{daemon}/environ"))?;
-    shim.start(&bundle.id, "")?;
-    finish(&shim, &bundle)?;
-    let words = |bytes: &[u8]| {
-        let mut words: Vec<String> =
-            bytes.split(|&b| b == 0).filter(|word| !word.is_empty()).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-        words.sort();
-        words
-    };
-    for kind in KINDS {
-        let found =
-            |name: &str| Ok::<_, tests::Failure>(words(&fs::read(place(hand, &bundle, kind, name)).context(|| format!("{kind}{name}"))?));
-        if kind == "startContainer" {
-            let inside = ["A=new", "HOME=/", "LD_PRELOAD=./x.so", "PATH=/bin"];
-            for name in [".env", "empty.env"] {
-                let seen = found(name)?;
-                ensure!(inside.iter().all(|word| seen.iter().any(|seen| seen == word)), "{kind}{name}: {seen:?}");
-            }
-        } else {
-            ensure_eq!(found(".env")?, words(&runtimes), "environment of {kind}");
-            ensure_eq!(found("empty.env")?, Vec::<String>::new(), "environment of {kind} whose list is empty");
-        }
     }
     Ok(())
 }
@@ -250,60 +218,6 @@ fn no_root_without_hooks(hand: &mut Hand) -> Result<()> {
     shim.start(&bundle.id, "")?;
     ensure_eq!(mounts_of(&bundle), Vec::<PathBuf>::new(), "mounts of the host in the bundle");
     finish(&shim, &bundle)
-}
-
-/// Docker with userns-remap, a pod with hostUsers: false and a CDI device, Podman with --uidmap and --hooks-dir.
-fn in_a_user_namespace(hand: &mut Hand) -> Result<()> {
-    let mut bundle = hand.bundle("a", &["sh", "-c", "cat /proc/self/uid_map; cat /made /prestart; exec sleep 1000"])?;
-    std::os::unix::fs::chown(bundle.written(""), Some(1_000_000), Some(1_000_000))?;
-    let map = json!([{"containerID": 0, "hostID": 1_000_000, "size": 65536}]);
-    let namespaces = "set -e; for n in user mnt net uts ipc; do readlink /proc/self/ns/$n; done >./namespaces; pwd >./made; grep . /proc/self/uid_map >>./made; echo x >/proc/self/fd/2";
-    bundle.edit(|spec| {
-        (spec["linux"]["uidMappings"], spec["linux"]["gidMappings"]) = (map.clone(), map);
-        if let Some(list) = spec["linux"]["namespaces"].as_array_mut() {
-            list.push(json!({"type": "user"}));
-        }
-        let visit = |kind: &str, script: &str| json!([{"path": "/bin/busybox", "args": ["sh", "-c", script, kind]}]);
-        spec["hooks"] = json!({
-            "prestart": visit("prestart", "echo >rootfs/$0"),
-            "createRuntime": visit("createRuntime", "[ -e rootfs/prestart ] && echo >rootfs/$0"),
-            "createContainer": visit("createContainer", namespaces),
-            "poststop": visit("poststop", "echo >rootfs/$0"),
-        });
-    })?;
-    let shim = hand.shim(&bundle)?;
-    let pid = shim.create_quiet(&bundle)?;
-    let own = ["user", "mnt", "net", "uts", "ipc"].map(|name| fs::read_link(format!("/proc/{pid}/ns/{name}")));
-    let own = own.into_iter().map(|link| Ok(link?.display().to_string())).collect::<Result<Vec<_>>>()?;
-    let hooks = fs::read_to_string(bundle.written("namespaces"))?;
-    ensure_eq!(hooks.lines().collect::<Vec<_>>(), own, "namespaces of the createContainer hook");
-    let made = fs::read_to_string(bundle.written("made"))?;
-    let words: Vec<&str> = made.split_whitespace().collect();
-    let root = bundle.dir.join("rootfs").display().to_string();
-    ensure_eq!(words, [root.as_str(), "0", "1000000", "65536"], "the createContainer hook");
-    shim.start(&bundle.id, "")?;
-    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
-    ensure!(mounts.lines().count() < 30, "mounts of the host are left in the container:\n{mounts}");
-    finish(&shim, &bundle)?;
-    ensure!(["createRuntime", "poststop"].iter().all(|kind| bundle.written(kind).exists()), "a hook has not run");
-    ensure_eq!(mounts_of(&bundle), Vec::<PathBuf>::new(), "mounts of the host after Delete");
-    Ok(())
-}
-
-fn a_failure_tells_which_and_how(hand: &mut Hand) -> Result<()> {
-    let mut bundle = hand.bundle("a", &["sleep", "1000"])?;
-    let shim = hand.shim(&bundle)?;
-    for (script, how) in
-        [("exit 137", "exit status 137"), ("kill -9 $$", "killed by signal 9"), ("echo why >&2; kill -6 $$", "killed by signal 6: why")]
-    {
-        bundle.edit(|spec| {
-            let run = |script: &str| json!({"path": "/bin/busybox", "args": ["sh", "-c", script]});
-            spec["hooks"] = json!({"createRuntime": [run("exit 0"), run(script)]});
-        })?;
-        let words = format!("error running createRuntime hook #1: \"/bin/busybox\": {how}");
-        refused(shim.create(create_request(&bundle)?), Code::UNKNOWN, &words)?;
-    }
-    shim.shutdown(&bundle.id)
 }
 
 fn failing(hand: &Hand, kind: &str) -> Value {
