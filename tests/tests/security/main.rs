@@ -3,6 +3,7 @@
 mod files;
 mod identity;
 mod inside;
+mod limits;
 mod races;
 mod rootfs;
 mod watch;
@@ -40,6 +41,10 @@ fn main() -> ExitCode {
         rootfs::devices_that_are_links,
         rootfs::traps_for_libraries,
         watch::nothing_of_ours_in_a_shared_pid_namespace,
+        limits::the_tunnel_device_may_be_opened,
+        limits::rules_for_all_devices,
+        limits::sysctls_of_a_user_namespace,
+        limits::numbers_that_are_no_limits,
     ];
     let both_once = both_cases![races::volume_paths_that_are_exchanged, races::masks_while_dev_null_is_exchanged];
     // The shim's own files and sockets, and what it does at the end of a bundle that it has mounted itself.
