@@ -332,7 +332,8 @@ impl Cgroup {
     pub fn details(&self) -> Result<stats::details::Details> {
         let dir = |controller| self.home(controller).map(|tree| &tree.dir);
         let cpuset = self.home("cpuset").filter(|tree| tree.version == Version::V1).map(|tree| &tree.dir);
-        stats::details::read(dir("memory"), dir("cpuacct"), cpuset)
+        let details = stats::details::read(dir("memory"), dir("cpuacct"), cpuset)?;
+        Ok(stats::details::Details { processes: self.pids()?.len() as u64, ..details })
     }
 
     /// How many processes were killed for want of memory since the cgroup was made; 0 where nobody counts them.

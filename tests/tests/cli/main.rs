@@ -55,6 +55,7 @@ fn main() -> ExitCode {
         ("sizes_with_units", limits::sizes_with_units),
         ("figures_are_in_runcs_order", limits::figures_are_in_runcs_order),
         ("whose_lines_ps_shows", limits::whose_lines_ps_shows),
+        ("a_user_namespace_that_maps_all", limits::a_user_namespace_that_maps_all),
         ("a_service_manager_is_told", notify::a_service_manager_is_told),
         ("a_foreground_run_is_the_main_process", notify::a_foreground_run_is_the_main_process),
         ("from_a_user_namespace", notify::from_a_user_namespace),

@@ -17,6 +17,8 @@ pub struct Details {
     pub per_cpu_user: Vec<u64>,
     /// `cpuset.*` (version 1).
     pub cpuset: CpuSet,
+    /// Processes inside, for a cgroup without the controller that counts them.
+    pub processes: u64,
 }
 
 /// The files of version 1's cpuset, by their names.
@@ -45,6 +47,7 @@ pub(in super::super) fn read(memory: Option<&Dir>, cpuacct: Option<&Dir>, cpuset
         per_cpu_kernel,
         per_cpu_user,
         cpuset: cpuset.map_or(Ok(CpuSet::default()), of_cpuset)?,
+        processes: 0,
     })
 }
 

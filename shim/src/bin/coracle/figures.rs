@@ -188,6 +188,7 @@ pub fn of(stats: &Stats, details: Details, groups: &Groups) -> Figures {
         cpu: Cpu { usage, ..figures.cpu },
         cpuset: details.cpuset.into(),
         memory: Memory { raw: details.memory, ..figures.memory },
+        pids: Pids { current: if figures.pids.current == 0 { details.processes } else { figures.pids.current }, ..figures.pids },
         ..figures
     }
 }
