@@ -129,6 +129,30 @@ pub fn execve(path: &CStr, argv: &StringArray, envp: &StringArray) -> Errno {
     super::last_errno()
 }
 
+unsafe extern "C" {
+    /// environ(7): what this process was given, as it is.
+    static environ: *const *const libc::c_char;
+}
+
+/// execveat(2) of the open file `program` itself with the environment that this process was given, every byte of it, also of an entry that is
+/// no `NAME=value`: returns only on failure.
+pub fn execve_file_again(program: BorrowedFd<'_>, argv: &StringArray) -> Errno {
+    // SAFETY: the C library set it before main, and nothing here changes it.
+    let environment = unsafe { environ };
+    // SAFETY: the path is a NUL-terminated literal; both arrays end in NULL and point to strings that outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            argv.pointers.as_ptr(),
+            environment,
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    super::last_errno()
+}
+
 /// execveat(2) of the open file `program` itself (`AT_EMPTY_PATH`): returns only on failure.
 pub fn execve_file(program: BorrowedFd<'_>, argv: &StringArray, envp: &StringArray) -> Errno {
     let (arguments, environment) = (argv.pointers.as_ptr(), envp.pointers.as_ptr());

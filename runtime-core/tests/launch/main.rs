@@ -32,6 +32,9 @@ fn main() {
     if wanted == sealed::CHILD {
         return sealed::child();
     }
+    if wanted == sealed::ODD {
+        return sealed::odd();
+    }
     if wanted == fuse_server::SERVER {
         return fuse_server::serve().unwrap();
     }

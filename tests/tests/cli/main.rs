@@ -4,6 +4,7 @@ mod cgroups;
 mod killed;
 mod limits;
 mod notify;
+mod sealed;
 
 use std::fs;
 use std::io::{IoSliceMut, Read};
@@ -60,6 +61,8 @@ fn main() -> ExitCode {
         ("a_foreground_run_is_the_main_process", notify::a_foreground_run_is_the_main_process),
         ("from_a_user_namespace", notify::from_a_user_namespace),
         ("a_manager_that_is_not_there", notify::a_manager_that_is_not_there),
+        ("the_program_cannot_be_overwritten", sealed::the_program_cannot_be_overwritten),
+        ("started_by_a_descriptor", sealed::started_by_a_descriptor),
     ];
     suite::main_of(oci::named("cli", CASES))
 }

@@ -213,6 +213,29 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether it forks what enters a container or runs a hook, and so must run sealed: nothing that a container may see of it leads to the
+    /// program's file.
+    pub fn starts_processes(&self) -> bool {
+        match self {
+            Self::Create { .. } | Self::Start { .. } | Self::Run { .. } | Self::Exec(_) | Self::Delete { .. } | Self::Restore { .. } => true,
+            Self::Check { .. }
+            | Self::State { .. }
+            | Self::Kill { .. }
+            | Self::List { .. }
+            | Self::Ps { .. }
+            | Self::Pause { .. }
+            | Self::Resume { .. }
+            | Self::Update(_)
+            | Self::Events { .. }
+            | Self::Spec { .. }
+            | Self::Features
+            | Self::Network { .. }
+            | Self::Checkpoint { .. } => false,
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum NetworkCommand {
     /// List the networks and how many containers are in each

@@ -14,6 +14,7 @@ use runtime_core::container::record::ProcessId;
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::Launch;
 use runtime_core::plan::launcher::{Launched, Launcher, Request};
+use runtime_core::sealed::is_sealed;
 use runtime_core::sys::process::{self, Exited};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
@@ -40,6 +41,9 @@ impl Launching {
     fn launcher(&self) -> Result<&Launcher> {
         if let Some(launcher) = self.0.get() {
             return Ok(launcher);
+        }
+        if !is_sealed()? {
+            return Err(Error::new(ErrorKind::Internal, "a command that starts processes is not sealed"));
         }
         let launcher = Launcher::spawn()?;
         Ok(self.0.get_or_init(|| launcher))

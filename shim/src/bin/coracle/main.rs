@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use runtime_core::cgroup::Host;
 use runtime_core::error::{Error, ErrorKind, Result};
 use runtime_core::kernel::in_user_namespace;
+use runtime_core::sealed;
 
 use args::{Command, CommandLine, Globals, Rootless};
 use create::Foreground;
@@ -75,7 +76,9 @@ fn main() -> ExitCode {
         return check::report(json);
     }
     let log = Log { file: line.globals.log.clone(), format: line.globals.log_format };
+    let sealed = if line.command.starts_processes() { sealed::ensure() } else { Ok(()) };
     let done = match &line.command {
+        _ if sealed.is_err() => sealed.map(|()| ExitCode::SUCCESS),
         Command::Network { file, command } => network::run(file.as_deref(), command).map(|()| ExitCode::SUCCESS),
         _ => runtime(&line.globals, &log).and_then(|runtime| run(&runtime, line.command)),
     };
