@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use containerd_shim::Flags;
 use runtime_core::error::{Error, Result};
+use runtime_core::sys::process::keep_children;
 use runtime_core::{hold, sealed};
 use rustix::fs::Mode;
 use rustix::process::umask;
@@ -13,6 +14,7 @@ fn main() -> ExitCode {
     if std::env::args_os().next().is_some_and(|name| name == hold::NAME) {
         hold::hold();
     }
+    keep_children();
     // Modes of files are what the code says, and not what a service manager's umask leaves of them.
     umask(Mode::from_raw_mode(0o022));
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();

@@ -47,7 +47,10 @@ pub enum Streams {
     /// Standard input, output and error.
     Given([OwnedFd; 3]),
     /// A pseudoterminal that the process makes; its master comes back in a report.
-    Terminal,
+    Terminal {
+        /// Whether the output goes on to a terminal of the caller's, which makes of newlines what it likes.
+        served: bool,
+    },
 }
 
 /// How a process enters its cgroup, and what a container sees of it.
@@ -271,19 +274,19 @@ fn leave_host(plan: &mut Builder, by_path: rootfs::ByPath, visible: Option<&Path
 }
 
 enum GivenStreams {
-    Terminal,
+    Terminal { served: bool },
     Given([Slot; 3]),
 }
 
 impl GivenStreams {
     fn is_terminal(&self) -> bool {
-        matches!(self, Self::Terminal)
+        matches!(self, Self::Terminal { .. })
     }
 }
 
 fn give_streams(plan: &mut Builder, streams: Streams) -> GivenStreams {
     match streams {
-        Streams::Terminal => GivenStreams::Terminal,
+        Streams::Terminal { served } => GivenStreams::Terminal { served },
         Streams::Given(streams) => GivenStreams::Given(streams.map(|fd| plan.give(fd))),
     }
 }

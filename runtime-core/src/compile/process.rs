@@ -111,7 +111,7 @@ pub fn streams(
     match streams {
         GivenStreams::Given(_) if user => {}
         GivenStreams::Given(slots) => given(plan, slots, process.user.uid),
-        GivenStreams::Terminal => {
+        GivenStreams::Terminal { served } => {
             if devpts.is_none() && !devices.bound {
                 return Err(Error::invalid("process.terminal: no devpts is mounted in the container"));
             }
@@ -121,7 +121,8 @@ pub fn streams(
                 Devices { bound: true, .. } => Cover::IfThere,
                 Devices { .. } => Cover::Made,
             };
-            plan.step(Step::Console { devpts, devices: devices.directory, cover, uid: process.user.uid, size: size(process) });
+            let (uid, size, onlcr) = (process.user.uid, size(process), !served);
+            plan.step(Step::Console { devpts, devices: devices.directory, cover, uid, size, onlcr });
         }
     }
     Ok(())
@@ -132,7 +133,9 @@ pub fn joined_streams(plan: &mut Builder, streams: &GivenStreams, process: &Proc
     match streams {
         GivenStreams::Given(_) if user => {}
         GivenStreams::Given(slots) => given(plan, slots, process.user.uid),
-        GivenStreams::Terminal => plan.step(Step::JoinedConsole { uid: process.user.uid, size: size(process) }),
+        GivenStreams::Terminal { served } => {
+            plan.step(Step::JoinedConsole { uid: process.user.uid, size: size(process), onlcr: !served });
+        }
     }
     Ok(())
 }

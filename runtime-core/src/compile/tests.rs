@@ -66,7 +66,7 @@ fn plan_of(case: &Path, spec: &Spec) -> Plan {
             directory: Some(null()),
             mounts: if v1 { hierarchies() } else { Mounts::V2 },
         },
-        streams: if terminal { Streams::Terminal } else { Streams::Given([null(), null(), null()]) },
+        streams: if terminal { Streams::Terminal { served: false } } else { Streams::Given([null(), null(), null()]) },
         filter: filter.as_ref(),
         report: null(),
         parents_end: None,

@@ -7,6 +7,7 @@ use rustix::fs::{FileType, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::pty::OpenptFlags;
+use rustix::termios::{OptionalActions, OutputModes};
 
 use super::Cover;
 use super::child::{Failed, part};
@@ -17,6 +18,17 @@ use crate::sys::{process, tty};
 /// `DEVPTS_SUPER_MAGIC` of linux/magic.h.
 const DEVPTS_MAGIC: i64 = 0x1cd1;
 
+/// How a pseudoterminal is set up.
+#[derive(Clone, Copy)]
+pub struct Settings {
+    /// Whose the peer is.
+    pub uid: u32,
+    /// Columns and rows.
+    pub size: Option<(u16, u16)>,
+    /// Whether a newline is written as a carriage return and a newline: not by one whose output goes to another terminal, which does that.
+    pub onlcr: bool,
+}
+
 /// Both ends of a new pseudoterminal.
 pub struct Console {
     pub master: OwnedFd,
@@ -24,14 +36,14 @@ pub struct Console {
 }
 
 /// Opens the multiplexer `name` in `directory`, makes sure that it is one, and the peer the user's.
-pub fn open(directory: BorrowedFd<'_>, name: &CStr, uid: u32, size: Option<(u16, u16)>) -> Result<Console, Failed> {
+pub fn open(directory: BorrowedFd<'_>, name: &CStr, settings: Settings) -> Result<Console, Failed> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let master = rustix::fs::openat(directory, name, flags, Mode::empty())?;
-    from_master(master, uid, size)
+    from_master(master, settings)
 }
 
 /// The same in a container that was joined: its `/dev` may hold anything.
-pub fn open_joined(uid: u32, size: Option<(u16, u16)>) -> Result<Console, Failed> {
+pub fn open_joined(settings: Settings) -> Result<Console, Failed> {
     let slash = rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     // O_PATH first: opening a device that is no terminal could have effects.
     let found = root::lookup(slash.as_fd(), c"dev/ptmx", Links::Follow, OFlags::empty())?;
@@ -39,20 +51,25 @@ pub fn open_joined(uid: u32, size: Option<(u16, u16)>) -> Result<Console, Failed
         return Err(Failed { detail: 1, errno: Errno::NOTTY });
     }
     let master = root::open(slash.as_fd(), c"dev/ptmx", Links::Follow, OFlags::RDWR)?;
-    from_master(master, uid, size)
+    from_master(master, settings)
 }
 
-fn from_master(master: OwnedFd, uid: u32, size: Option<(u16, u16)>) -> Result<Console, Failed> {
+fn from_master(master: OwnedFd, settings: Settings) -> Result<Console, Failed> {
     if !is_multiplexer(master.as_fd())? {
         return Err(Failed { detail: 1, errno: Errno::NOTTY });
     }
     tty::unlock(master.as_fd()).map_err(part(2))?;
     let peer = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).map_err(part(2))?;
-    if let Some((width, height)) = size {
+    if let Some((width, height)) = settings.size {
         let size = rustix::termios::Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(&peer, size).map_err(part(2))?;
     }
-    rustix::fs::fchown(&peer, Some(Uid::from_raw(uid)), None).map_err(part(3))?;
+    if !settings.onlcr {
+        let mut modes = rustix::termios::tcgetattr(&peer).map_err(part(2))?;
+        modes.output_modes.remove(OutputModes::ONLCR);
+        rustix::termios::tcsetattr(&peer, OptionalActions::Now, &modes).map_err(part(2))?;
+    }
+    rustix::fs::fchown(&peer, Some(Uid::from_raw(settings.uid)), None).map_err(part(3))?;
     Ok(Console { master, peer })
 }
 

@@ -213,6 +213,8 @@ fn serve(control: OwnedFd) -> Result<()> {
     process::reset_signals();
     process::allow_huge_pages().context(|| "launcher: prctl")?;
     let _ = rustix::thread::set_name(c"coracle-launch");
+    // Modes of what is made here are those that are given.
+    rustix::process::umask(Mode::empty());
     let mut server = Server { stub: make_stub()?, control, watched: HashMap::new() };
     loop {
         server.rest()?;

@@ -141,9 +141,9 @@ pub enum Step {
     Symlink { directory: Slot, name: CString, target: CString },
     /// A pseudoterminal from the container's own devpts, or the one in `pts` of a `/dev` that is not its own: the master goes to the parent,
     /// the peer becomes the standard streams and `console` in `devices`.
-    Console { devpts: Option<Slot>, devices: Slot, cover: Cover, uid: u32, size: Option<(u16, u16)> },
+    Console { devpts: Option<Slot>, devices: Slot, cover: Cover, uid: u32, size: Option<(u16, u16)>, onlcr: bool },
     /// The same for a process that joins a container: the terminal multiplexer is looked up beneath `/` and checked.
-    JoinedConsole { uid: u32, size: Option<(u16, u16)> },
+    JoinedConsole { uid: u32, size: Option<(u16, u16)>, onlcr: bool },
     /// Makes the terminal on standard input the controlling one of the process's session (ioctl_tty(2), `TIOCSCTTY`).
     ControlTerminal,
 

@@ -31,6 +31,10 @@ fn options(options: &[(CString, Option<CString>)]) -> String {
     options.iter().map(one).collect::<Vec<_>>().join(",")
 }
 
+fn newlines(onlcr: bool) -> &'static str {
+    if onlcr { "" } else { ", newlines as they are" }
+}
+
 /// Names of the bits of `value`, or its number.
 fn bits(value: u64, names: &[(u64, &str)]) -> String {
     let known: Vec<&str> = names.iter().filter(|(bit, _)| value & bit == *bit).map(|(_, name)| *name).collect();
@@ -182,15 +186,15 @@ impl fmt::Display for Step {
             Self::MakeDirectory { directory, name, mode } => write!(f, "make directory {:?} in {directory}, mode {mode:o}", text(name)),
             Self::Device { path, node, .. } => write!(f, "make device \"/{}\": {node}", text(path)),
             Self::Symlink { name, target, directory } => write!(f, "make link {:?} -> {:?} in {directory}", text(name), text(target)),
-            Self::Console { uid, size, cover, .. } => {
+            Self::Console { uid, size, cover, onlcr, .. } => {
                 let what = match cover {
                     Cover::Made => "console",
                     Cover::IfThere => "terminal, over a console that is there,",
                     Cover::Never => "terminal that is no console",
                 };
-                write!(f, "make {what} for user {uid}, size {size:?}")
+                write!(f, "make {what} for user {uid}, size {size:?}{}", newlines(*onlcr))
             }
-            Self::JoinedConsole { uid, size } => write!(f, "make terminal for user {uid}, size {size:?}"),
+            Self::JoinedConsole { uid, size, onlcr } => write!(f, "make terminal for user {uid}, size {size:?}{}", newlines(*onlcr)),
             Self::ControlTerminal => write!(f, "make standard input the controlling terminal"),
             Self::PauseForHooks => write!(f, "wait for hooks"),
             Self::Pivot { root } => write!(f, "pivot root to {root}"),

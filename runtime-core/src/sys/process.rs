@@ -1,7 +1,7 @@
 //! clone3(2), execve(2), setns(2), unshare(2), close_range(2), waitid(2), prctl(2).
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::ptr;
 
 use rustix::fs::{FileType, Stat, makedev};
@@ -141,14 +141,7 @@ pub fn execve_file_again(program: BorrowedFd<'_>, argv: &StringArray) -> Errno {
     let environment = unsafe { environ };
     // SAFETY: the path is a NUL-terminated literal; both arrays end in NULL and point to strings that outlive the call.
     unsafe {
-        libc::syscall(
-            libc::SYS_execveat,
-            program.as_raw_fd(),
-            c"".as_ptr(),
-            argv.pointers.as_ptr(),
-            environment,
-            libc::AT_EMPTY_PATH,
-        )
+        libc::syscall(libc::SYS_execveat, program.as_raw_fd(), c"".as_ptr(), argv.pointers.as_ptr(), environment, libc::AT_EMPTY_PATH)
     };
     super::last_errno()
 }
@@ -344,6 +337,51 @@ pub fn reset_signals() {
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const empty, ptr::null_mut::<u64>(), 8) };
 }
 
+/// The children that the caller gets are its own to wait for, also where SIGCHLD was ignored when it was executed: waitid(2) would know of none.
+pub fn keep_children() {
+    // SAFETY: SIG_DFL runs no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+/// Signals that end a process which only waits, by a handler since process 1 of a pid namespace is spared the default action of those that come
+/// from its own kind (pid_namespaces(7)). execve(2) undoes this.
+const ENDING: [i32; 9] =
+    [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGILL, libc::SIGTRAP, libc::SIGABRT, libc::SIGTERM, libc::SIGSTKFLT, libc::SIGSYS];
+
+/// Signals that such a process does not heed, whatever its number: they are for the program that it will execute.
+const UNHEEDED: [i32; 10] = [
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGPIPE,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+];
+
+/// The real-time signals that the C library has not taken for itself (signal(7)).
+const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
+
+extern "C" fn end(signal: i32) {
+    exit(128 + signal);
+}
+
+extern "C" fn nothing(_: i32) {}
+
+/// What a process does with signals while it waits for its start, as runc's does: those that ask for its end end it, with the status of a process
+/// that the signal has killed, the others do nothing.
+pub fn wait_with_signals() {
+    let set = |signal: i32, handler: extern "C" fn(i32)| {
+        // SAFETY: both handlers call nothing but `_exit` or nothing at all, which is safe at any time.
+        unsafe { libc::signal(signal, handler as *const () as libc::sighandler_t) };
+    };
+    ENDING.into_iter().for_each(|signal| set(signal, end));
+    UNHEEDED.into_iter().chain(REAL_TIME).for_each(|signal| set(signal, nothing));
+}
+
 /// Has the kernel reap the children that the caller has or gets (`SA_NOCLDWAIT` of sigaction(2)).
 pub fn leave_children_to_kernel() {
     // SAFETY: SIG_IGN runs no handler.
@@ -372,12 +410,22 @@ pub fn working_directory_is_reachable() -> Result<bool, Errno> {
 /// # Errors
 /// `EBADF`, `EMFILE`.
 pub fn move_to(fd: OwnedFd, target: u32) -> Result<OwnedFd, Errno> {
-    duplicate_onto(fd.as_fd(), target as i32, true)?;
-    if fd.as_raw_fd() as u32 == target {
-        return Ok(fd);
-    }
-    // SAFETY: dup3 made the number a descriptor of its own; the caller's process has no other owner of a replaced one.
+    place(fd, target as i32, true)?;
+    // SAFETY: `place` left the number a descriptor that nobody owns; the caller's process has no other owner of a replaced one.
     Ok(unsafe { OwnedFd::from_raw_fd(target as i32) })
+}
+
+/// Gives a descriptor the number `target`, which nobody owns then, replacing what was there. It may have that number already.
+///
+/// # Errors
+/// `EBADF`, `EMFILE`.
+pub fn place(fd: OwnedFd, target: i32, close_on_exec: bool) -> Result<(), Errno> {
+    duplicate_onto(fd.as_fd(), target, close_on_exec)?;
+    if fd.as_raw_fd() == target {
+        // Dropped, it would be closed.
+        let _ = fd.into_raw_fd();
+    }
+    Ok(())
 }
 
 /// Closes one descriptor by number, for a forked child whose copy of the owner is never dropped.

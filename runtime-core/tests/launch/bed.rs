@@ -385,7 +385,7 @@ pub fn pipe() -> (OwnedFd, OwnedFd) {
 
 fn streams(terminal: bool) -> (OwnedFd, Streams) {
     if terminal {
-        return (null(), Streams::Terminal);
+        return (null(), Streams::Terminal { served: false });
     }
     let (read, write) = pipe();
     (read, Streams::Given([null(), write.try_clone().unwrap(), write]))

@@ -423,7 +423,7 @@ pub fn stdio(stdin: &str, stdout: &str, stderr: &str, terminal: bool) -> Request
 
 /// The child's ends of its streams, or a terminal.
 pub fn streams(ends: Option<ChildEnds>) -> Streams {
-    ends.map_or(Streams::Terminal, |ends| Streams::Given([ends.stdin, ends.stdout, ends.stderr]))
+    ends.map_or(Streams::Terminal { served: false }, |ends| Streams::Given([ends.stdin, ends.stdout, ends.stderr]))
 }
 
 fn root_mount(mount: &proto::types::mount::Mount) -> RootMount {

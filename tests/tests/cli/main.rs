@@ -1,10 +1,12 @@
 //! The OCI command line: runc's commands, flags, formats and words, on real bundles.
 
 mod cgroups;
+mod inherited;
 mod killed;
 mod limits;
 mod notify;
 mod sealed;
+mod streams;
 
 use std::fs;
 use std::io::{IoSliceMut, Read};
@@ -63,6 +65,13 @@ fn main() -> ExitCode {
         ("a_manager_that_is_not_there", notify::a_manager_that_is_not_there),
         ("the_program_cannot_be_overwritten", sealed::the_program_cannot_be_overwritten),
         ("started_by_a_descriptor", sealed::started_by_a_descriptor),
+        ("a_terminal_that_is_read_late", streams::a_terminal_that_is_read_late),
+        ("input_that_does_not_wait", streams::input_that_does_not_wait),
+        ("a_reader_that_goes_away", streams::a_reader_that_goes_away),
+        ("newlines_of_terminals", streams::newlines_of_terminals),
+        ("null_devices_that_are_preserved", streams::null_devices_that_are_preserved),
+        ("sigchld_ignored_by_the_caller", inherited::sigchld_ignored_by_the_caller),
+        ("signals_before_the_start", inherited::signals_before_the_start),
     ];
     suite::main_of(oci::named("cli", CASES))
 }

@@ -13,7 +13,7 @@ mod pod;
 mod process;
 mod settle;
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -205,9 +205,11 @@ impl Child<'_> {
             Step::MakeDirectory { directory, name, mode } => Ok(root::make_directory(self.fd(*directory)?, name, *mode)?),
             Step::Device { root, path, node } => self.device(*root, path, node),
             Step::Symlink { directory, name, target } => self.symlink(*directory, name, target),
-            Step::Console { devpts, devices, cover, uid, size } => self.console(*devpts, *devices, *cover, *uid, *size, state),
-            Step::JoinedConsole { uid, size } => {
-                let console = console::open_joined(*uid, *size)?;
+            &Step::Console { devpts, devices, cover, uid, size, onlcr } => {
+                self.console(devpts, devices, cover, console::Settings { uid, size, onlcr }, state)
+            }
+            &Step::JoinedConsole { uid, size, onlcr } => {
+                let console = console::open_joined(console::Settings { uid, size, onlcr })?;
                 report::child::console(self.report(state)?, console.master.as_fd())?;
                 console.become_streams()
             }
@@ -249,7 +251,10 @@ impl Child<'_> {
             Step::FindProgram => self.find_program(state),
             Step::Relocate { above } => self.relocate(*above),
             Step::CloseOthers { first, parents_end } => self.close_others(*first, *parents_end, state),
-            Step::Ready => Ok(report::child::ready(self.report(state)?)?),
+            Step::Ready => {
+                calls::wait_with_signals();
+                Ok(report::child::ready(self.report(state)?)?)
+            }
             Step::Exec => self.exec(state),
             Step::ExecFile { file } => Err(calls::execve_file(self.fd(*file)?, self.arguments, self.environment).into()),
         }
@@ -275,6 +280,10 @@ impl Child<'_> {
             if slot.as_raw_fd() < above {
                 *slot = rustix::io::fcntl_dupfd_cloexec(&*slot, above)?;
             }
+        }
+        // The launcher's, which this process has inherited with its number.
+        if let Some(null) = self.null.filter(|null| null.as_raw_fd() < above) {
+            self.null = Some(calls::borrow_number(rustix::io::fcntl_dupfd_cloexec(null, above)?.into_raw_fd()));
         }
         Ok(())
     }

@@ -206,8 +206,7 @@ impl Child<'_> {
         devpts: Option<Slot>,
         devices: Slot,
         cover: Cover,
-        uid: u32,
-        size: Option<(u16, u16)>,
+        settings: console::Settings,
         state: &State,
     ) -> Result<(), Failed> {
         let devices = self.fd(devices)?;
@@ -219,7 +218,7 @@ impl Child<'_> {
                 found.as_fd()
             }
         };
-        let console = console::open(devpts, c"ptmx", uid, size)?;
+        let console = console::open(devpts, c"ptmx", settings)?;
         report::child::console(self.report(state)?, console.master.as_fd())?;
         console.cover(devpts, devices, cover)?;
         console.become_streams()

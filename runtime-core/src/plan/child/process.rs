@@ -88,7 +88,7 @@ pub fn stream(from: BorrowedFd<'_>, number: i32, null: Option<BorrowedFd<'_>>) -
     };
     let access = rustix::fs::fcntl_getfl(from)? & OFlags::RWMODE;
     let own = rustix::fs::openat(root, c"dev/null", access | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())?;
-    process::duplicate_onto(own.as_fd(), number, false)
+    process::place(own, number, false)
 }
 
 pub fn own_streams(uid: u32) -> Result<(), Failed> {

@@ -218,7 +218,9 @@ impl Command {
     /// program's file.
     pub fn starts_processes(&self) -> bool {
         match self {
-            Self::Create { .. } | Self::Start { .. } | Self::Run { .. } | Self::Exec(_) | Self::Delete { .. } | Self::Restore { .. } => true,
+            Self::Create { .. } | Self::Start { .. } | Self::Run { .. } | Self::Exec(_) | Self::Delete { .. } | Self::Restore { .. } => {
+                true
+            }
             Self::Check { .. }
             | Self::State { .. }
             | Self::Kill { .. }

@@ -20,7 +20,7 @@ use runtime_core::kernel::Features;
 use runtime_core::plan::report;
 use runtime_core::rdt::Groups;
 use runtime_core::seccomp::{self, Filter};
-use runtime_core::spec::{Spec, check};
+use runtime_core::spec::{ConsoleSize, Process, Spec, check};
 use runtime_core::sys::process::{borrow_number, send_signal};
 use runtime_core::{cgroup::Cgroup, net};
 use shim::clock::rfc3339;
@@ -29,7 +29,7 @@ use std::os::fd::AsFd;
 use crate::Runtime;
 use crate::args::CreateFlags;
 use crate::cgroups::{self, Made};
-use crate::foreground::resize;
+use crate::foreground::size;
 use crate::hooks::{Hooks, send};
 use crate::launch::{Child, Progress, unexpected};
 use crate::lifecycle::destroy;
@@ -43,6 +43,28 @@ pub enum Foreground {
     Yes,
     /// It goes on without it.
     No,
+}
+
+impl Foreground {
+    /// A terminal that this command serves begins with the size of the caller's.
+    pub fn size(self, process: &mut Process) {
+        if let Some(size) = size().filter(|_| self == Self::Yes && process.terminal) {
+            process.console_size = Some(ConsoleSize { width: size.ws_col.into(), height: size.ws_row.into() });
+        }
+    }
+
+    /// A new terminal, or the caller's standard streams.
+    ///
+    /// # Errors
+    /// At a limit of descriptors.
+    pub fn streams(self, terminal: bool) -> Result<Streams> {
+        let duplicate = |number| borrow_number(number).try_clone_to_owned().context(|| format!("dup descriptor {number}"));
+        if terminal {
+            Ok(Streams::Terminal { served: self == Self::Yes })
+        } else {
+            Ok(Streams::Given([duplicate(0)?, duplicate(1)?, duplicate(2)?]))
+        }
+    }
 }
 
 /// A created container, locked, and the master of its terminal if the command is to serve that.
@@ -77,6 +99,9 @@ pub fn create(runtime: &Runtime<'_>, options: &CreateFlags, id: &str, foreground
     if let Some(process) = spec.process.as_mut().filter(|_| listening > 0) {
         // sd_listen_fds(3), for a first process that is process 1 of its namespace.
         process.env.extend([format!("LISTEN_FDS={listening}"), "LISTEN_PID=1".to_owned()]);
+    }
+    if let Some(process) = &mut spec.process {
+        foreground.size(process);
     }
     let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
     check_console(terminal, options.console_socket.as_deref(), foreground)?;
@@ -177,7 +202,7 @@ impl Making<'_> {
             by_helper: Vec::new(),
             pod: None,
             cgroup: CgroupView::of(&cgroup, self.groups)?,
-            streams: if terminal { Streams::Terminal } else { own_streams()? },
+            streams: self.foreground.streams(terminal)?,
             filter: self.filter,
             report: child_report,
             parents_end: Some(report.try_clone().context(|| "dup")?),
@@ -267,15 +292,6 @@ pub fn preserved(count: u16) -> Result<Vec<OwnedFd>> {
     numbers().map(|number| borrow_number(number).try_clone_to_owned().context(what(number))).collect()
 }
 
-/// The caller's standard streams.
-///
-/// # Errors
-/// At a limit of descriptors.
-pub fn own_streams() -> Result<Streams> {
-    let duplicate = |number| borrow_number(number).try_clone_to_owned().context(|| format!("dup descriptor {number}"));
-    Ok(Streams::Given([duplicate(0)?, duplicate(1)?, duplicate(2)?]))
-}
-
 /// Who serves the terminal must be clear beforehand.
 ///
 /// # Errors
@@ -295,11 +311,7 @@ pub fn check_console(terminal: bool, socket: Option<&Path>, foreground: Foregrou
 /// # Errors
 /// The socket does not take it.
 pub fn hand_out(socket: Option<&Path>, foreground: Foreground, master: OwnedFd) -> Result<Option<OwnedFd>> {
-    let Some(socket) = socket.filter(|_| foreground == Foreground::No) else {
-        // Before the program can ask for it.
-        resize(&master);
-        return Ok(Some(master));
-    };
+    let Some(socket) = socket.filter(|_| foreground == Foreground::No) else { return Ok(Some(master)) };
     send(socket, b"/dev/ptmx", master.as_fd()).context(|| format!("--console-socket {socket:?}"))?;
     Ok(None)
 }

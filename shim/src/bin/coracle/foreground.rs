@@ -1,21 +1,18 @@
 //! A command that waits for a process: it serves its terminal, passes signals on and ends with its status.
 
-use std::io::{Read, Write};
+use std::fs::OpenOptions;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::thread;
-use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
-use runtime_core::error::{Context as _, Result};
+use runtime_core::error::{Context as _, Error, Result};
 use runtime_core::sys::process::send_signal;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::retry_on_intr;
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
+use rustix::termios::{OptionalActions, OutputModes, Termios, Winsize, isatty, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
-use crate::launch::{Child, timespec};
-
-/// How long output may take to be read after the process has ended.
-const DRAIN: Duration = Duration::from_secs(1);
+use crate::launch::Child;
+use crate::log::Log;
+use crate::relay::Relay;
 
 /// Signals that are this command's own, or that nobody can pass on.
 const KEPT: [Signal; 10] = [
@@ -42,18 +39,17 @@ pub fn hold_signals() -> Result<SigSet> {
     Ok(signals)
 }
 
-/// Waits for the end of a process, whose terminal's master this may be, and answers its status as a shell would.
+/// Waits for the end of a process, whose terminal's master this may be, and of its output: its status as a shell would say it.
 ///
 /// # Errors
 /// The terminal cannot be set up; the process is not our child.
-pub fn attend(signals: SigSet, child: &Child, master: Option<OwnedFd>) -> Result<u8> {
+pub fn attend(log: &Log, signals: SigSet, child: &Child, master: Option<OwnedFd>) -> Result<u8> {
     let terminal = master.as_ref().map(|_| Terminal::raw()).transpose()?;
-    let copying = master.as_ref().map(copy).transpose()?;
+    let relay = master.as_ref().map(|master| Relay::start(master, child)).transpose()?;
     pass_on(signals, child, master)?;
     let status = child.wait()?.status;
-    if let Some(done) = copying {
-        // Its last words; a process that it has left behind may hold the terminal for ever.
-        let _ = retry_on_intr(|| poll(&mut [PollFd::new(&done, PollFlags::IN)], Some(&timespec(DRAIN))));
+    if let Some(Err(errno)) = relay.map(Relay::finish) {
+        log.warn(&Error::kernel("write standard output", errno).to_string());
     }
     drop(terminal);
     Ok(u8::try_from(status).unwrap_or(u8::MAX))
@@ -81,6 +77,8 @@ impl Terminal {
         let before = tcgetattr(&stdin).context(|| "tcgetattr of standard input")?;
         let mut raw = before.clone();
         raw.make_raw();
+        // The container's terminal leaves newlines to this one.
+        raw.output_modes |= before.output_modes & OutputModes::OPOST;
         tcsetattr(&stdin, OptionalActions::Now, &raw).context(|| "tcsetattr of standard input")?;
         Ok(Self(Some(before)))
     }
@@ -94,35 +92,11 @@ impl Drop for Terminal {
     }
 }
 
-/// Both directions; the first descriptor is at its end when all output has been written.
-fn copy(master: &OwnedFd) -> Result<OwnedFd> {
-    let (done, writing) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(|| "pipe")?;
-    let duplicate = || master.try_clone().context(|| "dup").map(std::fs::File::from);
-    let (mut from, mut to) = (duplicate()?, duplicate()?);
-    thread::spawn(move || {
-        pump(&mut from, &mut std::io::stdout());
-        drop(writing);
-    });
-    thread::spawn(move || pump(&mut std::io::stdin(), &mut to));
-    Ok(done)
-}
-
-/// Until one side is gone: a terminal's master says EIO then.
-fn pump(from: &mut impl Read, to: &mut impl Write) {
-    let mut buffer = [0u8; 4096];
-    while let Ok(length @ 1..) = from.read(&mut buffer) {
-        if to.write_all(&buffer[..length]).and_then(|()| to.flush()).is_err() {
-            return;
-        }
-    }
-}
-
-/// Gives the terminal the size of the caller's.
-pub fn resize(master: &OwnedFd) {
-    // Without a terminal of the caller's there is no size to pass on.
-    if let Ok(size) = tcgetwinsize(std::io::stdin()) {
-        let _ = tcsetwinsize(master, size);
-    }
+/// The size of the caller's terminal, if there is one: as with runc that of the first standard stream that is one, or else the controlling one.
+pub fn size() -> Option<Winsize> {
+    let of = |stream: &dyn AsFd| tcgetwinsize(stream.as_fd()).ok();
+    let controlling = || OpenOptions::new().read(true).custom_flags(libc::O_NOCTTY).open("/dev/tty").ok().and_then(|tty| of(&tty));
+    of(&std::io::stderr()).or_else(|| of(&std::io::stdout())).or_else(|| of(&std::io::stdin())).or_else(controlling)
 }
 
 fn pass_on(signals: SigSet, child: &Child, master: Option<OwnedFd>) -> Result<()> {
@@ -130,7 +104,7 @@ fn pass_on(signals: SigSet, child: &Child, master: Option<OwnedFd>) -> Result<()
     thread::spawn(move || {
         while let Ok(signal) = signals.wait() {
             match (signal, &master) {
-                (Signal::SIGWINCH, Some(master)) => resize(master),
+                (Signal::SIGWINCH, Some(master)) => drop(size().map(|size| tcsetwinsize(master, size))),
                 // It may have ended.
                 _ => drop(send_signal(pidfd.as_fd(), signal as i32)),
             }

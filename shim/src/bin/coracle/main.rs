@@ -16,6 +16,7 @@ mod network;
 mod notify;
 mod ps;
 mod rdt;
+mod relay;
 mod run;
 mod show;
 mod spec;
@@ -29,6 +30,7 @@ use runtime_core::cgroup::Host;
 use runtime_core::error::{Error, ErrorKind, Result};
 use runtime_core::kernel::in_user_namespace;
 use runtime_core::sealed;
+use runtime_core::sys::process::keep_children;
 
 use args::{Command, CommandLine, Globals, Rootless};
 use create::Foreground;
@@ -60,6 +62,7 @@ const EXEC_FAILED: u8 = 255;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    keep_children();
     let line = match CommandLine::read(std::env::args_os()) {
         Ok(line) => line,
         Err(error) => {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use oci_spec::runtime::ContainerState;
-use runtime_core::compile::{self, CgroupView, Joined, Joining, Streams};
+use runtime_core::compile::{self, CgroupView, Joined, Joining};
 use runtime_core::container::record::write_atomically;
 use runtime_core::error::{Context as _, Error, Result};
 use runtime_core::plan::report;
@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::Runtime;
 use crate::args::{CreateFlags, Exec};
-use crate::create::{Created, Foreground, check_console, create, hand_out, own_streams, preserved, start};
+use crate::create::{Created, Foreground, check_console, create, hand_out, preserved, start};
 use crate::foreground::{attend, hold_signals};
 use crate::hooks::{Hooks, send};
 use crate::launch::{Child, Progress, unexpected};
@@ -52,7 +52,7 @@ pub fn run(runtime: &Runtime<'_>, options: &CreateFlags, id: &str, detach: bool,
     if let Some(notify) = notify {
         notify.forward_in_background();
     }
-    let status = attend(signals, &child, master)?;
+    let status = attend(runtime.log, signals, &child, master)?;
     if !keep {
         let ours = state.record.init;
         // Somebody may have deleted it already, and made another of that name.
@@ -81,21 +81,22 @@ pub fn exec(runtime: &Runtime<'_>, options: &Exec) -> Result<ExitCode> {
         Status::Created | Status::Running | Status::Paused => {}
     }
     let spec = entry.spec(state.crun_annotations)?;
-    let process = process(options, &spec)?;
+    let mut process = process(options, &spec)?;
     let foreground = if options.detach { Foreground::No } else { Foreground::Yes };
+    foreground.size(&mut process);
     check_console(process.terminal, options.console_socket.as_deref(), foreground)?;
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let hooks = Hooks { runtime, spec: &spec, state: &state, filter: filter.as_ref() };
     let signals = (!options.detach).then(hold_signals).transpose()?;
-    let mut child = join(&hooks, &process, &options.cgroup, preserved)?;
+    let mut child = join(&hooks, &process, foreground, &options.cgroup, preserved)?;
     let master = accompany(&hooks, &mut child, options, foreground).inspect_err(|_| child.kill())?;
     match signals {
-        Some(signals) => attend(signals, &child, master).map(ExitCode::from),
+        Some(signals) => attend(runtime.log, signals, &child, master).map(ExitCode::from),
         None => Ok(ExitCode::SUCCESS),
     }
 }
 
-fn join(hooks: &Hooks<'_>, process: &Process, below: &[String], preserved: Vec<OwnedFd>) -> Result<Child> {
+fn join(hooks: &Hooks<'_>, process: &Process, foreground: Foreground, below: &[String], preserved: Vec<OwnedFd>) -> Result<Child> {
     let Hooks { runtime, spec, state, .. } = *hooks;
     let stopped = || refused("cannot exec in a stopped container");
     let id = state.record.init.ok_or_else(stopped)?;
@@ -114,7 +115,7 @@ fn join(hooks: &Hooks<'_>, process: &Process, below: &[String], preserved: Vec<O
         process,
         init,
         cgroup: view,
-        streams: if process.terminal { Streams::Terminal } else { own_streams()? },
+        streams: foreground.streams(process.terminal)?,
         filter: hooks.filter,
         report: child_report,
         preserved,
