@@ -47,8 +47,10 @@ done
 # Programs are slow there, and what containerd's versions differ in is tested on the host.
 export TEST_VERSIONS="${TEST_VERSIONS:-1.7}"
 # There is no compiler in there.
-cc -static -Os -s -o target/vm/pause tests/src/pause.c || die "cc fails; run: make tools"
-export CORACLE_PAUSE="$PWD/target/vm/pause"
+for program in pause watcher; do
+	cc -static -Os -s -o "target/vm/$program" "tests/src/$program.c" || die "cc fails; run: make tools"
+done
+export CORACLE_PROGRAMS="$PWD/target/vm"
 status=0
 run target/vm/suites || status=$?
 # One security module at a time can label: another boot, and a policy that the suite loads.

@@ -48,23 +48,36 @@ pub fn archive(counts: &[usize], path: &Path) -> Result<()> {
 /// The name of the image whose only program holds a pod's namespaces.
 pub const PAUSE: &str = "docker.io/coracle/pause:1";
 
-/// Writes an archive with the pause image to `path`; `work` is a directory for its compilation, unless `CORACLE_PAUSE` names the program.
+/// Writes an archive with the pause image to `path`; `work` is a directory for its compilation.
 pub fn pause_archive(work: &Path, path: &Path) -> Result<()> {
-    let program = match std::env::var_os("CORACLE_PAUSE") {
-        Some(program) => program.into(),
-        None => compile_pause(work)?,
-    };
     let mut tar = Tar::default();
-    tar.file("pause", 0o755, &std::fs::read(&program)?);
+    tar.file("pause", 0o755, &std::fs::read(program(Program::Pause, work)?)?);
     let mut layout = Layout::default();
     let entry = layout.image_of(PAUSE, &[tar.finish()], json!({"Entrypoint": ["/pause"]}));
     layout.write(&[entry], path)
 }
 
-fn compile_pause(work: &Path) -> Result<PathBuf> {
-    let (source, program) = (work.join("pause.c"), work.join("pause"));
-    std::fs::write(&source, include_str!("pause.c"))?;
-    output(Command::new("cc").args(["-static", "-Os", "-s", "-o"]).arg(&program).arg(&source))?;
+/// A static program for containers, in C.
+#[derive(Clone, Copy)]
+pub enum Program {
+    /// Holds a pod's namespaces.
+    Pause,
+    /// Watches what appears in its pid namespace, see its source.
+    Watcher,
+}
+
+/// The path of a program: that of `CORACLE_PROGRAMS` where nothing can be compiled, else one that is compiled in `work`.
+pub fn program(program: Program, work: &Path) -> Result<PathBuf> {
+    let (name, source) = match program {
+        Program::Pause => ("pause", include_str!("pause.c")),
+        Program::Watcher => ("watcher", include_str!("watcher.c")),
+    };
+    if let Some(compiled) = std::env::var_os("CORACLE_PROGRAMS") {
+        return Ok(Path::new(&compiled).join(name));
+    }
+    let (file, program) = (work.join(format!("{name}.c")), work.join(name));
+    std::fs::write(&file, source)?;
+    output(Command::new("cc").args(["-static", "-Os", "-s", "-o"]).arg(&program).arg(&file))?;
     Ok(program)
 }
 

@@ -1,5 +1,6 @@
 //! What a container must not be given, see or reach: looked at from inside it, and at what it could have left outside.
 
+mod born;
 mod files;
 mod identity;
 mod inside;
@@ -45,6 +46,12 @@ fn main() -> ExitCode {
         limits::rules_for_all_devices,
         limits::sysctls_of_a_user_namespace,
         limits::numbers_that_are_no_limits,
+        born::execs_by_a_tracer,
+        born::execs_by_a_user,
+        born::execs_in_a_user_namespace,
+        born::creates_by_a_tracer,
+        born::creates_by_a_user,
+        born::namespaces_belong_to_the_user_namespace,
     ];
     let both_once = both_cases![races::volume_paths_that_are_exchanged, races::masks_while_dev_null_is_exchanged];
     // The shim's own files and sockets, and what it does at the end of a bundle that it has mounted itself.
