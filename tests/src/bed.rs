@@ -518,5 +518,5 @@ fn text(path: &Path) -> Result<String> {
 fn error_of(log: &Path) -> Option<String> {
     let text = fs::read_to_string(log).ok()?;
     let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter(|line| line["level"] == "error").filter_map(|line| Some(line["msg"].as_str()?.to_owned())).last()
+    lines.filter(|line| line["level"] == "error").filter_map(|line| Some(line["msg"].as_str()?.to_owned())).next_back()
 }

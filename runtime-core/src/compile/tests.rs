@@ -250,7 +250,7 @@ fn born(filtered: bool, no_new_privileges: bool) -> Vec<Plan> {
             process: spec.process.as_ref().unwrap(),
             init: null(),
             cgroup: CgroupView { procs: vec![null(), null()], directory: None, mounts: hierarchies() },
-            streams: if terminal { Streams::Terminal } else { Streams::Given([null(), null(), null()]) },
+            streams: if terminal { Streams::Terminal { served: false } } else { Streams::Given([null(), null(), null()]) },
             filter: filter.as_ref(),
             report: null(),
             preserved: vec![null()],
