@@ -9,7 +9,7 @@ use oci_spec::runtime::Hook;
 use rustix::fs::{FileType, Gid, Uid};
 
 use super::idmap::Maps;
-use super::process::UMASK;
+use super::process::{UMASK, environment};
 use super::user::become_root;
 use super::{CgroupView, Compiled, Joined, cstring, cstrings};
 use crate::error::{Context, Error, Result};
@@ -56,7 +56,7 @@ pub enum Environment<'a> {
 impl Environment<'_> {
     fn strings(&self) -> Result<Vec<CString>> {
         match self {
-            Self::Given(strings) => cstrings("env", strings),
+            Self::Given(strings) => cstrings("env", environment(strings)),
             // What the kernel gave as C strings holds no NUL.
             Self::Own => Ok(std::env::vars_os()
                 .filter_map(|(name, value)| CString::new([name.into_vec(), value.into_vec()].join(&b'=')).ok())

@@ -82,7 +82,7 @@ pub fn start_container_hook(inputs: StartContainerHook<'_>) -> Result<Compiled> 
     }
     let (environment, home) = match hook.env().as_deref() {
         None | Some([]) => (process::program(inputs.process)?.environment, process::Home::LookedUp),
-        Some(own) => (cstrings("hooks.startContainer", own)?, process::Home::AsGiven),
+        Some(own) => (cstrings("hooks.startContainer", process::environment(own))?, process::Home::AsGiven),
     };
     let program = Program {
         name: path.clone().into_owned(),

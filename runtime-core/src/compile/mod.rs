@@ -319,8 +319,8 @@ pub(crate) fn cstring(field: &str, text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| Error::invalid(format!("{field}: {text:?} holds a NUL")))
 }
 
-fn cstrings(field: &str, texts: &[String]) -> Result<Vec<CString>> {
-    texts.iter().map(|text| cstring(field, text)).collect()
+fn cstrings<'a>(field: &str, texts: impl IntoIterator<Item = &'a String>) -> Result<Vec<CString>> {
+    texts.into_iter().map(|text| cstring(field, text)).collect()
 }
 
 /// `path` without its leading slash, its `.` and `..` resolved as text, as runc cleans destinations: beneath the root in any case.

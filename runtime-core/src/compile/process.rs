@@ -1,5 +1,6 @@
 //! The process itself: streams, limits, identity, filter, program.
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 
@@ -172,9 +173,25 @@ pub enum Home {
     AsGiven,
 }
 
+/// The value that counts of a variable that may be given more than once.
+fn variable<'a>(environment: &'a [String], name: &str) -> Option<&'a str> {
+    environment.iter().rev().find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+}
+
 /// An empty value counts as none, as it does for runc.
 fn has_home(process: &Process) -> bool {
-    process.env.iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty()))
+    variable(&process.env, "HOME").is_some_and(|home| !home.is_empty())
+}
+
+/// The environment with each name once: the last value, at the last place, as runc and Go's os/exec leave it.
+///
+/// containerd, CRI and `exec --env` append to what an image has set and leave both, and getenv(3) takes the first.
+pub(super) fn environment(entries: &[String]) -> Vec<&String> {
+    let mut seen = HashSet::new();
+    let is_last = |entry: &&String| entry.split_once('=').is_none_or(|(name, _)| seen.insert(name.to_owned()));
+    let mut kept: Vec<&String> = entries.iter().rev().filter(is_last).collect();
+    kept.reverse();
+    kept
 }
 
 /// Where a plan goes on its own.
@@ -403,17 +420,54 @@ pub fn program(process: &Process) -> Result<Program> {
     let candidates: Vec<CString> = if name.contains('/') {
         vec![cstring("process.args", name)?]
     } else {
-        let path = process.env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
+        let path = variable(&process.env, "PATH").unwrap_or_default();
         // A relative entry would depend on the working directory; Go's LookPath refuses such a match, too.
         let directories = path.split(':').filter(|directory| directory.starts_with('/'));
         directories
             .map(|directory| cstring("process.args", &format!("{}/{name}", directory.trim_end_matches('/'))))
             .collect::<Result<_>>()?
     };
-    let mut environment = process.env.clone();
+    let mut environment = environment(&process.env);
     if !has_home(process) {
-        environment.retain(|entry| entry != "HOME=");
+        environment.retain(|entry| *entry != "HOME=");
     }
-    let (arguments, environment) = (cstrings("process.args", &process.args)?, cstrings("process.env", &environment)?);
+    let (arguments, environment) = (cstrings("process.args", &process.args)?, cstrings("process.env", environment)?);
     Ok(Program { name: name.to_owned(), candidates, arguments, environment })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(env: &[&str]) -> (Vec<String>, bool, Vec<String>) {
+        let process =
+            Process { args: vec!["x".to_owned()], env: env.iter().map(|&entry| entry.to_owned()).collect(), ..Process::default() };
+        let program = program(&process).unwrap();
+        let text = |list: Vec<CString>| list.into_iter().map(|text| text.into_string().unwrap()).collect();
+        (text(program.environment), has_home(&process), text(program.candidates))
+    }
+
+    #[test]
+    fn the_last_of_a_name_counts() {
+        let given = ["PATH=/a", "X=1", "HOME=/x", "X=2", "x=3", "PATH=/b:/c", "X=", "Y==", "HOME="];
+        let (environment, has_home, candidates) = of(&given);
+        assert_eq!(environment, ["x=3", "PATH=/b:/c", "X=", "Y=="]);
+        assert!(!has_home, "the empty one is the last");
+        assert_eq!(candidates, ["/b/x", "/c/x"]);
+        assert_eq!(of(&["HOME=", "A=1", "HOME=/y"]), (vec!["A=1".to_owned(), "HOME=/y".to_owned()], true, Vec::new()));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn each_name_stays_with_its_last_value(entries in proptest::collection::vec("[a-c]=[0-9]", 0..20)) {
+            let entries: Vec<String> = entries;
+            let mut last = std::collections::BTreeMap::new();
+            for entry in &entries {
+                last.insert(entry[..1].to_owned(), entry.clone());
+            }
+            let mut kept: Vec<String> = environment(&entries).into_iter().cloned().collect();
+            kept.sort();
+            proptest::prop_assert_eq!(kept, last.into_values().collect::<Vec<_>>());
+        }
+    }
 }

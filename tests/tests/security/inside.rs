@@ -20,7 +20,7 @@ pub fn exec_output(bed: &Bed<'_>, bundle: &Bundle, spec: &Value) -> Result<Strin
 }
 
 pub fn environment_is_the_specs(bed: &mut Bed<'_>) -> Result<()> {
-    let given = ["PATH=/bin", "A=b=c", "EMPTY=", "LINES=one\ntwo", "A=again", "QUOTE=\"'\\"];
+    let given = ["PATH=/bin", "A=b=c", "EMPTY=", "LINES=one\ntwo", "QUOTE=\"'\\"];
     let mut bundle = bed.bundle("a", &["cat", "/proc/self/environ"])?;
     bundle.edit(|spec| spec["process"]["env"] = json!(given))?;
     let foreign = [("SECRET", "1"), ("RUST_LOG", "trace"), ("LD_PRELOAD", "/no/x.so"), ("HOME", "/host/home")];
@@ -41,6 +41,45 @@ pub fn environment_is_the_specs(bed: &mut Bed<'_>) -> Result<()> {
         let mut spec = process(&["cat", "/proc/self/environ"]);
         spec["env"] = given;
         ensure_eq!(bed.exec(&bundle, &spec)?.stdout, expected, "environment of an exec");
+    }
+    bed.end(&bundle)
+}
+
+/// gvisor#5226, tekton#3666, containerd#7348: an image's variables, then those of whoever runs it, and getenv(3) takes the first.
+pub fn the_last_of_a_name_counts(bed: &mut Bed<'_>) -> Result<()> {
+    let given = json!(["PATH=/nope", "A=image", "HOME=/image", "TERM=xterm", "B=", "A=pod", "HOME=", "TERM=vt100", "PATH=/p:/bin"]);
+    let mut bundle = bed.bundle("a", &["show"])?;
+    fs::create_dir_all(bundle.written("p"))?;
+    fs::copy("/bin/busybox", bundle.written("p/cat"))?;
+    std::os::unix::fs::symlink("cat", bundle.written("p/sh"))?;
+    let hook = |file: &Path| {
+        let script = format!("cat /proc/$$/environ >{}; :", file.display());
+        json!([{"path": "/bin/busybox", "args": ["sh", "-c", script], "env": ["PATH=/bin", "A=1", "PATH=/sbin:/bin", "A=2"]}])
+    };
+    let hooked = bed.data().join("hook");
+    let inside = bundle.written("hook");
+    bundle.edit(|spec| {
+        spec["process"]["env"] = given.clone();
+        spec["process"]["args"] = json!(["cat", "/proc/self/environ"]);
+        spec["hooks"] = json!({"createRuntime": hook(&hooked), "startContainer": hook(Path::new("/hook"))});
+    })?;
+    let expected = "B=\0A=pod\0TERM=vt100\0PATH=/p:/bin\0HOME=/\0";
+    ensure_eq!(bed.ran(&bundle)?.stdout, expected, "of the first process");
+    for (what, file) in [("createRuntime", &hooked), ("startContainer", &inside)] {
+        ensure_eq!(fs::read_to_string(file).context(|| what.to_owned())?, "PATH=/sbin:/bin\0A=2\0", "of the {what} hook");
+    }
+    bundle.edit(|spec| {
+        spec["hooks"] = json!({});
+        spec["process"]["args"] = json!(["sleep", "1000"]);
+    })?;
+    bed.running(&bundle)?;
+    let mut exec = process(&["sh", "-c", "readlink /proc/$$/exe; cat /proc/$$/environ; :"]);
+    exec["env"] = given;
+    ensure_eq!(bed.exec(&bundle, &exec)?.stdout, format!("/p/cat\n{expected}"), "of an exec");
+    if let Some(oci) = bed.oci() {
+        let flags = ["exec", "--env", "A=new", "-e", "PATH=/bin", "-e", "A=newer", &bundle.id];
+        let seen = oci.ok(&[&flags[..], &["sh", "-c", "readlink /proc/$$/exe; cat /proc/$$/environ; :"]].concat())?;
+        ensure_eq!(seen, "/bin/busybox\nB=\0TERM=vt100\0PATH=/bin\0A=newer\0HOME=/\0", "of exec --env");
     }
     bed.end(&bundle)
 }

@@ -20,6 +20,7 @@ const SOON: Duration = Duration::from_secs(10);
 fn main() -> ExitCode {
     let both = both_cases![
         inside::environment_is_the_specs,
+        inside::the_last_of_a_name_counts,
         inside::three_descriptors,
         inside::working_directories,
         inside::programs_behind_descriptors,
