@@ -90,10 +90,12 @@ pub fn start_container_hook(inputs: StartContainerHook<'_>) -> Result<Compiled> 
         arguments: cstrings("hooks.startContainer", &hook_arguments(hook))?,
         environment,
     };
+    // That is for what joins a container that runs, and not for what its first process would do itself.
+    let process = Process { exec_cpu_affinity: None, ..inputs.process.clone() };
     let joining = Joining {
         id: inputs.id,
         namespaces: inputs.namespaces,
-        process: inputs.process,
+        process: &process,
         init: inputs.init,
         cgroup: inputs.cgroup,
         streams: Streams::Given(inputs.streams),

@@ -327,9 +327,11 @@ fn prctl(option: i32, value: libc::c_ulong) -> Result<(), Errno> {
 
 /// Every signal unblocked and at its default action, as execve'd programs expect: an ignored SIGPIPE would be inherited.
 pub fn reset_signals() {
+    // `struct sigaction` of the kernel with SIG_DFL. The C library refuses its own two signals, which its posix_spawn(3) leaves ignored.
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL runs no handler; the two signals that cannot be changed and those reserved by the C library answer EINVAL.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the kernel reads the 32 bytes; SIG_DFL runs no handler; the two signals that cannot be changed answer EINVAL.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null_mut::<u64>(), 8) };
     }
     // SAFETY: an all-zero set is the empty set on Linux; the kernel only reads it, 8 bytes long.
     let empty: u64 = 0;

@@ -3,6 +3,7 @@
 mod born;
 mod files;
 mod identity;
+mod inherited;
 mod inside;
 mod limits;
 mod races;
@@ -19,6 +20,8 @@ const SOON: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let both = both_cases![
+        inherited::processors_of_the_caller,
+        inherited::everything_odd,
         inside::environment_is_the_specs,
         inside::the_last_of_a_name_counts,
         inside::three_descriptors,

@@ -76,6 +76,9 @@ pub(crate) const OTHER_MAPS: u16 = 1;
 /// What [`Step::Home`] adds begins with this.
 pub(super) const HOME: &[u8] = b"HOME=";
 
+/// NR_CPUS at most, of any architecture.
+const PROCESSORS_MAX: usize = 8192;
+
 /// Details of [`Step::WorkingDirectory`].
 pub(crate) const OUTSIDE: u16 = 1;
 
@@ -99,6 +102,9 @@ pub struct Child<'a> {
 pub fn run(mut child: Child<'_>) -> ! {
     let _ = calls::forbid_dump();
     calls::reset_signals();
+    // Since Linux 6.2 a cpuset narrows the caller's own mask instead of replacing it: every processor is asked for, and what the cpuset
+    // leaves of them counts, now and after each change of it. It cannot fail but for a caller of the deadline policy, which keeps its mask.
+    let _ = tuning::set_affinity(&[u64::MAX; PROCESSORS_MAX / 64]);
     // Modes of what is made in the root are the spec's; the program's mask is a step of its own.
     rustix::process::umask(Mode::empty());
     let mut state = State { program: None, entered: false, host_changed: false, report: None, text: [0; TEXT_MAX], text_length: 0 };
