@@ -189,14 +189,19 @@ fn is_waited_for(queue: &UnixListener) -> bool {
     poll(&mut [PollFd::new(queue, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
+/// In quotes, or that there is none.
+fn quoted(name: &str) -> String {
+    if name.is_empty() { "none".to_owned() } else { format!("{name:?}") }
+}
+
 /// One line about the daemon, for who sends SIGUSR1.
 fn state(context: &Context) -> String {
     let bootstrap = &context.config.bootstrap;
     format!(
-        "state: pid {} group {:?} containerd {:?} task api {:?} tasks {} events pending {} log lines dropped {}",
+        "state: pid {} group {} containerd {} task api {:?} tasks {} events pending {} log lines dropped {}",
         std::process::id(),
-        context.config.group,
-        bootstrap.containerd_version,
+        quoted(context.config.group.as_deref().unwrap_or_default()),
+        quoted(&bootstrap.containerd_version),
         bootstrap.task_api,
         tokio::runtime::Handle::current().metrics().num_alive_tasks(),
         context.events.pending(),

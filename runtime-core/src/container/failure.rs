@@ -134,6 +134,7 @@ fn said(launch: &Launch, step: &Step) -> String {
         Step::Symlink { name, target, directory } => {
             format!("make link {:?} -> {:?}", format!("{}/{}", place(launch, *directory), name.to_string_lossy()), target.to_string_lossy())
         }
+        Step::Console { uid, .. } | Step::JoinedConsole { uid, .. } => format!("make a terminal for user {uid}"),
         Step::Affinity { mask } => format!("keep to processors {}", numbers(mask)),
         Step::MemoryPolicy { nodes, .. } => format!("set the policy for nodes {}", numbers(nodes)),
         Step::BoundingSet { .. } => "drop all others".to_owned(),
