@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         ("containers", |oci| containers(&Podman::new(oci, Manager::Cgroupfs)?)),
         ("confinement", |oci| confinement(&Podman::new(oci, Manager::Cgroupfs)?)),
         ("execs", |oci| execs(&Podman::new(oci, Manager::Cgroupfs)?)),
+        ("hooks_with_a_user_namespace", |oci| hooks_with_a_user_namespace(&Podman::new(oci, Manager::Cgroupfs)?)),
     ];
     const SYSTEMD: &[Entry] = &[
         ("systemd::containers", |oci| containers(&Podman::new(oci, Manager::Systemd)?)),
@@ -238,4 +239,21 @@ fn confinement(podman: &Podman<'_>) -> Result<()> {
     let limit = fs::read_to_string(proc::cgroup_of(pid, "pids")?.join("pids.max"))?;
     ensure_eq!(limit.trim(), "33", "--pids-limit");
     podman.close()
+}
+
+fn hooks_with_a_user_namespace(podman: &Podman<'_>) -> Result<()> {
+    let (dir, ran) = (podman.oci.data().join("hooks"), podman.oci.data().join("ran"));
+    fs::create_dir(&dir)?;
+    for (stage, script) in [("prestart", format!("cat >{}", ran.display())), ("createContainer", "echo >./from-hook".to_owned())] {
+        let hook = json!({"path": "/bin/busybox", "args": ["sh", "-c", script]});
+        let file = json!({"version": "1.0.0", "hook": hook, "when": {"always": true}, "stages": [stage]});
+        fs::write(dir.join(format!("{stage}.json")), file.to_string())?;
+    }
+    let (dir, parent) = (dir.display().to_string(), format!("/{}", paths::tag()));
+    let flags = ["--hooks-dir", &dir, "run", "--rm", "--network", "none", "--cgroup-parent", &parent];
+    let maps = ["--uidmap", "0:1000000:65536", "--gidmap", "0:1000000:65536", IMAGE];
+    let out = podman.ok(&[&flags[..], &maps, &["sh", "-c", "cat /proc/self/uid_map; ls /from-hook"]].concat())?;
+    ensure_eq!(out.split_whitespace().collect::<Vec<_>>(), ["0", "1000000", "65536", "/from-hook"], "what the container sees");
+    ensure!(fs::read_to_string(ran)?.contains("\"creating\""), "the prestart hook was told another state");
+    Ok(())
 }

@@ -42,6 +42,11 @@ pub struct Engine<'a> {
 impl<'a> Engine<'a> {
     /// With the image `bb`, and a registry beside it.
     pub fn start(oci: &'a Oci, runtime: Runtime) -> Result<Self> {
+        Self::start_with(oci, runtime, &[])
+    }
+
+    /// The same with more flags of the engine's.
+    pub fn start_with(oci: &'a Oci, runtime: Runtime, flags: &[&str]) -> Result<Self> {
         let name = format!("{runtime:?}").to_lowercase();
         let (dir, data) = (oci.dir().join(&name), oci.data().join(&name));
         for directory in [&dir, &data.join("bin"), &data.join("tmp"), &data.join("config/cli-plugins")] {
@@ -66,7 +71,7 @@ impl<'a> Engine<'a> {
         let environment = vec![("PATH".to_owned(), path.clone())];
         let containerd = Containerd::start_with(Version::V17, |_| Setup { environment, ..Setup::default() })?;
         let mut engine = Self { runtime, oci, dir, data, path, containerd, daemons: Vec::new() };
-        engine.start_daemon(&engine.containerd.address())?;
+        engine.start_daemon(&engine.containerd.address(), flags)?;
         engine.start_registry()?;
         let (root, archive) = (engine.data.join("image"), engine.data.join("image.tar"));
         image::unpack(&root)?;
@@ -76,7 +81,7 @@ impl<'a> Engine<'a> {
         Ok(engine)
     }
 
-    fn start_daemon(&mut self, containerd: &Path) -> Result<()> {
+    fn start_daemon(&mut self, containerd: &Path, flags: &[&str]) -> Result<()> {
         let config = self.data.join("daemon.json");
         let default = if self.runtime == Runtime::Runc { "runc" } else { paths::OURS };
         let runtimes = json!({
@@ -90,6 +95,7 @@ impl<'a> Engine<'a> {
         daemon.arg("--cgroup-parent").arg(if by_systemd() { slice() } else { format!("/{}/{WORD}", paths::tag()) });
         daemon.arg("--data-root").arg(self.data.join("root")).arg("--exec-root").arg(self.dir.join("exec"));
         daemon.arg("-p").arg(self.dir.join("pid")).arg("-H").arg(format!("unix://{}/sock", self.dir.display()));
+        daemon.args(flags);
         if self.runtime == Runtime::Coracle {
             // The only thing of the engine's that runs containers without containerd.
             daemon.env("DOCKER_BUILDKIT_RUNC_COMMAND", paths::shim_dir()?.join("coracle"));

@@ -2,6 +2,7 @@
 
 mod engine;
 
+use std::fs;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use engine::{Engine, Runtime};
 const STEP: Duration = Duration::from_secs(90);
 
 fn main() -> ExitCode {
-    const CASES: &[Entry] = &[("walk", walk), ("chosen_per_container", chosen_per_container)];
+    const CASES: &[Entry] = &[("walk", walk), ("chosen_per_container", chosen_per_container), ("with_userns_remap", with_userns_remap)];
     netns::on_a_host_of_its_own(|_| Ok(()), || suite::main_of(oci::named("docker", CASES)))
 }
 
@@ -102,4 +103,26 @@ fn chosen_per_container(oci: &Oci) -> Result<()> {
     let path = engine.docker(&["run", "--rm", "--runtime", "coracle-cli", "bb", "echo", "by path"])?;
     ensure_eq!(path, "by path\n", "the OCI command line in runc's place");
     engine.stop()
+}
+
+/// This engine gives a container its network by a prestart hook.
+fn with_userns_remap(oci: &Oci) -> Result<()> {
+    let ranges = oci.data().join("ranges");
+    fs::write(&ranges, "daemon:1000000:65536\n")?;
+    // In a mount namespace of the suite's own.
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        rustix::mount::mount_bind(&ranges, file).context(|| file.to_owned())?;
+    }
+    let engine = Engine::start_with(oci, Runtime::Coracle, &["--userns-remap", "daemon"])?;
+    for runtime in ["coracle", "coracle-cli"] {
+        let run = |script: &str| engine.docker(&["run", "--rm", "--runtime", runtime, "bb", "sh", "-c", script]);
+        let map = run("cat /proc/self/uid_map")?;
+        ensure_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "1000000", "65536"], "{runtime}: ids");
+        ensure!(run("ls /sys/class/net")?.contains("eth0"), "{runtime}: no network");
+    }
+    engine.stop()?;
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        rustix::mount::unmount(file, rustix::mount::UnmountFlags::DETACH)?;
+    }
+    Ok(())
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use tests::bed::{Bed, refused};
 use tests::bundle::Bundle;
+use tests::requests::around;
 use tests::{Context, Result, ensure, ensure_eq};
 
 use crate::KINDS;
@@ -135,16 +136,25 @@ pub fn a_failure_tells_which_and_how(bed: &mut Bed<'_>) -> Result<()> {
     for (text, how) in
         [("exit 137", "exit status 137"), ("kill -9 $$", "killed by signal 9"), ("echo why >&2; kill -6 $$", "killed by signal 6: why")]
     {
-        for kind in ["prestart", "createRuntime"] {
+        for kind in ["prestart", "createRuntime", "createContainer"] {
             bundle.edit(|spec| spec["hooks"] = json!({kind: [script("exit 0", ""), script(text, "")]}))?;
             refused(bed.create(&bundle), &format!("error running {kind} hook #1: \"/bin/busybox\": {how}"))?;
         }
     }
-    // In a pid namespace of its own the shell is an init, which no signal of its own kills.
-    bundle.edit(|spec| spec["hooks"] = json!({"createContainer": [script("exit 0", ""), script("exit 9", "")]}))?;
-    refused(bed.create(&bundle), "error running createContainer hook #1: \"/bin/busybox\": exit status 9")?;
     bundle.edit(|spec| spec["hooks"] = json!({"startContainer": [script("exit 0", ""), script("exit 9", "")]}))?;
     bed.create(&bundle)?;
     refused(bed.start(&bundle), "error running startContainer hook #1: \"/bin/busybox\": exit status 9")?;
     bed.end(&bundle)
+}
+
+/// A caller that ignores SIGCHLD hands that down.
+pub fn whose_caller_ignores_its_children(bed: &mut Bed<'_>) -> Result<()> {
+    let mut bundle = bed.bundle("a", &["sleep", "1000"])?;
+    bed.call_by(|command| around("env", &["--ignore-signal=CHLD"], &command));
+    let all = KINDS.iter().map(|kind| ((*kind).to_owned(), json!([script("exit 0", "")])));
+    bundle.edit(|spec| spec["hooks"] = all.collect::<serde_json::Map<_, _>>().into())?;
+    bed.running(&bundle)?;
+    bed.end(&bundle)?;
+    bundle.edit(|spec| spec["hooks"] = json!({"createRuntime": [script("exit 7", "")]}))?;
+    refused(bed.create(&bundle), "exit status 7")
 }

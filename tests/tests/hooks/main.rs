@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         both::in_the_containers_root,
         both::in_a_user_namespace,
         both::a_failure_tells_which_and_how,
+        both::whose_caller_ignores_its_children,
     ];
     Suite { name: "hooks", both, both_once: Vec::new(), shim, shim_once: Vec::new() }.main()
 }

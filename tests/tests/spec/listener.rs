@@ -50,7 +50,7 @@ fn expect_told(told: &Value, bundle: &Bundle, status: &str) -> Result<()> {
 pub fn sent_at_create(bed: &mut Bed<'_>) -> Result<()> {
     let socket = bed.dir().join("agent");
     let agent = Agent::start(&socket, ERRNO)?;
-    let mut bundle = bed.bundle("a", &["sh", "-c", "mkdir /new || exec sleep 1000"])?;
+    let mut bundle = bed.bundle("a", &["mkdir", "/new"])?;
     for no_new_privileges in [false, true] {
         restrict(&mut bundle, &socket, no_new_privileges)?;
         let pid = bed.create(&bundle)?;
