@@ -74,7 +74,7 @@ fn of(bundle: &Path) -> Result<Option<String>> {
 
 /// Everything but the annotations is skipped, not judged: that is Create's to do.
 fn from_config(text: &[u8]) -> Result<Option<String>> {
-    let config: Config = serde_json::from_slice(text).map_err(|error| Error::invalid(error.to_string()))?;
+    let config: Config = runtime_core::spec::keys::from_slice(text).map_err(|error| Error::invalid(error.to_string()))?;
     let annotations = config.annotations.unwrap_or_default();
     let group = ANNOTATIONS.iter().find_map(|key| annotations.get(*key).and_then(Value::as_str).filter(|group| !group.is_empty()));
     Ok(group.map(str::to_owned))

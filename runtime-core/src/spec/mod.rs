@@ -4,6 +4,7 @@
 //! an unknown capability, a device rule with an empty type or a huge page limit above `i64::MAX`, all of which runc runs.
 
 pub mod crun;
+pub mod keys;
 pub mod labels;
 pub mod net_devices;
 pub mod rdt;
@@ -19,6 +20,7 @@ use serde::Deserialize;
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crun::Extensions;
+use keys::AnyCase;
 use net_devices::NetDevice;
 use rdt::IntelRdt;
 pub use refuse::{check, namespace_name};
@@ -217,9 +219,9 @@ fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'d
 
 /// Only what does not parse is read a second time, for the name of the field.
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| {
+    keys::from_slice(bytes).map_err(|error| {
         let mut reader = serde_json::Deserializer::from_slice(bytes);
-        match serde_path_to_error::deserialize::<_, T>(&mut reader) {
+        match serde_path_to_error::deserialize::<_, T>(AnyCase::new(&mut reader)) {
             Err(placed) if placed.path().iter().next().is_some() => Error::invalid(placed.to_string()),
             _ => Error::invalid(error.to_string()),
         }

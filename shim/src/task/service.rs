@@ -317,7 +317,7 @@ fn resources(request: &UpdateTaskRequest) -> Result<Resources> {
     if value.is_empty() {
         return Err(Error::invalid("resources: there are none"));
     }
-    serde_json::from_slice(value).map_err(|error| Error::invalid(format!("resources: {error}")))
+    runtime_core::spec::keys::from_slice(value).map_err(|error| Error::invalid(format!("resources: {error}")))
 }
 
 fn size(request: &ResizePtyRequest) -> Result<(u16, u16)> {

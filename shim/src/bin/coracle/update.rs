@@ -51,7 +51,7 @@ pub fn update(runtime: &Runtime<'_>, options: &Update) -> Result<()> {
 }
 
 fn parse(bytes: &[u8]) -> Result<Resources> {
-    serde_json::from_slice(bytes).map_err(|error| Error::invalid(error.to_string()))
+    runtime_core::spec::keys::from_slice(bytes).map_err(|error| Error::invalid(error.to_string()))
 }
 
 fn read(file: &Path) -> Result<Vec<u8>> {
