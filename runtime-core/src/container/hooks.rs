@@ -87,6 +87,41 @@ pub fn which(point: Point, index: usize, hook: &Hook) -> String {
     format!("error running {} hook #{index}: {:?}", point.name(), hook.path())
 }
 
+/// How the hooks of a point end: after a poststop hook that failed the remaining ones run (OCI runtime.md, "Lifecycle"), else none.
+#[derive(Debug)]
+pub struct Ending {
+    point: Point,
+    failed: Option<Error>,
+}
+
+impl Ending {
+    /// Of this point, before the first one.
+    pub fn of(point: Point) -> Self {
+        Self { point, failed: None }
+    }
+
+    /// Takes note of how one has ended.
+    ///
+    /// # Errors
+    /// It has failed, and so no other may run.
+    pub fn note(&mut self, done: Result<()>) -> Result<()> {
+        match (done, self.failed.take()) {
+            (Err(error), _) if self.point != Point::Poststop => return Err(error),
+            (Err(error), Some(earlier)) => self.failed = Some(error.context(format!("{earlier}; then"))),
+            (done, earlier) => self.failed = earlier.or(done.err()),
+        }
+        Ok(())
+    }
+
+    /// After the last one.
+    ///
+    /// # Errors
+    /// All that have failed.
+    pub fn all(self) -> Result<()> {
+        self.failed.map_or(Ok(()), Err)
+    }
+}
+
 /// What the end of a hook comes to, which has complained of something meanwhile.
 ///
 /// # Errors

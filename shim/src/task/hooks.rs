@@ -9,7 +9,7 @@ use std::time::Duration;
 use oci_spec::runtime::{ContainerState, Hook};
 use runtime_core::cgroup::Cgroup;
 use runtime_core::compile::{self, CgroupView, Compiled, Inside, Joined, StartContainerHook};
-use runtime_core::container::hooks::{Point, outcome, pid_inside, state, timeout, which};
+use runtime_core::container::hooks::{Ending, Point, outcome, pid_inside, state, timeout, which};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
 use runtime_core::rdt::Groups;
@@ -96,14 +96,18 @@ impl Hooks {
     /// Runs the hooks of a point in order, in the container if that is given.
     ///
     /// # Errors
-    /// The first one that fails or takes too long, with what it said.
+    /// The first one that fails or takes too long, with what it said; after the container's end all of them.
     pub async fn run(&self, node: &Arc<Node>, point: Point, pid: i32, inside: Option<&Making<'_>>) -> Result<()> {
         let pid = if inside.is_some_and(|making| making.namespaces.has_private_pid()) { pid_inside(pid) } else { pid };
+        let mut ending = Ending::of(point);
         for (index, hook) in point.of(self.hooks.as_ref()).iter().enumerate() {
             let state = state(point, &self.id, pid, &self.bundle, &self.version, &self.annotations)?;
-            self.run_one(node, hook, state, inside).await.context(|| which(point, index, hook))?;
+            ending.note(self.run_one(node, hook, state, inside).await.context(|| which(point, index, hook)))?;
+            if self.given_up.as_ref().is_some_and(|given_up| *given_up.borrow()) {
+                break;
+            }
         }
-        Ok(())
+        ending.all()
     }
 
     async fn run_one(&self, node: &Arc<Node>, hook: &Hook, state: Vec<u8>, inside: Option<&Making<'_>>) -> Result<()> {

@@ -158,3 +158,16 @@ pub fn whose_caller_ignores_its_children(bed: &mut Bed<'_>) -> Result<()> {
     bundle.edit(|spec| spec["hooks"] = json!({"createRuntime": [script("exit 7", "")]}))?;
     refused(bed.create(&bundle), "exit status 7")
 }
+
+/// "the remaining hooks and lifecycle continue as if the hook had succeeded" (OCI runtime.md); crun does so, too.
+pub fn poststop_hooks_run_whatever_the_others_do(bed: &mut Bed<'_>) -> Result<()> {
+    let mut bundle = bed.bundle("a", &["sleep", "1000"])?;
+    let mark = bed.dir().join("mark");
+    let last = script("echo ran >$0", &mark.display().to_string());
+    let slow = json!({"path": "/bin/busybox", "args": ["sleep", "1000"], "timeout": 1});
+    bundle.edit(|spec| spec["hooks"] = json!({"poststop": [script("exit 3", "x"), slow, {"path": "/missing"}, last]}))?;
+    bed.running(&bundle)?;
+    bed.end(&bundle)?;
+    ensure_eq!(fs::read_to_string(&mark).context(|| "the last hook has not run".to_owned())?, "ran\n", "what the last hook wrote");
+    Ok(())
+}

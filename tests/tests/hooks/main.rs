@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         both::in_a_user_namespace,
         both::a_failure_tells_which_and_how,
         both::whose_caller_ignores_its_children,
+        both::poststop_hooks_run_whatever_the_others_do,
     ];
     Suite { name: "hooks", both, both_once: Vec::new(), shim, shim_once: Vec::new() }.main()
 }

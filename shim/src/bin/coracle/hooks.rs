@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::{ContainerState, Hook};
 use runtime_core::cgroup::Cgroup;
 use runtime_core::compile::{self, CgroupView, Compiled, Inside, Joined, StartContainerHook};
-use runtime_core::container::hooks::{Point, described, outcome, pid_inside, process_state, state, timeout, which};
+use runtime_core::container::hooks::{Ending, Point, described, outcome, pid_inside, process_state, state, timeout, which};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report::{self, send_with};
 use runtime_core::rdt::Groups;
@@ -45,7 +45,7 @@ impl Hooks<'_> {
     /// Runs those of a point in order.
     ///
     /// # Errors
-    /// The first one that fails or takes too long, with what it said.
+    /// The first one that fails or takes too long, with what it said; after the container's end all of them.
     pub fn run(&self, point: Point, init: Option<&Child>) -> Result<()> {
         self.run_all(point, init, None)
     }
@@ -62,6 +62,7 @@ impl Hooks<'_> {
         let namespaces = Joined::of(&self.spec.linux)?;
         let sees = |init: &Child| if inside.is_some() && namespaces.has_private_pid() { pid_inside(init.pid) } else { init.pid };
         let pid = init.map_or(0, sees);
+        let mut ending = Ending::of(point);
         for (index, hook) in point.of(self.spec.hooks.as_ref()).iter().enumerate() {
             let told = self.told(point, pid)?;
             let inside = match init.zip(inside) {
@@ -74,9 +75,9 @@ impl Hooks<'_> {
                 None => None,
             };
             let compile = |streams, report| compile::hook(hook, &self.state.bundle, streams, inside, report);
-            self.live(hook, &told, None, compile).context(|| which(point, index, hook))?;
+            ending.note(self.live(hook, &told, None, compile).context(|| which(point, index, hook)))?;
         }
-        Ok(())
+        ending.all()
     }
 
     /// Runs those that run in the container, with the rights of its first process.
