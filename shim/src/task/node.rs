@@ -21,9 +21,9 @@ use tokio::io::Interest;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::daemon::new_launcher;
 use crate::io::Streams;
 use crate::io::watched::{Edge, Watched};
-use crate::place;
 use crate::pod::Pods;
 use crate::serve::Context;
 use crate::sync::lock;
@@ -215,7 +215,7 @@ impl Node {
     }
 
     async fn replace(&self, link: &mut Link) -> Result<()> {
-        *link = Link::new(place::with_given_descriptor_limit(Launcher::spawn)?)?;
+        *link = Link::new(new_launcher()?)?;
         let watched: Vec<_> = lock(&self.watched).clone().into_iter().collect();
         for (id, (cgroup, first)) in watched {
             let first = first.map(|first| Request::First(id.clone(), first));
