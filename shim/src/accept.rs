@@ -52,7 +52,7 @@ impl SameUser {
         match stream.peer_cred() {
             Ok(peer) if peer.uid() == self.uid => true,
             Ok(peer) => {
-                log::warn!("refused a client: uid {}, pid {:?}", peer.uid(), peer.pid());
+                log::warn!("refused a client: uid {}, pid {}", peer.uid(), peer.pid().unwrap_or(0));
                 false
             }
             Err(error) => {
