@@ -83,6 +83,7 @@ fn main() -> ExitCode {
         wire::nested_message,
         wire::many_open_calls,
         wire::slow_client,
+        wire::unread_answers,
     ];
     requests::main("contract", cases, hand_cases![exit::delete_while_a_grandchild_holds_the_output])
 }
