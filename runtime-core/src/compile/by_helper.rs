@@ -62,7 +62,7 @@ pub fn by_helper(inputs: ByHelper<'_>) -> Result<Compiled> {
         arguments: cstrings("rootfs", &arguments)?,
         environment: vec![cstring("helper", &format!("PATH={PATH}"))?],
     };
-    let (plan, descriptors) = plan.finish();
+    let (plan, descriptors) = plan.finish()?;
     let launch = Launch { plan, program, clone_flags: libc::CLONE_NEWPID as u64, cgroup: None, report };
     Ok(Compiled { launch, descriptors })
 }

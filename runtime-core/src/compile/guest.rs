@@ -3,14 +3,18 @@
 use std::os::fd::OwnedFd;
 
 use super::Compiled;
+use crate::error::Result;
 use crate::plan::{Builder, Launch, Program, Step};
 
 /// Reports that it is ready, and stays until it is killed or nobody listens to it any more.
-pub fn guest(report: OwnedFd) -> Compiled {
+///
+/// # Errors
+/// None that input decides.
+pub fn guest(report: OwnedFd) -> Result<Compiled> {
     let mut plan = Builder::default();
     let report = plan.give(report);
     plan.step(Step::Session);
     plan.step(Step::Ready);
-    let (plan, descriptors) = plan.finish();
-    Compiled { launch: Launch { plan, program: Program::default(), clone_flags: 0, cgroup: None, report }, descriptors }
+    let (plan, descriptors) = plan.finish()?;
+    Ok(Compiled { launch: Launch { plan, program: Program::default(), clone_flags: 0, cgroup: None, report }, descriptors })
 }

@@ -1,7 +1,7 @@
 //! Programs of the host's: hooks and loggers.
 
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
@@ -72,8 +72,9 @@ impl Environment<'_> {
 /// # Errors
 /// As [`helper`].
 pub fn hook(hook: &Hook, bundle: &Path, streams: [OwnedFd; 3], inside: Option<Inside<'_>>, report: OwnedFd) -> Result<Compiled> {
-    if let Some(maps) = inside.as_ref().and_then(|inside| inside.namespaces.user()) {
-        streams.iter().try_for_each(|stream| give_to_root(stream, maps))?;
+    let maps = inside.as_ref().map(|inside| inside.namespaces.user(inside.init.as_fd())).transpose()?.flatten();
+    if let Some(maps) = maps {
+        streams.iter().try_for_each(|stream| give_to_root(stream, &maps))?;
     }
     helper(Helper {
         path: hook.path(),
@@ -133,8 +134,8 @@ pub fn helper(inputs: Helper<'_>) -> Result<Compiled> {
     if inside.as_ref().is_some_and(Entry::is_born_inside) {
         plan.step(Step::Birth);
     }
-    plan.step(Step::Exec { own: false });
-    let (plan, descriptors) = plan.finish();
+    plan.step(Step::Exec);
+    let (plan, descriptors) = plan.finish()?;
     let program = Program {
         name: inputs.path.to_string_lossy().into_owned(),
         candidates: vec![cstring("path", &inputs.path.to_string_lossy())?],
@@ -185,7 +186,7 @@ impl<'a> Entry<'a> {
         if others != 0 {
             plan.step(Step::Join { namespace: init, flags: others });
         }
-        if namespaces.user().is_some() {
+        if namespaces.has_user() {
             become_root(plan);
         }
     }

@@ -2,12 +2,13 @@
 //! (containerd `core/mount/mount_idmapped_linux.go`): `container-id:host-id:size[,…]`.
 
 use std::ffi::CString;
-use std::path::Path;
+use std::os::fd::BorrowedFd;
 
 use oci_spec::runtime::LinuxIdMapping;
 
 use super::options::Options;
 use crate::error::{Context, Error, Result};
+use crate::plan::child::idmap;
 use crate::plan::{Builder, Slot, Step};
 
 /// The maps of a user namespace.
@@ -59,17 +60,25 @@ impl Maps {
         Ok(Self { uid: all("uidMappings", uid)?, gid: all("gidMappings", gid)? })
     }
 
-    /// From the files of a process.
+    /// Those of a user namespace.
     ///
     /// # Errors
-    /// The errno of a process that is gone.
-    pub fn of_process(directory: &Path) -> Result<Self> {
-        let read = |name: &str| {
-            let path = directory.join(name);
-            let text = std::fs::read_to_string(&path).context(|| format!("read {path:?}"))?;
-            text.lines().map(|line| numbers(line.split_whitespace())).collect::<Result<Vec<_>>>().context(|| format!("{path:?}"))
-        };
-        Ok(Self { uid: read("uid_map")?, gid: read("gid_map")? })
+    /// The errno of joining it.
+    pub fn of_namespace(namespace: BorrowedFd<'_>) -> Result<Self> {
+        Self::shown(&idmap::maps_of(namespace).context(|| "maps of the user namespace")?)
+    }
+
+    /// Those of the user namespace that a process is in.
+    ///
+    /// # Errors
+    /// The errno for a process that is gone.
+    pub fn of_process(pidfd: BorrowedFd<'_>) -> Result<Self> {
+        Self::shown(&idmap::maps_of_process(pidfd).context(|| "maps of the user namespace")?)
+    }
+
+    fn shown([uid, gid]: &[String; 2]) -> Result<Self> {
+        let ranges = |text: &str| text.lines().map(|line| numbers(line.split_whitespace())).collect::<Result<Vec<_>>>();
+        Ok(Self { uid: ranges(uid)?, gid: ranges(gid)? })
     }
 
     /// Both as the kernel takes them.

@@ -1,6 +1,6 @@
 //! Processes that join a running container.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use oci_spec::runtime::Hook;
 
@@ -115,6 +115,7 @@ fn join(inputs: Joining<'_>, program: Program, home: process::Home) -> Result<Co
     let streams = give_streams(&mut plan, inputs.streams);
     let procs: Vec<Slot> = inputs.cgroup.procs.into_iter().map(|fd| plan.give(fd)).collect();
     let cgroup = inputs.cgroup.directory.map(|fd| plan.give(fd));
+    let user = inputs.namespaces.user(inputs.init.as_fd())?;
     let init = plan.give(inputs.init);
 
     let [early, late] = process.exec_cpu_affinity.as_ref().map(CpuAffinity::masks).transpose()?.unwrap_or_default();
@@ -122,8 +123,7 @@ fn join(inputs: Joining<'_>, program: Program, home: process::Home) -> Result<Co
     procs.iter().for_each(|&procs| plan.step(Step::JoinCgroup { procs }));
     late.into_iter().for_each(|mask| plan.step(Step::Affinity { mask }));
     process::host_side(&mut plan, process)?;
-    let user = inputs.namespaces.user();
-    match user {
+    match &user {
         None => {
             process::raise_limits(&mut plan, process);
             process::keyring(&mut plan, inputs.id, inputs.no_new_keyring)?;
@@ -151,7 +151,7 @@ fn join(inputs: Joining<'_>, program: Program, home: process::Home) -> Result<Co
     };
     process::confine(&mut plan, process, &kept, how)?;
 
-    let (plan, descriptors) = plan.finish();
+    let (plan, descriptors) = plan.finish()?;
     let launch = Launch { plan, program, clone_flags: 0, cgroup, report };
     Ok(Compiled { launch, descriptors })
 }

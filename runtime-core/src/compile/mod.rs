@@ -191,8 +191,10 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
         (None, Some(_)) if joined.new_pid() == 0 => mounts::ProcBy::Host,
         (None, _) => mounts::ProcBy::Itself,
     };
-    let places = mounts::Places { bundle, hierarchies: &inputs.cgroup.mounts, pod, proc };
-    let mounts = mounts::sources(&mut plan, spec, places, owners)?;
+    let root_is_bound = roots.iter().any(RootMount::is_bind);
+    let (hierarchies, kernel) = (&inputs.cgroup.mounts, inputs.kernel);
+    let places = mounts::Places { bundle, root: &target, root_is_bound, by_path: &mut by_path, kernel, hierarchies, pod, proc };
+    let mut mounts = mounts::sources(&mut plan, spec, places, owners)?;
     let masks = mounts.mask_sources(&mut plan, spec)?;
     let mut given_devices = if inputs.kernel.makes_devices { Vec::new() } else { devices::of_host(&mut plan, spec)? };
 
@@ -200,7 +202,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let attached_at = leave_host(&mut plan, by_path, hooks.then_some(target.as_path()), joined.mount())?;
     let root = if let (Some(user), Some(namespace)) = (&user, namespace) {
         let mut shelf = Shelf::new(&mut plan, &layers, &attached_at, hooks);
-        mounts.of_host().into_iter().for_each(|mount| shelf.put(&mut plan, mount));
+        mounts.shelve(&mut plan, &mut shelf);
         if inputs.kernel.makes_devices {
             given_devices = devices::shelve(&mut plan, spec, &mut shelf, &user.maps)?;
         } else {
@@ -215,6 +217,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     } else {
         rootfs::attach(&mut plan, &layers, &attached_at)
     };
+    mounts::prepare_root(&mut plan, spec, root)?;
     let sealed_later = mounts::attach_all(&mut plan, &mounts, root)?;
     let devices = devices::make(&mut plan, spec, root, &given_devices, inputs.kernel)?;
     process::streams(&mut plan, &streams, process, mounts.devpts, &devices, user.is_some())?;
@@ -242,7 +245,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     };
     process::confine(&mut plan, process, &kept, how)?;
 
-    let (plan, descriptors) = plan.finish();
+    let (plan, descriptors) = plan.finish()?;
     // In a user namespace it is made there, and belongs to it.
     let clone_flags = if user.is_none() { joined.new_pid() as u64 } else { 0 };
     let launch = Launch { plan, program: process::program(process)?, clone_flags, cgroup, report };
@@ -325,15 +328,20 @@ fn cstrings<'a>(field: &str, texts: impl IntoIterator<Item = &'a String>) -> Res
 
 /// `path` without its leading slash, its `.` and `..` resolved as text, as runc cleans destinations: beneath the root in any case.
 fn relative(path: &str) -> Result<CString> {
-    let mut clean: Vec<&str> = Vec::new();
-    for component in Path::new(path).components() {
+    cstring("path", &clean(Path::new(path)).to_string_lossy())
+}
+
+/// The same for any path.
+fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for component in path.components() {
         match component {
-            Component::Normal(name) => clean.push(name.to_str().unwrap_or_default()),
+            Component::Normal(name) => clean.push(name),
             Component::ParentDir => drop(clean.pop()),
             Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
         }
     }
-    cstring("path", &clean.join("/"))
+    clean
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! New namespaces, and joining given ones.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
@@ -57,9 +57,20 @@ impl Joined {
         Ok(joined)
     }
 
-    /// The maps of its user namespace.
-    pub fn user(&self) -> Option<&Maps> {
-        self.user.as_ref()
+    /// Whether it is in a user namespace.
+    pub fn has_user(&self) -> bool {
+        self.flags & libc::CLONE_NEWUSER != 0
+    }
+
+    /// The maps of its user namespace, which those of its first process are if the spec has none.
+    ///
+    /// # Errors
+    /// The first process has ended.
+    pub fn user(&self, init: BorrowedFd<'_>) -> Result<Option<Maps>> {
+        match &self.user {
+            None if self.has_user() => Maps::of_process(init).map(Some),
+            known => Ok(known.clone()),
+        }
     }
 
     /// `CLONE_NEW*` of what a process enters through a pidfd. The pid namespace is not among them: it takes effect at birth.

@@ -1,5 +1,7 @@
 //! Mount options, as the OCI spec (config.md, "Linux mount options") and containerd's snapshotters write them.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::sys::mount::attr;
 
@@ -18,6 +20,10 @@ pub struct Options {
     pub set_all: u64,
     /// See [`Options::set_all`].
     pub clear_all: u64,
+    /// Whether any flag of the mount itself is asked for, by mount(2)'s count: that the superblock has it makes no difference.
+    pub has_flags: bool,
+    /// `relatime`, which has no attribute of its own.
+    pub relative_atime: bool,
     /// Propagation types with their recursiveness, in order.
     pub propagation: Vec<(u64, bool)>,
     /// `idmap`, or `ridmap` for what is mounted below, too.
@@ -42,22 +48,29 @@ pub struct Options {
 
 enum Meaning {
     Nothing,
+    /// A flag of mount(2)'s that has no effect where it is not the default.
+    Plain,
     Set(u64),
     Clear(u64),
+    AccessTime(u64),
     SetAll(u64),
     ClearAll(u64),
     Propagation(u64, bool),
     Superblock(&'static str),
+    NotSuperblock(&'static str),
 }
 
 /// Superblock flag names that fsconfig(2) knows (`vfs_parse_sb_flag`), with the attribute that goes along.
 const READ_ONLY: &str = "ro";
 
 fn meaning(option: &str) -> Option<Meaning> {
-    use Meaning::{Clear, ClearAll, Nothing, Propagation, Set, SetAll, Superblock};
+    use Meaning::{AccessTime, Clear, ClearAll, NotSuperblock, Nothing, Plain, Propagation, Set, SetAll, Superblock};
     Some(match option {
-        "defaults" | "auto" | "noauto" | "nofail" | "user" | "nouser" | "_netdev" | "owner" | "group" => Nothing,
-        "async" | "nomand" | "noiversion" | "nolazytime" | "loud" | "silent" | "acl" | "noacl" => Nothing,
+        "defaults" | "remount" => Nothing,
+        "iversion" | "noiversion" | "loud" | "silent" => Plain,
+        "async" => NotSuperblock("sync"),
+        "nomand" => NotSuperblock("mand"),
+        "nolazytime" => NotSuperblock("lazytime"),
         "ro" => Set(attr::RDONLY),
         "rw" => Clear(attr::RDONLY),
         "nosuid" => Set(attr::NOSUID),
@@ -70,10 +83,11 @@ fn meaning(option: &str) -> Option<Meaning> {
         "diratime" => Clear(attr::NODIRATIME),
         "nosymfollow" => Set(attr::NOSYMFOLLOW),
         "symfollow" => Clear(attr::NOSYMFOLLOW),
-        "noatime" => Set(attr::NOATIME),
-        "strictatime" => Set(attr::STRICTATIME),
         // The access time modes exclude each other; clearing the field gives relatime, the kernel's default.
-        "relatime" | "atime" | "norelatime" | "nostrictatime" => Clear(attr::ATIME_MASK),
+        "noatime" => AccessTime(attr::NOATIME),
+        "strictatime" => AccessTime(attr::STRICTATIME),
+        "relatime" => AccessTime(0),
+        "atime" | "norelatime" | "nostrictatime" => Clear(attr::ATIME_MASK),
         "rro" => SetAll(attr::RDONLY),
         "rrw" => ClearAll(attr::RDONLY),
         "rnosuid" => SetAll(attr::NOSUID),
@@ -101,7 +115,6 @@ fn meaning(option: &str) -> Option<Meaning> {
         "dirsync" => Superblock("dirsync"),
         "mand" => Superblock("mand"),
         "lazytime" => Superblock("lazytime"),
-        "remount" => Nothing,
         _ => return None,
     })
 }
@@ -122,6 +135,7 @@ pub const NAMES: &[&str] = &[
     "dirsync",
     "exec",
     "idmap",
+    "iversion",
     "lazytime",
     "loud",
     "mand",
@@ -129,6 +143,7 @@ pub const NAMES: &[&str] = &[
     "nodev",
     "nodiratime",
     "noexec",
+    "noiversion",
     "nolazytime",
     "nomand",
     "norelatime",
@@ -225,15 +240,39 @@ impl Options {
             *other &= !bits;
             *to |= bits;
         };
+        self.has_flags |= !matches!(meaning, Meaning::Nothing | Meaning::SetAll(_) | Meaning::ClearAll(_) | Meaning::Propagation(..));
         match meaning {
-            Meaning::Nothing => {}
+            Meaning::Nothing | Meaning::Plain => {}
             Meaning::Set(bits) => change(bits, &mut self.set, &mut self.clear),
-            Meaning::Clear(bits) => change(bits, &mut self.clear, &mut self.set),
+            Meaning::Clear(bits) => {
+                change(bits, &mut self.clear, &mut self.set);
+                self.relative_atime &= bits & attr::ATIME_MASK == 0;
+            }
+            Meaning::AccessTime(mode) => {
+                change(attr::ATIME_MASK, &mut self.clear, &mut self.set);
+                change(mode, &mut self.set, &mut self.clear);
+                self.relative_atime = mode == 0;
+            }
             Meaning::SetAll(bits) => change(bits, &mut self.set_all, &mut self.clear_all),
             Meaning::ClearAll(bits) => change(bits, &mut self.clear_all, &mut self.set_all),
             Meaning::Propagation(flags, recursive) => self.propagation.push((flags, recursive)),
             Meaning::Superblock(name) => self.superblock.push(name),
+            Meaning::NotSuperblock(name) => self.superblock.retain(|given| *given != name),
         }
+    }
+
+    /// What a bind is told of its flags, if it is told of any (runc `libcontainer/rootfs_linux.go`, `mountToRootfs`): it has these and no
+    /// others, those of the source go. Access times stay as they are unless there is a word about them.
+    pub fn of_bind(&self) -> Option<BindFlags> {
+        let access_time = attr::ATIME_MASK | attr::NODIRATIME;
+        let has_access_time = self.relative_atime || self.set & access_time != 0;
+        let all = attr::LOCKABLE | attr::NOSYMFOLLOW | if has_access_time { access_time } else { 0 };
+        self.has_flags.then_some(BindFlags {
+            set: self.set,
+            clear: clear_mask(self.set, all & !self.set),
+            unwanted: self.clear & attr::LOCKABLE,
+            has_access_time,
+        })
     }
 
     /// The value of a filesystem option.
@@ -257,6 +296,19 @@ impl Options {
     }
 }
 
+/// The flags of a bind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindFlags {
+    /// What it has.
+    pub set: u64,
+    /// What goes, unless it is locked.
+    pub clear: u64,
+    /// What must go: it was asked for by name.
+    pub unwanted: u64,
+    /// Whether access times are among them.
+    pub has_access_time: bool,
+}
+
 /// mount_setattr(2): to set one access time mode, the whole field must be cleared.
 pub fn clear_mask(set: u64, clear: u64) -> u64 {
     if set & attr::ATIME_MASK != 0 { clear | attr::ATIME_MASK } else { clear }
@@ -270,6 +322,37 @@ mod tests {
     fn the_last_of_two_opposites_wins() {
         let options = Options::parse(["ro", "nosuid", "rw"]).unwrap();
         assert_eq!((options.set, options.clear), (attr::NOSUID, attr::RDONLY));
+    }
+
+    #[test]
+    fn of_the_access_times_the_last_one_wins_and_is_alone() {
+        let set = |options: &[&'static str]| Options::parse(options.iter().copied()).unwrap().set;
+        assert_eq!(set(&["noatime", "strictatime"]), attr::STRICTATIME);
+        assert_eq!(set(&["strictatime", "noatime", "ro"]), attr::NOATIME | attr::RDONLY);
+        assert_eq!(set(&["strictatime", "relatime"]), 0);
+    }
+
+    #[test]
+    fn a_bind_has_the_flags_of_its_options_and_no_others() {
+        let flags = |options: &[&'static str]| Options::parse(options.iter().copied()).unwrap().of_bind();
+        for options in [&["rbind", "rprivate"] as &[&str], &["bind", "rro", "remount", "defaults"]] {
+            assert_eq!(flags(options), None, "{options:?}");
+        }
+        let rw = flags(&["rbind", "rprivate", "rw"]).unwrap();
+        assert_eq!((rw.set, rw.clear, rw.unwanted), (0, attr::LOCKABLE | attr::NOSYMFOLLOW, attr::RDONLY));
+        let sync = flags(&["bind", "sync"]).unwrap();
+        assert_eq!((sync.set, sync.unwanted, sync.has_access_time), (0, 0, false));
+        let noatime = flags(&["bind", "ro", "noatime"]).unwrap();
+        assert_eq!(noatime.set, attr::RDONLY | attr::NOATIME);
+        assert_eq!(noatime.clear & (attr::ATIME_MASK | attr::NODIRATIME), attr::ATIME_MASK | attr::NODIRATIME);
+        assert!(flags(&["bind", "relatime"]).unwrap().has_access_time && !flags(&["bind", "relatime", "atime"]).unwrap().has_access_time);
+    }
+
+    #[test]
+    fn words_of_fstab_are_the_filesystems() {
+        for word in ["nofail", "auto", "_netdev", "user", "acl", "x-systemd.automount"] {
+            assert_eq!(Options::parse([word]).unwrap().data, [(word.to_owned(), None)]);
+        }
     }
 
     #[test]

@@ -126,7 +126,7 @@ pub fn pod(inputs: Pod<'_>) -> Result<CompiledPod> {
     made.into_iter().for_each(|descriptor| plan.step(Step::HandOver { descriptor }));
     plan.step(program.map_or(Step::Keep, |file| Step::ExecFile { file }));
 
-    let (plan, descriptors) = plan.finish();
+    let (plan, descriptors) = plan.finish()?;
     let program = Program { name: hold::NAME.to_owned(), arguments: cstrings("holder", &[hold::NAME.to_owned()])?, ..Program::default() };
     // In a user namespace it is made there, and belongs to it.
     let clone_flags = if user.is_none() { joined.new_pid() as u64 } else { 0 };

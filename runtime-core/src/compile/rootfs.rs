@@ -28,6 +28,11 @@ pub struct RootMount {
 }
 
 impl RootMount {
+    /// Whether it is a part of the host's tree.
+    pub fn is_bind(&self) -> bool {
+        matches!(self.fstype.as_str(), "bind" | "rbind") || self.options.iter().any(|option| matches!(option.as_str(), "bind" | "rbind"))
+    }
+
     /// The program that mounts it where the kernel does not by itself, and the type that this is told (containerd `core/mount/mount_linux.go`,
     /// `allowedHelperBinaries`).
     pub fn helper(&self) -> Option<(&'static str, &str)> {
@@ -121,8 +126,7 @@ impl Assembly<'_> {
         let maps = Maps::take(&mut options)?;
         let namespace = maps.map(|maps| self.namespaces.slot(self.plan, maps));
         match mount.fstype.as_str() {
-            "bind" | "rbind" => bind(self.plan, &mount.source, &options, slot)?,
-            _ if options.bind => bind(self.plan, &mount.source, &options, slot)?,
+            _ if mount.is_bind() => bind(self.plan, &mount.source, &options, slot)?,
             // The layers are idmapped and not the whole, which the kernel does not allow.
             "overlay" => return self.overlay(&options, namespace, slot),
             "" => return Err(Error::invalid("mount without a type")),
@@ -176,7 +180,7 @@ pub fn show(plan: &mut Builder, layers: &[Layer], by_path: ByPath, target: &Path
     if !by_path.is_empty() {
         let [table, namespace, root, process] = std::array::from_fn(|_| plan.slot());
         let host = Host { table, namespace, root, process };
-        plan.step(Step::WatchHost { host });
+        plan.step(Step::OpenHost { host });
         plan.step(Step::Unshare { flags: libc::CLONE_NEWNS });
         plan.step(Step::Propagation { flags: libc::MS_SLAVE | libc::MS_REC });
         by_path.emit(plan);
@@ -200,11 +204,6 @@ pub fn bind(plan: &mut Builder, source: &str, options: &Options, slot: Slot) -> 
     }
     attributes(plan, options, slot);
     Ok(())
-}
-
-/// Whether a bind gets what the host mounts below its source later on.
-pub fn follows_host(options: &Options) -> bool {
-    options.propagation.is_empty() || options.propagation.iter().any(|(kind, _)| kind & (libc::MS_SHARED | libc::MS_SLAVE) != 0)
 }
 
 /// Attributes that a mount did not get at birth.
@@ -270,7 +269,7 @@ mod tests {
             place(true),
         )
         .unwrap();
-        let text = plan.finish().0.to_string();
+        let text = plan.finish().unwrap().0.to_string();
         assert!(text.contains("lowerdir+=/a,lowerdir+=/b:c"), "{text}");
     }
 
@@ -280,7 +279,7 @@ mod tests {
         let options = ["workdir=/s/9/work", "upperdir=/s/9/fs", "lowerdir=/s/1/fs:/s/2/fs", "index=off"];
         let (_, by_path) = assemble(&mut plan, &mounts("overlay", &options), Vec::new(), &mut Namespaces::default(), place(false)).unwrap();
         by_path.emit(&mut plan);
-        let text = plan.finish().0.to_string();
+        let text = plan.finish().unwrap().0.to_string();
         assert!(text.contains("lowerdir=1/fs:2/fs,workdir=9/work,upperdir=9/fs,index=off"), "{text}");
         assert!(text.contains("/s"), "{text}");
     }
@@ -294,7 +293,7 @@ mod tests {
                 assemble(&mut plan, &mounts("overlay", &options), Vec::new(), &mut Namespaces::default(), place(layers_one_by_one))
                     .unwrap();
             by_path.emit(&mut plan);
-            plan.finish().0.to_string()
+            plan.finish().unwrap().0.to_string()
         };
         let layers = "#1 = user namespace, users 0 1000 5, 5 2000 1, groups 0 3000 6\n#2 = bind \"/s/1/fs\"\nmap owners of #2 by #1\n\
                       #3 = bind \"/s/2/fs\"\nmap owners of #3 by #1\n";
@@ -313,7 +312,7 @@ mod tests {
             mount[0].source = "/s".into();
             mount[0].options.extend(options.iter().map(|option| (*option).to_owned()));
             assemble(&mut plan, &mount, Vec::new(), &mut Namespaces::default(), place(true)).unwrap();
-            let text = plan.finish().0.to_string();
+            let text = plan.finish().unwrap().0.to_string();
             assert!(text.ends_with("map owners of #0 by #1\n") && !text.contains("uidmap"), "{text}");
         }
     }
@@ -359,7 +358,7 @@ mod tests {
         ] {
             let mut plan = Builder::default();
             assemble(&mut plan, &mounts(kind, options), Vec::new(), &mut Namespaces::default(), place(true)).unwrap();
-            assert_eq!(plan.finish().0.to_string(), text);
+            assert_eq!(plan.finish().unwrap().0.to_string(), text);
         }
     }
 }

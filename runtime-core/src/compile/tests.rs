@@ -172,7 +172,7 @@ fn rights_go_in_the_one_order_that_works() {
         before(&case, &plan, identity, |step| matches!(step, Step::Capabilities { .. }));
         before(&case, &plan, |step| matches!(step, Step::Capabilities { .. }), |step| matches!(step, Step::FindProgram));
         before(&case, &plan, |step| matches!(step, Step::FindProgram), |step| matches!(step, Step::Ready));
-        assert_eq!(plan.steps.last(), Some(&Step::Exec { own: true }));
+        assert_eq!(plan.steps.last(), Some(&Step::Exec));
     }
 }
 
@@ -195,7 +195,7 @@ fn the_filter_is_loaded_with_rights_only_where_it_must_be() {
             until: process::Until::Started,
         };
         process::confine(&mut builder, &process, &process::Kept::default(), how).unwrap();
-        let (plan, _) = builder.finish();
+        let (plan, _) = builder.finish().unwrap();
         let load = at(&plan, |step| matches!(step, Step::Seccomp { .. }));
         let identity = at(&plan, |step| matches!(step, Step::Identity { .. }));
         assert_eq!((load.len(), load < identity), (1, !no_new_privileges), "{plan}");

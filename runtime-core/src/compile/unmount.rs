@@ -17,7 +17,7 @@ pub fn unmount(path: &Path, report: OwnedFd) -> Result<Compiled> {
     plan.step(Step::Session);
     plan.step(Step::Unmount { path: cstring("path", &path.to_string_lossy())? });
     plan.step(Step::Keep);
-    let (plan, descriptors) = plan.finish();
+    let (plan, descriptors) = plan.finish()?;
     let launch = Launch { plan, program: Program::default(), clone_flags: 0, cgroup: None, report };
     Ok(Compiled { launch, descriptors })
 }

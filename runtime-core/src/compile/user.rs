@@ -8,6 +8,7 @@
 //! All its new namespaces belong to the user namespace, the pid namespace as well: so the process goes on as a new one, the init of that.
 
 use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::LinuxNamespaceType;
@@ -27,19 +28,16 @@ pub struct User {
     given: Option<Slot>,
 }
 
-/// The maps of a spec's user namespace, if it has one. Where the spec has none, they are those of the process whose namespace it names.
+/// The maps that a spec has for its user namespace, if it has any.
 ///
 /// # Errors
-/// What is no map, or a namespace whose maps nobody tells.
+/// What is no map.
 pub fn maps(linux: &Linux) -> Result<Option<Maps>> {
-    let Some(namespace) = linux.namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User) else { return Ok(None) };
-    if !linux.uid_mappings.is_empty() {
-        return Maps::of(&linux.uid_mappings, &linux.gid_mappings).context(|| "linux").map(Some);
+    let is_used = linux.namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User);
+    if !is_used || (linux.uid_mappings.is_empty() && linux.gid_mappings.is_empty()) {
+        return Ok(None);
     }
-    let path = namespace.path().as_deref().unwrap_or(Path::new(""));
-    let process = path.strip_prefix("/proc").ok().and(path.ancestors().nth(2)).filter(|_| path.ends_with("ns/user"));
-    let process = process.ok_or_else(|| Error::invalid(format!("linux.uidMappings: there are none, and {path:?} is of no process")))?;
-    Maps::of_process(process).context(|| "linux.namespaces: user").map(Some)
+    Maps::of(&linux.uid_mappings, &linux.gid_mappings).context(|| "linux").map(Some)
 }
 
 impl User {
@@ -48,18 +46,15 @@ impl User {
     /// # Errors
     /// A path that is none of a user namespace, and ids that have no place in the maps.
     pub fn open(plan: &mut Builder, spec: &Spec, process: &Process) -> Result<Option<Self>> {
-        let namespace = spec.linux.namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User);
-        let given = match namespace.and_then(|user| user.path().as_deref()).filter(|path| !path.as_os_str().is_empty()) {
-            None => None,
-            Some(path) => {
-                let opened = open_one(path, libc::CLONE_NEWUSER).context(|| "linux.namespaces: user")?;
-                if is_of(&opened, "self", "user")? {
-                    return Err(Error::invalid(format!("linux.namespaces: user: {path:?} is the host's own")));
-                }
-                Some(plan.give(opened))
-            }
+        let Some(namespace) = spec.linux.namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User) else {
+            return Ok(None);
         };
-        let Some(maps) = maps(&spec.linux)? else { return Ok(None) };
+        let given = namespace.path().as_deref().map(given).transpose().context(|| "linux.namespaces: user")?;
+        let maps = match (maps(&spec.linux)?, &given) {
+            (Some(maps), _) => maps,
+            (None, Some(given)) => Maps::of_namespace(given.as_fd()).context(|| "linux.namespaces: user")?,
+            (None, None) => return Err(Error::invalid("linux.uidMappings: there are none for a new user namespace")),
+        };
         for (field, mapped) in [
             ("linux.uidMappings: user 0", maps.host_uid(0)),
             ("linux.gidMappings: group 0", maps.host_gid(0)),
@@ -68,7 +63,7 @@ impl User {
         ] {
             mapped.ok_or_else(|| Error::invalid(format!("{field}: not mapped")))?;
         }
-        Ok(Some(Self { maps, given }))
+        Ok(Some(Self { maps, given: given.map(|given| plan.give(given)) }))
     }
 
     /// Where the namespace is, made if it has to be.
@@ -94,6 +89,14 @@ impl User {
     }
 }
 
+fn given(path: &Path) -> Result<OwnedFd> {
+    let opened = open_one(path, libc::CLONE_NEWUSER)?;
+    if is_of(&opened, "self", "user")? {
+        return Err(Error::invalid(format!("{path:?} is the host's own")));
+    }
+    Ok(opened)
+}
+
 /// Until then the process is nobody there.
 pub fn become_root(plan: &mut Builder) {
     plan.step(Step::Identity { uid: 0, gid: 0, groups: Some(Vec::new()) });
@@ -105,6 +108,16 @@ pub struct Shelf {
     pub root: Slot,
     place: Place,
     taken: Vec<(CString, Slot)>,
+    count: usize,
+}
+
+fn placed(place: &Place, name: &CStr) -> CString {
+    let here: &[u8] = match place {
+        Place::Stub => b"/b/",
+        Place::Host(_) => b"",
+    };
+    // A name holds no NUL.
+    CString::new([here, name.to_bytes()].concat()).unwrap_or_default()
 }
 
 /// Where that is.
@@ -140,7 +153,7 @@ impl Shelf {
         let root = plan.slot();
         new_mount(plan, c"tmpfs", vec![(c"mode".to_owned(), Some(c"711".to_owned()))], 0, root);
         plan.step(Step::AttachRoot { mount: root, path: c"/b".to_owned(), root });
-        Self { root, place: Place::Stub, taken: Vec::new() }
+        Self { root, place: Place::Stub, taken: Vec::new(), count: 0 }
     }
 
     /// The procfs and the sysfs of the host may be covered in part, which would not do.
@@ -162,7 +175,7 @@ impl Shelf {
                 plan.step(Step::Attach { mount: layer.mount, root: whole, target: layer.target.clone(), rule: Target::Ordinary });
             }
         }
-        Self { root, place: Place::Host(path.to_owned()), taken: Vec::new() }
+        Self { root, place: Place::Host(path.to_owned()), taken: Vec::new(), count: 0 }
     }
 
     /// All is on it.
@@ -178,11 +191,23 @@ impl Shelf {
         plan.step(Step::Attach { mount, root: self.root, target: name, rule: Target::Ordinary });
     }
 
+    /// The same for a mount that then has no descriptor: where it is.
+    pub fn put_away(&mut self, plan: &mut Builder, mount: Slot) -> CString {
+        let name = self.name();
+        plan.step(Step::Attach { mount, root: self.root, target: name.clone(), rule: Target::Ordinary });
+        plan.step(Step::Close { slot: mount });
+        placed(&self.place, &name)
+    }
+
+    fn name(&mut self) -> CString {
+        self.count += 1;
+        // Digits hold no NUL.
+        CString::new((self.count - 1).to_string()).unwrap_or_default()
+    }
+
     /// The name of something that is made there, and will be a mount in `mount`.
     pub fn reserve(&mut self, mount: Slot) -> CString {
-        let number: Vec<u8> = self.taken.len().to_string().into_bytes();
-        // Digits hold no NUL.
-        let name = CString::new(number).unwrap_or_default();
+        let name = self.name();
         self.taken.push((name.clone(), mount));
         name
     }
@@ -190,15 +215,15 @@ impl Shelf {
     /// In the copy of the namespace: a clone of the root, and clones of all that is on the shelf, in the slots of the originals.
     pub fn take_down(self, plan: &mut Builder) -> Slot {
         let (mount, root) = (plan.slot(), plan.slot());
-        let (here, source, target): (&[u8], _, _) = match self.place {
-            Place::Stub => (b"/b/", c"/r", c"/r"),
-            Place::Host(_) => (b"", ROOT, c"."),
+        let Self { place, taken, .. } = self;
+        let (source, target) = match &place {
+            Place::Stub => (c"/r", c"/r"),
+            Place::Host(_) => (ROOT, c"."),
         };
         plan.step(Step::CloneTree { source: source.to_owned(), recursive: true, follow: true, mount });
         plan.step(Step::AttachRoot { mount, path: target.to_owned(), root });
-        for (name, mount) in self.taken {
-            let source = [here, name.as_bytes()].concat();
-            plan.step(Step::CloneTree { source: CString::new(source).unwrap_or_default(), recursive: true, follow: true, mount });
+        for (name, mount) in taken {
+            plan.step(Step::CloneTree { source: placed(&place, &name), recursive: true, follow: true, mount });
         }
         root
     }

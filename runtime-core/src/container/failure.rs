@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use crate::cgroup::Cgroup;
 use crate::compile::other_spelling;
 use crate::error::{Error, ErrorKind};
-use crate::plan::child::{OTHER_LABEL, OTHER_MAPS, OUTSIDE, UNSETTLED, attach, helper_failed};
+use crate::plan::child::{LOCKED, OTHER_LABEL, OTHER_MAPS, OUTSIDE, UNSETTLED, attach, helper_failed};
 use crate::plan::report::Failure;
 use crate::plan::{Launch, Slot, Step};
 use crate::spec::labels::APPARMOR;
@@ -36,7 +36,7 @@ pub fn explain(launch: &Launch, failure: &Failure) -> Error {
             Error::new(ErrorKind::FailedPrecondition, no_process(launch))
         }
         Step::FindProgram => no_program(launch, failure.errno),
-        Step::Exec { .. } => exec_failed(launch, failure.errno),
+        Step::Exec => exec_failed(launch, failure.errno),
         Step::CheckMaps { .. } if failure.detail == OTHER_MAPS => {
             Error::invalid("linux.uidMappings/gidMappings: not those of the given user namespace")
         }
@@ -111,13 +111,19 @@ fn said(launch: &Launch, step: &Step) -> String {
             format!("{}{}", source(step), target(launch, *mount))
         }
         Step::Attach { mount, .. } | Step::AttachRoot { mount, .. } => {
-            let made = launch.plan.steps.iter().find(|step| makes(step) == Some(*mount));
+            let made = maker(launch, *mount);
             format!("attach {}{}", made.map_or_else(|| "mount".to_owned(), source), target(launch, *mount))
         }
         Step::IdMap { mount, .. } => {
-            let made = launch.plan.steps.iter().find(|step| makes(step) == Some(*mount));
+            let made = maker(launch, *mount);
             format!("map owners of {}{}", made.map_or_else(|| "mount".to_owned(), source), target(launch, *mount))
         }
+        Step::BindFlags { mount, .. } => {
+            let made = maker(launch, *mount);
+            format!("flags of {}{}", made.map_or_else(|| "bind".to_owned(), source), target(launch, *mount))
+        }
+        Step::CloneOwn { mount, .. } => format!("{}{}", source(step), target(launch, *mount)),
+        Step::AtHost { mount, steps, .. } => format!("{}{}", steps.first().map_or_else(String::new, source), target(launch, *mount)),
         Step::CopyUp { mount, target: path, .. } => format!("copy \"/{}\" to the tmpfs{}", path.to_string_lossy(), target(launch, *mount)),
         Step::Settle { mount, again, .. } => {
             format!("follow the host's mounts with {}{}", again.first().map_or_else(String::new, source), target(launch, *mount))
@@ -163,11 +169,21 @@ const RLIMITS: [&str; 16] = [
     "RTTIME",
 ];
 
+/// The first step that makes a mount: it names the source.
+fn maker(launch: &Launch, mount: Slot) -> Option<&Step> {
+    launch.plan.steps.iter().find_map(|step| match step {
+        Step::AtHost { steps, .. } | Step::Settle { again: steps, .. } => steps.iter().find(|step| makes(step) == Some(mount)),
+        step => Some(step).filter(|step| makes(step) == Some(mount)),
+    })
+}
+
 fn makes(step: &Step) -> Option<Slot> {
     match step {
-        Step::CloneTree { mount, .. } | Step::NewMount { mount, .. } | Step::LoopMount { mount, .. } | Step::ProcOf { mount, .. } => {
-            Some(*mount)
-        }
+        Step::CloneTree { mount, .. }
+        | Step::CloneOwn { mount, .. }
+        | Step::NewMount { mount, .. }
+        | Step::LoopMount { mount, .. }
+        | Step::ProcOf { mount, .. } => Some(*mount),
         _ => None,
     }
 }
@@ -175,6 +191,7 @@ fn makes(step: &Step) -> Option<Slot> {
 fn source(step: &Step) -> String {
     match step {
         Step::CloneTree { source, .. } => format!("bind {:?}", source.to_string_lossy()),
+        Step::CloneOwn { path, .. } => format!("bind {:?} of the container", format!("/{}", path.to_string_lossy())),
         Step::NewMount { filesystem, .. } | Step::ProcOf { filesystem, .. } => format!("mount {}", filesystem.fstype.to_string_lossy()),
         Step::LoopMount { source, filesystem, .. } => {
             format!("loop mount {:?} as {}", source.to_string_lossy(), filesystem.fstype.to_string_lossy())
@@ -228,6 +245,8 @@ fn part(step: &Step, detail: u16) -> Option<String> {
         (Step::Attach { .. }, attach::HOSTILE) => name("the mount point is not what it should be"),
         (Step::Attach { .. }, attach::MOVE) => name("move the mount there"),
         (Step::Attach { .. }, attach::LINK) => name("make the symbolic link"),
+        (Step::Attach { .. } | Step::AttachRoot { .. } | Step::Settle { .. }, attach::PINNED) => name("a mount namespace is mounted in it"),
+        (Step::BindFlags { .. } | Step::AtHost { .. }, LOCKED) => name("those that the user namespace locks cannot be changed"),
         (Step::NewMount { .. } | Step::LoopMount { .. } | Step::ProcOf { .. }, 1) => name("create"),
         (Step::NewMount { filesystem, .. } | Step::LoopMount { filesystem, .. } | Step::ProcOf { filesystem, .. }, detail)
             if detail >= 2 =>
@@ -238,8 +257,6 @@ fn part(step: &Step, detail: u16) -> Option<String> {
         }
         (Step::Pivot { .. }, 1) => name("pivot_root"),
         (Step::Pivot { .. }, 2) => name("detach the old root"),
-        (Step::Console { .. }, 0) => name("/dev/pts/ptmx"),
-        (Step::JoinedConsole { .. }, 0) => name("/dev/ptmx"),
         (Step::Console { .. } | Step::JoinedConsole { .. }, 1) => name("not a terminal multiplexer"),
         (Step::Console { .. } | Step::JoinedConsole { .. }, 3) => name("chown"),
         (Step::Console { .. }, 4 | 5) => name("/dev/console"),
@@ -297,7 +314,7 @@ mod tests {
     fn sentence(build: impl FnOnce(&mut Builder), step: u16) -> String {
         let mut plan = Builder::default();
         build(&mut plan);
-        let (plan, _) = plan.finish();
+        let (plan, _) = plan.finish().unwrap();
         let launch = Launch { plan, program: Program::default(), clone_flags: 0, cgroup: None, report: Slot(0) };
         explain(&launch, &Failure { step, detail: 0, errno: Errno::INVAL.raw_os_error(), text: String::new() }).to_string()
     }

@@ -2,7 +2,6 @@
 
 pub mod failure;
 pub mod hooks;
-pub mod own_file;
 mod passed_over;
 pub mod progress;
 pub mod record;

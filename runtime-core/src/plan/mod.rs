@@ -18,6 +18,8 @@ use std::ffi::CString;
 
 use serde::{Deserialize, Serialize};
 
+use crate::compile::options::BindFlags;
+use crate::error::{Error, Result};
 use crate::sys::security::Insn;
 
 /// A place in the child's table of descriptors. The first places are filled by the parent, the others by steps.
@@ -74,12 +76,16 @@ pub enum Step {
     /// A new session (setsid(2)).
     Session,
 
-    /// Opens what tells whether the host's mounts have changed, and the way back to them.
+    /// Opens the way back to the host's mounts.
+    OpenHost { host: Host },
+    /// Opens what tells whether they have changed.
     WatchHost { host: Host },
     /// Goes back to the host's mount namespace.
     ReturnToHost { host: Host },
     /// Unmounts everything at a path, for whoever looks there; nothing is fine (umount2(2), `MNT_DETACH`).
     Unmount { path: CString },
+    /// Makes a mount among the host's mounts, and comes back.
+    AtHost { host: Host, mount: Slot, steps: Vec<Step> },
     /// Enters a directory of the host, so that paths in the following steps may be relative to it.
     SourceDirectory { path: CString },
     /// Clones the mount at a path of the host into a detached one (open_tree(2)); without `follow`, that of a symbolic link at its end.
@@ -98,6 +104,8 @@ pub enum Step {
     IdMap { mount: Slot, namespace: Slot, recursive: bool },
     /// Changes attributes and propagation of a detached mount.
     Attributes { mount: Slot, recursive: bool, set: u64, clear: u64, propagation: u64 },
+    /// Gives a bind these flags and no others. What is locked stays, unless it is unwanted, which fails (mount_namespaces(7)).
+    BindFlags { mount: Slot, flags: BindFlags },
     /// Overlay by mount(2) with paths relative to `base`, for kernels without `lowerdir+`; needs a private mount namespace.
     OverlayByPath { base: CString, target: CString, flags: u64, data: CString, mount: Slot },
 
@@ -120,10 +128,12 @@ pub enum Step {
     /// Attaches the root filesystem at a path of the present mount namespace and opens it.
     AttachRoot { mount: Slot, path: CString, root: Slot },
     /// Attaches a clone of a part of the host's tree for the time being, from when on it follows the host's mounts. If these have changed since
-    /// it was made, it lacks something for good, and is made again.
+    /// it was made, it lacks something for good, and is made again; so is one that is not made yet.
     Settle { host: Host, mount: Slot, again: Vec<Step> },
-    /// Gives the root of a new filesystem the permissions of its mount point, if that is there already.
-    TakeMode { mount: Slot, root: Slot, target: CString },
+    /// The next new filesystem gets the permissions of its mount point, if that is there already.
+    TakeMode { root: Slot, target: CString },
+    /// Clones what is at a path beneath the root.
+    CloneOwn { root: Slot, path: CString, recursive: bool, follow: bool, mount: Slot },
     /// Copies what the root has at a path into a new filesystem that will cover it, with `owner` the directory's own as well; a missing one is
     /// fine.
     CopyUp { mount: Slot, root: Slot, target: CString, owner: bool },
@@ -131,6 +141,8 @@ pub enum Step {
     FileLabel { mount: Slot, label: CString },
     /// Attaches a mount beneath the root; missing parents and the mount point are made.
     Attach { mount: Slot, root: Slot, target: CString, rule: Target },
+    /// Closes a descriptor.
+    Close { slot: Slot },
     /// Opens a directory beneath the root, made if missing.
     OpenDirectory { root: Slot, path: CString, directory: Slot },
     /// Makes a directory below an opened one, if missing.
@@ -210,9 +222,8 @@ pub enum Step {
     CloseOthers { first: i32, parents_end: Option<Slot> },
     /// Tells the parent that the process is ready, and waits for the start.
     Ready,
-    /// execve(2). A helper whose program cannot be executed reports that to the parent. A container's process (`own`) ends of it as a command of a
-    /// shell does: with a line on its standard error and status 126 or 127.
-    Exec { own: bool },
+    /// execve(2).
+    Exec,
     /// execveat(2) of an open file, with the program's arguments.
     ExecFile { file: Slot },
 }
@@ -329,22 +340,24 @@ pub struct Launch {
 #[derive(Default)]
 pub struct Builder {
     steps: Vec<Step>,
-    slots: u16,
+    /// More than there can be are told of in the end.
+    slots: usize,
     given: Vec<std::os::fd::OwnedFd>,
 }
 
 impl Builder {
     /// A slot for a descriptor that the parent hands over. All of these come before the first [`Builder::slot`].
     pub fn give(&mut self, fd: std::os::fd::OwnedFd) -> Slot {
-        debug_assert_eq!(usize::from(self.slots), self.given.len(), "descriptors are given before slots are made");
+        debug_assert_eq!(self.slots, self.given.len(), "descriptors are given before slots are made");
         self.given.push(fd);
         self.slot()
     }
 
     /// A slot that a step will fill.
     pub fn slot(&mut self) -> Slot {
+        let slot = u16::try_from(self.slots).unwrap_or(u16::MAX);
         self.slots += 1;
-        Slot(self.slots - 1)
+        Slot(slot)
     }
 
     /// Appends a step.
@@ -362,14 +375,28 @@ impl Builder {
         self.steps.get(length..).unwrap_or_default().to_vec()
     }
 
+    /// Takes out the steps after the first `length`.
+    pub fn take_from(&mut self, length: usize) -> Vec<Step> {
+        self.steps.split_off(length.min(self.steps.len()))
+    }
+
     /// The plan, and the descriptors of its first slots.
-    pub fn finish(self) -> (Plan, Vec<std::os::fd::OwnedFd>) {
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a plan whose steps or descriptors have no numbers any more.
+    pub fn finish(self) -> Result<(Plan, Vec<std::os::fd::OwnedFd>)> {
+        let count = |what: &str, count: usize| {
+            let most = u16::MAX;
+            u16::try_from(count)
+                .map_err(|_| Error::invalid(format!("mounts, devices, paths: {count} {what} to start, {most} are the most")))
+        };
+        count("steps", self.steps.len())?;
         let plan = Plan {
+            slots: count("descriptors", self.slots)?,
             steps: self.steps,
-            slots: self.slots,
             #[cfg(feature = "failpoints")]
             fail: crate::failpoints::FailStep::from_environment(),
         };
-        (plan, self.given)
+        Ok((plan, self.given))
     }
 }

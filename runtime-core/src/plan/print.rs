@@ -47,10 +47,6 @@ fn bits(value: u64, names: &[(u64, &str)]) -> String {
     }
 }
 
-fn dimensions(size: Option<(u16, u16)>) -> String {
-    size.map_or_else(String::new, |(width, height)| format!(", size {width}x{height}"))
-}
-
 fn namespaces(flags: i32) -> String {
     let names = [
         (libc::CLONE_NEWNS as u64, "mount"),
@@ -136,7 +132,12 @@ impl fmt::Display for Step {
                 let itself = if *follow { "" } else { ", not following it" };
                 write!(f, "{mount} = bind {:?}{}{itself}", text(source), depth(*recursive))
             }
+            Self::OpenHost { host } => write!(f, "{} = the host's mount namespace", host.namespace),
             Self::WatchHost { host } => write!(f, "{} = the host's mounts", host.table),
+            Self::AtHost { steps, .. } => {
+                write!(f, "at the host's mounts:")?;
+                steps.iter().try_for_each(|step| write!(f, " {step};"))
+            }
             Self::Settle { host, mount, .. } => write!(f, "attach {mount} for now, make it again if {} has changed", host.table),
             Self::ReturnToHost { host } => write!(f, "return to the host's mounts in {}", host.namespace),
             Self::Unmount { path } => write!(f, "unmount what is at {:?}", text(path)),
@@ -163,6 +164,10 @@ impl fmt::Display for Step {
                     propagation(*p)
                 )
             }
+            Self::BindFlags { mount, flags } => {
+                write!(f, "change bind {mount}: set {}, clear {}", attributes(flags.set), attributes(flags.clear))?;
+                if flags.unwanted == 0 { Ok(()) } else { write!(f, ", not locked {}", attributes(flags.unwanted)) }
+            }
             Self::OverlayByPath { base, data, mount, .. } => write!(f, "{mount} = mount overlay in {:?} [{}]", text(base), text(data)),
             Self::MountByHelper { target, mount } => write!(f, "{mount} = mount by helper at {:?}", text(target)),
             Self::TakeFrom { namespace, path, mount } => write!(f, "{mount} = bind {:?} of mount namespace {namespace}", text(path)),
@@ -172,7 +177,12 @@ impl fmt::Display for Step {
             Self::EnterStub => write!(f, "enter an empty mount namespace"),
             Self::Propagation { flags } => write!(f, "change propagation of / to {}", propagation(*flags)),
             Self::AttachRoot { mount, path, root } => write!(f, "{root} = attach root {mount} at {:?}", text(path)),
-            Self::TakeMode { mount, target, .. } => write!(f, "give {mount} the mode of \"/{}\"", text(target)),
+            Self::TakeMode { target, .. } => write!(f, "take the mode of \"/{}\"", text(target)),
+            Self::CloneOwn { path, recursive, follow, mount, .. } => {
+                let itself = if *follow { "" } else { ", not following it" };
+                write!(f, "{mount} = bind \"/{}\" of the container{}{itself}", text(path), depth(*recursive))
+            }
+            Self::Close { slot } => write!(f, "close {slot}"),
             Self::CopyUp { mount, target, .. } => write!(f, "copy \"/{}\" to {mount}", text(target)),
             Self::FileLabel { mount, label } => write!(f, "label {mount} {:?}", text(label)),
             Self::Attach { mount, target, rule, .. } => {
@@ -196,9 +206,9 @@ impl fmt::Display for Step {
                     Cover::IfThere => "terminal, over a console that is there,",
                     Cover::Never => "terminal that is no console",
                 };
-                write!(f, "make {what} for user {uid}{}{}", dimensions(*size), newlines(*onlcr))
+                write!(f, "make {what} for user {uid}, size {size:?}{}", newlines(*onlcr))
             }
-            Self::JoinedConsole { uid, size, onlcr } => write!(f, "make terminal for user {uid}{}{}", dimensions(*size), newlines(*onlcr)),
+            Self::JoinedConsole { uid, size, onlcr } => write!(f, "make terminal for user {uid}, size {size:?}{}", newlines(*onlcr)),
             Self::ControlTerminal => write!(f, "make standard input the controlling terminal"),
             Self::PauseForHooks => write!(f, "wait for hooks"),
             Self::Pivot { root } => write!(f, "pivot root to {root}"),
@@ -244,8 +254,7 @@ impl fmt::Display for Step {
                 write!(f, "close descriptors from {first} on, keep the parent's end {end}")
             }
             Self::Ready => write!(f, "ready: wait for start"),
-            Self::Exec { own: true } => write!(f, "execute program"),
-            Self::Exec { own: false } => write!(f, "execute program, or report why not"),
+            Self::Exec => write!(f, "execute program"),
             Self::ExecFile { file } => write!(f, "execute {file}"),
         }
     }

@@ -219,6 +219,17 @@ impl Name {
         CStr::from_bytes_with_nul(&self.bytes[..=length]).map_err(|_| Errno::INVAL)
     }
 
+    /// Holds a number as permissions are written.
+    pub fn octal(&mut self, mut number: u32) -> Result<&CStr, Errno> {
+        let (mut digits, mut start) = ([b'0'; 11], 11);
+        while start == 11 || number > 0 {
+            start -= 1;
+            digits[start] = b'0' + (number & 7) as u8;
+            number >>= 3;
+        }
+        self.set(&digits[start..])
+    }
+
     /// Holds `prefix`, which must be short, and a number.
     pub fn numbered(&mut self, prefix: &[u8], number: u32) -> Result<&CStr, Errno> {
         let (mut text, mut digits) = ([0u8; 64], [0u8; 10]);

@@ -6,6 +6,7 @@
 
 mod basics;
 mod bed;
+mod binds;
 mod cgroups;
 mod exec;
 #[cfg(feature = "failpoints")]
@@ -49,6 +50,7 @@ fn main() {
         fuse::TESTS,
         process::TESTS,
         mounts::TESTS,
+        binds::TESTS,
         options::TESTS,
         terminal::TESTS,
         exec::TESTS,

@@ -37,7 +37,7 @@ fn masked(bed: &Bed) {
     let script = "stat -c %t:%T /proc/keys /file; ls -A /directory | grep -c .; touch /directory/x /proc/sys/x /ro/x 2>&1; cat /ro/y; \
                   grep -c ' /directory ro' /proc/self/mountinfo";
     let bundle = Bundle::new(script)
-        .with("/linux/maskedPaths", json!(["/proc/keys", "/file", "/directory", "/other", "/nosuch/x"]))
+        .with("/linux/maskedPaths", json!(["/proc/keys", "/file", "/directory", "/other", "/nosuch/x", "/directory/", "/x/../directory"]))
         .with("/linux/readonlyPaths", json!(["/proc/sys", "/ro"]));
     for directory in ["directory", "other", "ro"] {
         std::fs::create_dir(bundle.root().join(directory)).unwrap();
@@ -186,7 +186,18 @@ fn bind_options(bed: &Bed) {
 fn propagation(bed: &Bed) {
     let nested = Nested::new(MountPropagationFlags::SHARED);
     let all = json!(["CAP_SYS_ADMIN"]);
-    for (option, down, up) in [("rprivate", false, false), ("rslave", true, false), ("rshared", true, true)] {
+    // What is mounted inside is the host's only where the root is to be shared, too.
+    for (option, of_root, down, up) in [
+        ("rprivate", "", false, false),
+        ("rslave", "", true, false),
+        ("rshared", "", true, false),
+        ("shared", "", true, false),
+        ("rshared", "rslave", true, false),
+        ("rshared", "rprivate", false, false),
+        ("rshared", "rshared", true, true),
+        ("rslave", "shared", true, false),
+        ("shared", "shared", true, true),
+    ] {
         for name in ["from-host", "from-inside"] {
             let _ = std::fs::create_dir(nested.0.path().join(name));
         }
@@ -197,6 +208,7 @@ fn propagation(bed: &Bed) {
         let script = "cat /b/first; mount -t tmpfs inside /b/from-inside; grep -c /b/from-host /proc/self/mountinfo; cat /b/second";
         let bundle = Bundle::new(script)
             .mount("/b", "bind", &nested.source(), &["rbind", option])
+            .with("/linux/rootfsPropagation", json!(of_root))
             .with("/process/capabilities", json!({"bounding": all, "effective": all, "permitted": all}));
         let mut running = bundle.start(bed);
         running.ready();
@@ -207,9 +219,9 @@ fn propagation(bed: &Bed) {
             drop(std::fs::OpenOptions::new().write(true).open(nested.0.path().join(name)).unwrap());
         }
         let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert_eq!(table.contains(" inside "), up, "{option}\n{table}");
+        assert_eq!(table.contains(" inside "), up, "{option}, root {of_root:?}\n{table}");
         let (_, output) = running.end();
-        assert_eq!(output, if down { "1\n" } else { "0\n" }, "{option}");
+        assert_eq!(output, if down { "1\n" } else { "0\n" }, "{option}, root {of_root:?}");
         unmount(nested.0.path().join("from-host"), UnmountFlags::DETACH).unwrap();
         if up {
             unmount(nested.0.path().join("from-inside"), UnmountFlags::DETACH).unwrap();

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
+use runtime_core::compile;
 use serde_json::{Value, json};
 
 use super::bed::{Bed, Bundle, Test};
@@ -11,12 +12,14 @@ pub const TESTS: &[Test] = &[
     ("a user namespace: ids, owners, devices, exec", whole),
     ("a user namespace with several ranges", ranges),
     ("a given user namespace, with maps and without", given),
+    ("a given user namespace of no process", of_no_process),
+    ("namespaces whose path is empty are new", empty_paths),
     ("limits above the runtime's are no matter of the user namespace", limits),
     ("idmapped binds, with and without a user namespace", idmapped),
     ("a time namespace and a user namespace", time),
 ];
 
-const FIRST: u32 = 1_000_000;
+pub const FIRST: u32 = 1_000_000;
 
 fn map(first: u32) -> Value {
     json!([{"containerID": 0, "hostID": first, "size": 65536}])
@@ -87,6 +90,40 @@ fn given(bed: &Bed) {
     let other = without.with("/linux/uidMappings", map(FIRST + 1)).with("/linux/gidMappings", map(FIRST));
     assert!(other.failure(bed).starts_with("linux.uidMappings/gidMappings: not those"), "{}", other.failure(bed));
     running.kill();
+}
+
+/// As `podman` and `unshare --user=FILE` keep one: mounted somewhere, with nobody inside.
+fn of_no_process(bed: &Bed) {
+    let first = bundle("exec sleep 1000").running(bed);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("user");
+    fs::write(&file, "").unwrap();
+    rustix::mount::mount_bind(format!("/proc/{}/ns/user", first.launched.pid), &file).unwrap();
+    let own = fs::read_link(format!("/proc/{}/ns/user", first.launched.pid)).unwrap();
+    first.kill();
+    let without = in_namespace(bundle("exec sleep 1000"), json!({"type": "user", "path": file}));
+    let without = without.with("/linux/uidMappings", json!([])).with("/linux/gidMappings", json!([]));
+    let init = without.running(bed);
+    rustix::mount::unmount(&file, rustix::mount::UnmountFlags::empty()).unwrap();
+    // What joins needs the file no more.
+    let script = "readlink /proc/self/ns/user; id -u; cat /proc/self/uid_map; stat -c %u /";
+    let output = without.join_output(bed, &init, json!({"args": ["/bin/sh", "-c", script]}));
+    let words: Vec<&str> = output.split_whitespace().collect();
+    assert_eq!(words, [own.to_str().unwrap(), "0", "0", "1000000", "65536", "0"]);
+    init.kill();
+}
+
+fn empty_paths(bed: &Bed) {
+    let mut bundle = bundle("for kind in user pid ipc uts mnt net; do readlink /proc/self/ns/$kind; done");
+    for namespace in bundle.spec["linux"]["namespaces"].as_array_mut().unwrap() {
+        namespace["path"] = json!("");
+    }
+    let output = bundle.output(bed);
+    for (kind, inside) in ["user", "pid", "ipc", "uts", "mnt", "net"].iter().zip(output.lines()) {
+        assert_ne!(inside, fs::read_link(format!("/proc/self/ns/{kind}")).unwrap().to_str().unwrap());
+    }
+    assert_eq!(output.lines().count(), 6);
+    assert!(compile::Joined::of(&bundle.parse().linux).unwrap().has_private_pid());
 }
 
 fn limits(bed: &Bed) {

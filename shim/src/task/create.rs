@@ -63,7 +63,6 @@ struct Undo {
     making: scope::Making,
     child: Option<(i32, Arc<OwnedFd>)>,
     servers: Vec<Server>,
-    hooks: Hooks,
     shown: Option<PathBuf>,
     network: Option<Arc<Network>>,
 }
@@ -74,15 +73,18 @@ impl Undo {
         for server in &self.servers {
             server.kill().await;
         }
-        let child = self.child.take();
-        let ran = child.is_some();
-        if let Some((pid, pidfd)) = child {
+        if let Some((pid, pidfd)) = self.child.take() {
             let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
             // A frozen process of version 1 does not even die.
             if let Some(Err(error)) = self.making.cgroup.as_ref().map(Cgroup::thaw) {
                 log::warn!("{}: {error}", self.id);
             }
             self.node.kill(pid, &pidfd).await;
+        }
+        if let Some(path) = &self.shown
+            && let Err(error) = shown::hide(&self.node, path).await
+        {
+            log::error!("{}: {error}", self.id);
         }
         self.making.undo(&self.node, &self.id).await;
         if let Some(network) = &self.network {
@@ -92,15 +94,6 @@ impl Undo {
             log::error!("{}: {error}", self.id);
         }
         self.node.forget(&self.id).await;
-        // runtime.md, "Lifecycle": what earlier hooks have made is for these to take back.
-        if ran && let Err(error) = self.hooks.run(&self.node, Point::Poststop, 0, None).await {
-            log::warn!("{}: {error}, ignoring", self.id);
-        }
-        if let Some(path) = &self.shown
-            && let Err(error) = shown::hide(&self.node, path).await
-        {
-            log::error!("{}: {error}", self.id);
-        }
         if let Err(error) = forget_record(self.pod.as_deref(), &self.bundle) {
             log::error!("{}: {error}", self.id);
         }
@@ -186,7 +179,6 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
         making: scope::Making::default(),
         child: None,
         servers: Vec::new(),
-        hooks: Hooks::of(&spec, &request.id, &bundle),
         shown: None,
         network: None,
     };

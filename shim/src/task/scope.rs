@@ -49,7 +49,7 @@ pub struct Guest {
 impl Guest {
     async fn launch(node: &Node) -> Result<Self> {
         let (report, child_report) = report::pair().context(|| "socketpair")?;
-        let child = node.launch(compile::guest(child_report), report).await?;
+        let child = node.launch(compile::guest(child_report)?, report).await?;
         let mut guest = Self { pid: child.pid, pidfd: Arc::clone(&child.pidfd), _child: child };
         match guest._child.progress().await {
             Ok(Progress::Ready) => Ok(guest),

@@ -18,7 +18,7 @@ const FDINFO: usize = 256;
 ///
 /// Only a process has maps that can be written, so there is one for a moment. It ends when its end of the pipe is told so, which also
 /// happens when this process dies.
-pub fn user_namespace(uid_map: &CStr, gid_map: &CStr) -> Result<OwnedFd, Failed> {
+pub(super) fn user_namespace(uid_map: &CStr, gid_map: &CStr) -> Result<OwnedFd, Failed> {
     let (wait, end) = pipe_with(PipeFlags::CLOEXEC)?;
     let pidfd = match process::clone_as_child(libc::CLONE_NEWUSER as u64).map_err(part(1))? {
         Cloned::Child => {
@@ -34,11 +34,61 @@ pub fn user_namespace(uid_map: &CStr, gid_map: &CStr) -> Result<OwnedFd, Failed>
     namespace
 }
 
+/// The maps of a user namespace, users' and groups', as the caller's own user namespace sees them.
+///
+/// They are shown of a process only, so there is one for a moment that does nothing but join.
+///
+/// # Errors
+/// Those of clone3(2) and setns(2), or of reading the maps.
+pub fn maps_of(namespace: BorrowedFd<'_>) -> Result<[String; 2], Errno> {
+    let (wait, end) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (joined, tell) = pipe_with(PipeFlags::CLOEXEC)?;
+    let pidfd = match process::clone_as_child(0)? {
+        Cloned::Child => {
+            drop(end);
+            let number = process::setns(namespace, libc::CLONE_NEWUSER).map_or_else(Errno::raw_os_error, |()| 0);
+            let _ = rustix::io::write(&tell, &number.to_ne_bytes());
+            let _ = rustix::io::retry_on_intr(|| rustix::io::read(&wait, &mut [0u8; 1]));
+            process::exit(0);
+        }
+        Cloned::Parent(_, pidfd) => pidfd,
+    };
+    drop(tell);
+    let maps = shown_maps(joined.as_fd(), pidfd.as_fd());
+    drop(end);
+    let _ = rustix::io::retry_on_intr(|| process::wait(pidfd.as_fd()));
+    maps
+}
+
+fn shown_maps(joined: BorrowedFd<'_>, pidfd: BorrowedFd<'_>) -> Result<[String; 2], Errno> {
+    let mut number = [0u8; 4];
+    match rustix::io::retry_on_intr(|| rustix::io::read(joined, &mut number))? {
+        4 if number == [0; 4] => {}
+        4 => return Err(Errno::from_raw_os_error(i32::from_ne_bytes(number))),
+        _ => return Err(Errno::CHILD),
+    }
+    maps_of_process(pidfd)
+}
+
+/// The maps of the user namespace of a process.
+///
+/// # Errors
+/// `ESRCH` for a process that has ended.
+pub fn maps_of_process(pidfd: BorrowedFd<'_>) -> Result<[String; 2], Errno> {
+    let process = process_directory(pidfd)?;
+    let read = |name: &CStr| {
+        let file = rustix::fs::openat(&process, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let text = std::io::read_to_string(std::fs::File::from(file));
+        text.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    };
+    Ok([read(c"uid_map")?, read(c"gid_map")?])
+}
+
 /// Longer than any map: 340 lines of three numbers (`UID_GID_MAP_MAX_EXTENTS` of the kernel's user_namespace.h), each padded to ten places.
 const MAP: usize = 340 * 34;
 
 /// Whether this process lives under these maps, in whatever order of lines.
-pub fn check(uid_map: &CStr, gid_map: &CStr) -> Result<(), Failed> {
+pub(super) fn check(uid_map: &CStr, gid_map: &CStr) -> Result<(), Failed> {
     for (path, expected) in [(c"/proc/self/uid_map", uid_map), (c"/proc/self/gid_map", gid_map)] {
         let mut found = [0u8; MAP];
         let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
@@ -109,6 +159,16 @@ mod tests {
         let status = rustix::fs::openat(&directory, c"status", OFlags::RDONLY, Mode::empty()).unwrap();
         let text = std::io::read_to_string(std::fs::File::from(status)).unwrap();
         assert!(text.contains(&format!("\nPid:\t{}\n", own.as_raw_nonzero())), "{text}");
+    }
+
+    #[test]
+    fn the_maps_of_a_namespace_are_those_that_it_was_made_with() {
+        let namespace = user_namespace(c"0 100000 65536\n65536 7 1\n", c"0 5 10\n").unwrap_or_else(|failed| panic!("{}", failed.errno));
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
+        let [users, groups] = maps_of(namespace.as_fd()).unwrap();
+        assert_eq!((words(&users), words(&groups)), ("0 100000 65536 65536 7 1".to_owned(), "0 5 10".to_owned()));
+        let other = std::fs::File::open("/proc/self/ns/net").unwrap();
+        assert_eq!(maps_of(other.as_fd()).unwrap_err(), Errno::INVAL);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 mod birth;
 mod copy_up;
 mod helper;
-mod idmap;
+pub(crate) mod idmap;
 mod mounts;
 mod pod;
 mod process;
@@ -21,7 +21,7 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 
 use super::report::{self, TEXT_MAX};
 use super::root;
-use super::{Launch, Slot, Step, console};
+use super::{Host, Launch, Slot, Step, console};
 use crate::sys::process::{self as calls, StringArray};
 use crate::sys::security::Insn;
 use crate::sys::tuning::{self, SchedulerAttributes};
@@ -54,7 +54,12 @@ pub(crate) mod attach {
     pub const MOVE: u16 = 3;
     /// The link could not be made.
     pub const LINK: u16 = 4;
+    /// A mount namespace is mounted in what is to be attached, also by the other steps that attach something.
+    pub const PINNED: u16 = 5;
 }
+
+/// Details of [`Step::BindFlags`].
+pub(crate) const LOCKED: u16 = 1;
 
 /// Details of [`Step::MountByHelper`].
 pub(crate) mod helper_failed {
@@ -72,6 +77,9 @@ pub(crate) const OTHER_LABEL: u16 = 1;
 
 /// Details of [`Step::CheckMaps`].
 pub(crate) const OTHER_MAPS: u16 = 1;
+
+/// With so few there is no limit that matters.
+const FEW_SLOTS: u16 = 200;
 
 /// What [`Step::Home`] adds begins with this.
 pub(super) const HOME: &[u8] = b"HOME=";
@@ -107,7 +115,8 @@ pub fn run(mut child: Child<'_>) -> ! {
     let _ = tuning::set_affinity(&[u64::MAX; PROCESSORS_MAX / 64]);
     // Modes of what is made in the root are the spec's; the program's mask is a step of its own.
     rustix::process::umask(Mode::empty());
-    let mut state = State { program: None, entered: false, host_changed: false, report: None, text: [0; TEXT_MAX], text_length: 0 };
+    let mut state = State::new();
+    state.raise_descriptor_limit(child.launch.plan.slots);
     for (index, step) in child.launch.plan.steps.iter().enumerate() {
         if let Err(failed) = child.attempt(index, step, &mut state) {
             if let Ok(report) = child.report(&state) {
@@ -123,10 +132,60 @@ pub fn run(mut child: Child<'_>) -> ! {
 struct State {
     program: Option<usize>,
     entered: bool,
+    host: Option<Host>,
     host_changed: bool,
+    /// Binds are made in a copy of the host's mount namespace, which has no mount namespaces in it.
+    host_copied: bool,
+    /// Of the next filesystem.
+    mode: Option<u32>,
+    /// The limit of descriptors that is the program's.
+    descriptors: Option<(u64, u64)>,
     report: Option<i32>,
     text: [u8; TEXT_MAX],
     text_length: usize,
+}
+
+impl State {
+    fn new() -> Self {
+        Self {
+            program: None,
+            entered: false,
+            host: None,
+            host_changed: false,
+            host_copied: false,
+            mode: None,
+            descriptors: None,
+            report: None,
+            text: [0; TEXT_MAX],
+            text_length: 0,
+        }
+    }
+
+    /// What the plan holds open at once may be more than the program is to have.
+    fn raise_descriptor_limit(&mut self, slots: u16) {
+        if slots <= FEW_SLOTS {
+            return;
+        }
+        if let Ok((soft, hard)) = security::rlimit(libc::RLIMIT_NOFILE)
+            && security::set_rlimit(libc::RLIMIT_NOFILE, hard, hard).is_ok()
+        {
+            self.descriptors = Some((soft, hard));
+        }
+    }
+
+    /// As long as the plan runs, only the hard limit is set.
+    fn limit(&mut self, resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
+        if resource != libc::RLIMIT_NOFILE || self.descriptors.is_none() {
+            return security::set_rlimit(resource, soft, hard);
+        }
+        security::set_rlimit(resource, hard, hard)?;
+        self.descriptors = Some((soft, hard));
+        Ok(())
+    }
+
+    fn give_descriptor_limit(&self) -> Result<(), Errno> {
+        self.descriptors.map_or(Ok(()), |(soft, hard)| security::set_rlimit(libc::RLIMIT_NOFILE, soft, hard))
+    }
 }
 
 impl Child<'_> {
@@ -136,6 +195,11 @@ impl Child<'_> {
 
     fn fill(&mut self, slot: Slot, fd: OwnedFd) -> Result<(), Failed> {
         *self.slots.get_mut(usize::from(slot.0)).ok_or(Errno::BADF)? = Some(fd);
+        Ok(())
+    }
+
+    fn close(&mut self, slot: Slot) -> Result<(), Failed> {
+        *self.slots.get_mut(usize::from(slot.0)).ok_or(Errno::BADF)? = None;
         Ok(())
     }
 
@@ -175,7 +239,9 @@ impl Child<'_> {
             Step::Loopback => process::loopback(),
             Step::Session => Ok(rustix::process::setsid().map(drop)?),
 
+            Step::OpenHost { host } => self.open_host(host, state),
             Step::WatchHost { host } => self.watch_host(host),
+            Step::AtHost { host, steps, .. } => self.at_host(host, steps, state),
             Step::Settle { host, mount, again } => self.settle(host, *mount, again, state),
             Step::ReturnToHost { host } => self.return_to_host(host),
             Step::Unmount { path } => Ok(mount::detach_all(path)?),
@@ -188,10 +254,11 @@ impl Child<'_> {
                 let made = idmap::user_namespace(uid_map, gid_map)?;
                 self.fill(*namespace, made)
             }
-            Step::IdMap { mount, namespace, recursive } => Ok(mount::set_idmap(self.fd(*mount)?, self.fd(*namespace)?, *recursive)?),
+            Step::IdMap { mount, namespace, recursive } => self.map_owners(*mount, *namespace, *recursive, state),
             Step::Attributes { mount, recursive, set, clear, propagation } => {
                 Ok(mount::set_attributes(self.fd(*mount)?, c"", *recursive, *set, *clear, *propagation)?)
             }
+            Step::BindFlags { mount, flags } => self.bind_flags(*mount, flags),
             Step::OverlayByPath { base, target, flags, data, mount } => self.overlay_by_path(base, target, *flags, data, *mount),
 
             Step::MountByHelper { target, mount } => self.mount_by_helper(target, *mount, state),
@@ -202,11 +269,13 @@ impl Child<'_> {
 
             Step::EnterStub => self.enter_stub(),
             Step::Propagation { flags } => Ok(mount_change(c"/", MountPropagationFlags::from_bits_retain(*flags as u32))?),
-            Step::AttachRoot { mount, path, root } => self.attach_root(*mount, path, *root),
-            Step::TakeMode { mount, root, target } => self.take_mode(*mount, *root, target),
+            Step::AttachRoot { mount, path, root } => self.attach_root(*mount, path, *root, state),
+            Step::TakeMode { root, target } => self.take_mode(*root, target, state),
+            Step::CloneOwn { root, path, recursive, follow, mount } => self.clone_own(*root, path, *recursive, *follow, *mount),
             Step::CopyUp { mount, root, target, owner } => self.copy_up(*mount, *root, target, *owner),
             Step::FileLabel { mount, label } => self.file_label(*mount, label),
-            Step::Attach { mount, root, target, rule } => self.attach(*mount, *root, target, *rule),
+            Step::Attach { mount, root, target, rule } => self.attach(*mount, *root, target, *rule, state),
+            Step::Close { slot } => self.close(*slot),
             Step::OpenDirectory { root, path, directory } => self.open_directory(*root, path, *directory),
             Step::MakeDirectory { directory, name, mode } => Ok(root::make_directory(self.fd(*directory)?, name, *mode)?),
             Step::Device { root, path, node } => self.device(*root, path, node),
@@ -234,7 +303,7 @@ impl Child<'_> {
 
             Step::Stream { number, from } => Ok(process::stream(self.fd(*from)?, *number, self.null)?),
             Step::OwnStreams { uid } => process::own_streams(*uid),
-            Step::Rlimit { resource, soft, hard } => Ok(security::set_rlimit(*resource, *soft, *hard)?),
+            Step::Rlimit { resource, soft, hard } => Ok(state.limit(*resource, *soft, *hard)?),
             Step::Affinity { mask } => Ok(tuning::set_affinity(mask)?),
             &Step::Scheduler { policy, flags, nice, priority, runtime, deadline, period } => {
                 let attributes = SchedulerAttributes { policy, flags, nice, priority, runtime, deadline, period, ..Default::default() };
@@ -261,7 +330,7 @@ impl Child<'_> {
                 calls::wait_with_signals();
                 Ok(report::child::ready(self.report(state)?)?)
             }
-            Step::Exec { own } => self.exec(*own, state),
+            Step::Exec => self.exec(state),
             Step::ExecFile { file } => Err(calls::execve_file(self.fd(*file)?, self.arguments, self.environment).into()),
         }
     }
@@ -317,9 +386,9 @@ impl Child<'_> {
         }
     }
 
-    fn exec(&mut self, own: bool, state: &State) -> Result<(), Failed> {
+    fn exec(&mut self, state: &State) -> Result<(), Failed> {
+        state.give_descriptor_limit()?;
         let path = state.program.and_then(|index| self.launch.program.candidates.get(index)).ok_or(Errno::NOENT)?;
-        let errno = calls::execve(path, self.arguments, self.environment);
-        if own { process::last_words(path, errno) } else { Err(errno.into()) }
+        Err(calls::execve(path, self.arguments, self.environment).into())
     }
 }

@@ -10,7 +10,8 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_move, move_mount, open_tree, unmount,
 };
 
-use super::{Child, Failed, State, attach, part};
+use super::{Child, Failed, LOCKED, State, attach, part};
+use crate::compile::options::BindFlags;
 use crate::plan::root::{self, Links, Make, Name, on_procfs};
 use crate::plan::{Cover, Filesystem, Node, Slot, Target, console, report};
 use crate::sys::{mount, process};
@@ -49,7 +50,7 @@ impl Child<'_> {
     /// A detached mount of a new filesystem.
     pub(super) fn make_filesystem(&self, source: Option<&CStr>, filesystem: &Filesystem, state: &mut State) -> Result<OwnedFd, Failed> {
         let context = fsopen(filesystem.fstype.as_c_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
-        let detached = self.configure(context.as_fd(), source, filesystem);
+        let detached = self.configure(context.as_fd(), source, filesystem, state.mode.take());
         if detached.is_err() {
             // fsopen(2): the context keeps what the filesystem had to say, one "e text" per read.
             state.text_length = rustix::io::read(&context, &mut state.text).unwrap_or(0);
@@ -57,7 +58,17 @@ impl Child<'_> {
         detached
     }
 
-    fn configure(&self, context: BorrowedFd<'_>, source: Option<&CStr>, filesystem: &Filesystem) -> Result<OwnedFd, Failed> {
+    fn configure(
+        &self,
+        context: BorrowedFd<'_>,
+        source: Option<&CStr>,
+        filesystem: &Filesystem,
+        mode: Option<u32>,
+    ) -> Result<OwnedFd, Failed> {
+        if let Some(mode) = mode {
+            let mut text = Name::default();
+            fsconfig_set_string(context, c"mode", text.octal(mode)?).map_err(part(1))?;
+        }
         if let Some(source) = source {
             fsconfig_set_string(context, c"source", source).map_err(part(1))?;
         }
@@ -114,29 +125,63 @@ impl Child<'_> {
         self.fill(mount, tree)
     }
 
-    pub(super) fn attach_root(&mut self, mount: Slot, path: &CStr, root: Slot) -> Result<(), Failed> {
-        let mount = self.fd(mount)?;
-        move_mount(mount, c"", rustix::fs::CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    pub(super) fn attach_root(&mut self, slot: Slot, path: &CStr, root: Slot, state: &mut State) -> Result<(), Failed> {
+        self.attach_without_namespaces(slot, state, |mount| {
+            move_mount(mount, c"", rustix::fs::CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        })?;
+        let mount = self.fd(slot)?;
         // Not by its path: one that is mounted over `/` is not what `/` leads to.
         let opened = rustix::fs::openat(mount, c".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(part(1))?;
         self.fill(root, opened)
     }
 
-    pub(super) fn take_mode(&self, mount: Slot, root: Slot, target: &CStr) -> Result<(), Failed> {
-        let found = match root::lookup(self.fd(root)?, target, Links::Follow, OFlags::DIRECTORY) {
+    pub(super) fn take_mode(&self, root: Slot, target: &CStr, state: &mut State) -> Result<(), Failed> {
+        match root::lookup(self.fd(root)?, target, Links::Follow, OFlags::DIRECTORY) {
             // What is no directory, the attaching will tell of.
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-            result => result?,
-        };
-        let mode = Mode::from_raw_mode(rustix::fs::fstat(found)?.st_mode & 0o7777);
-        // fsmount(2) gives a descriptor like one of O_PATH, which fchmod(2) does not take.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::openat(self.fd(mount)?, c".", flags, Mode::empty())?;
-        Ok(rustix::fs::fchmod(directory, mode)?)
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            result => state.mode = Some(rustix::fs::fstat(result?)?.st_mode & 0o7777),
+        }
+        Ok(())
     }
 
-    pub(super) fn attach(&mut self, mount: Slot, root: Slot, target: &CStr, rule: Target) -> Result<(), Failed> {
+    pub(super) fn clone_own(&mut self, root: Slot, path: &CStr, recursive: bool, follow: bool, mount: Slot) -> Result<(), Failed> {
+        let last = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
+        let found = root::lookup(self.fd(root)?, path, Links::Follow, last)?;
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        if recursive {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        let tree = open_tree(&found, c"", flags)?;
+        self.fill(mount, tree)
+    }
+
+    /// As runc: exactly these flags, and where the kernel keeps some of the source's, those as well.
+    pub(super) fn bind_flags(&self, mount: Slot, flags: &BindFlags) -> Result<(), Failed> {
         let mount = self.fd(mount)?;
+        match mount::set_attributes(mount, c"", false, flags.set, flags.clear, 0) {
+            Err(Errno::PERM) => {}
+            result => return Ok(result?),
+        }
+        let found = mount::attributes(mount)?;
+        let times = mount::attr::ATIME_MASK | mount::attr::NODIRATIME;
+        let other_times = flags.has_access_time && flags.set & times != found & times;
+        if found & flags.unwanted != 0 || other_times {
+            return Err(Failed { detail: LOCKED, errno: Errno::PERM });
+        }
+        let clear = flags.clear & mount::attr::NOSYMFOLLOW;
+        Ok(mount::set_attributes(mount, c"", false, flags.set & !times, clear, 0)?)
+    }
+
+    pub(super) fn map_owners(&mut self, slot: Slot, namespace: Slot, recursive: bool, state: &mut State) -> Result<(), Failed> {
+        match mount::set_idmap(self.fd(slot)?, self.fd(namespace)?, recursive) {
+            // A mount namespace that is mounted below has owners that cannot be mapped.
+            Err(Errno::INVAL) if recursive && state.host.is_some() && !state.host_copied => self.without_namespaces(slot, state),
+            result => Ok(result?),
+        }
+    }
+
+    pub(super) fn attach(&mut self, slot: Slot, root: Slot, target: &CStr, rule: Target, state: &mut State) -> Result<(), Failed> {
+        let mount = self.fd(slot)?;
         if rule == Target::Link && is_link(mount)? {
             return copy_link(mount, self.fd(root)?, target).map_err(part(attach::LINK));
         }
@@ -156,12 +201,11 @@ impl Child<'_> {
         if !allowed {
             return Err(Failed { detail: attach::HOSTILE, errno: Errno::PERM });
         }
-        let attached = match attach_to(mount, target.as_fd()) {
+        self.attach_without_namespaces(slot, state, |mount| match attach_to(mount, target.as_fd()) {
             // move_mount(2) has one errno for much; mount(2) has its own for this mistake, by which Docker knows it.
             Err(Errno::INVAL) if is_directory(target.as_fd())? != directory => Err(Errno::NOTDIR),
             result => result,
-        };
-        attached.map_err(part(attach::MOVE))
+        })
     }
 
     /// mqueue takes no label as an option (runc `libcontainer/rootfs_linux.go`, `mountToRootfs`).

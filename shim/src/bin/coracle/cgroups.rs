@@ -92,7 +92,7 @@ pub fn make(runtime: &Runtime<'_>, path: &CgroupPath, id: &str, resources: &Reso
     };
     let intent = Intent::new(&runtime.host, resources, None)?;
     let (report, child_report) = report::pair().context(|| "socketpair")?;
-    let mut guest = Guest(runtime.launching.launch(compile::guest(child_report), report)?);
+    let mut guest = Guest(runtime.launching.launch(compile::guest(child_report)?, report)?);
     match guest.0.progress()? {
         Progress::Ready => {}
         _ => return Err(unexpected()),
