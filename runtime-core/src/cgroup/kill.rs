@@ -21,8 +21,9 @@ use crate::sys::process::send_signal;
 
 /// A pass over a frozen group finds all there are; this bounds a group that cannot be frozen and forks faster than we read.
 const PASSES_MAX: usize = 100;
-/// How many processes are held by pidfd at a time.
-const CHUNK: usize = 512;
+/// How many processes are held by pidfd at a time: few enough for one short step of work, so many that reading the directory again for each
+/// lot costs little.
+const CHUNK: usize = 128;
 /// Whoever lives on after this time is killed again: somebody may have frozen it meanwhile.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -194,6 +195,7 @@ impl Sweep {
                 }
                 new.pop();
             }
+            pace.rest().await;
             self.send(dir, held);
             pace.rest().await;
         }

@@ -135,6 +135,10 @@ pub fn resume(node: &Node, container: &Container) -> Result<()> {
         state.allow(Action::Resume)?;
     }
     container.cgroup.thaw().context(|| "resume")?;
+    if state == State::Running {
+        // Nobody was told that it stood still.
+        return Ok(());
+    }
     container.init.advance(State::Running);
     node.context.events.publish(&TaskResumed { container_id: container.id.clone(), ..TaskResumed::default() });
     Ok(())

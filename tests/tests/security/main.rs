@@ -1,6 +1,7 @@
 //! What a container must not be given, see or reach: looked at from inside it, and at what it could have left outside.
 
 mod born;
+mod cgroups;
 mod files;
 mod identity;
 mod inherited;
@@ -56,6 +57,14 @@ fn main() -> ExitCode {
         born::creates_by_a_tracer,
         born::creates_by_a_user,
         born::namespaces_belong_to_the_user_namespace,
+        cgroups::a_name_that_is_no_text,
+        cgroups::cgroups_that_no_path_names,
+        cgroups::a_refused_create_hurts_nobody,
+        cgroups::processes_that_have_left_their_cgroup,
+        cgroups::whoever_left_ends_with_the_rest,
+        cgroups::frozen_by_others,
+        cgroups::what_the_first_process_leaves,
+        cgroups::many_processes_keep_nobody_waiting,
     ];
     let both_once = both_cases![races::volume_paths_that_are_exchanged, races::masks_while_dev_null_is_exchanged];
     // The shim's own files and sockets, and what it does at the end of a bundle that it has mounted itself.
@@ -67,6 +76,10 @@ fn main() -> ExitCode {
         watch::proc_self_exe_cannot_be_written,
         races::a_root_that_is_a_link_at_the_end,
     ];
-    let shim_once = hand_cases![races::a_walk_by_strings_is_caught, races::volume_paths_that_are_exchanged_slowly];
+    let shim_once = hand_cases![
+        cgroups::a_huge_container_keeps_nobody_waiting,
+        races::a_walk_by_strings_is_caught,
+        races::volume_paths_that_are_exchanged_slowly
+    ];
     Suite { name: "security", both, both_once, shim, shim_once }.main()
 }
