@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::bed::{Bed, refused};
 use tests::bundle::{Bundle, process};
+use tests::command::signal;
 use tests::containerd::eventually;
 use tests::hand::Hand;
 use tests::proc::{cgroup_of, is_cgroup_v2};
-use tests::requests::{expect_dead, finish, shim_by};
+use tests::requests::{daemon, expect_dead, finish, shim_by};
 use tests::rpc::Shim;
 use tests::suite::is_long;
 use tests::{Context, Result, ensure, ensure_eq};
@@ -136,8 +138,9 @@ fn remove_below(path: &str) -> Result<()> {
 struct Elsewhere(Vec<PathBuf>);
 
 impl Elsewhere {
-    fn new(bed: &Bed<'_>, bundle: &Bundle) -> Result<Self> {
-        let own: Vec<PathBuf> = bed.cgroups(bundle).into_iter().filter(|dir| dir.join("cgroup.procs").exists()).collect();
+    fn new(bundle: &Bundle) -> Result<Self> {
+        let below = tests::proc::cgroup_roots().into_iter().flat_map(|root| tests::proc::cgroups_below(&root));
+        let own: Vec<PathBuf> = below.filter(|dir| dir.ends_with(&bundle.id)).collect();
         let mut places = Vec::new();
         for dir in own {
             let place = dir.with_file_name(format!("{}-elsewhere", bundle.id));
@@ -171,7 +174,7 @@ pub fn processes_that_have_left_their_cgroup(bed: &mut Bed<'_>) -> Result<()> {
         bundle.edit(|spec| without_pid_namespace(spec, own_pids))?;
         let pid = bed.running(&bundle)?;
         let own: Vec<PathBuf> = bed.cgroups(&bundle);
-        let elsewhere = Elsewhere::new(bed, &bundle)?;
+        let elsewhere = Elsewhere::new(&bundle)?;
         elsewhere.take(pid)?;
         if removed {
             own.iter().rev().try_for_each(|dir| fs::remove_dir(dir)).context(|| format!("remove {own:?}"))?;
@@ -197,18 +200,40 @@ pub fn processes_that_have_left_their_cgroup(bed: &mut Bed<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The end of everything that has left the cgroup: `delete --force`, and for the shim that of the daemon, with the launcher or without.
+/// The end of a container whose processes have left the cgroup.
 pub fn whoever_left_ends_with_the_rest(bed: &mut Bed<'_>) -> Result<()> {
     let bundle = bed.bundle("a", &["sh", "-c", "sleep 1000 & exec sleep 1000"])?;
     let first = bed.running(&bundle)?;
     eventually("a second process", SOON, || others(bed, &bundle, first).is_ok_and(|others| others.len() == 1))?;
     let second = others(bed, &bundle, first)?[0];
-    let elsewhere = Elsewhere::new(bed, &bundle)?;
+    let elsewhere = Elsewhere::new(&bundle)?;
     elsewhere.take(first)?;
     elsewhere.take(second)?;
     bed.end(&bundle)?;
     expect_dead(first, SOON)?;
     expect_dead(second, SOON)
+}
+
+/// The same when the daemon is killed: its launcher sees to it, or without one the command `delete`.
+pub fn whoever_left_ends_with_the_daemon(hand: &mut Hand) -> Result<()> {
+    for (name, launcher_too) in [("a", false), ("b", true)] {
+        let bundle = hand.bundle(name, &["sleep", "1000"])?;
+        let shim = hand.shim(&bundle)?;
+        let pid = shim.create_quiet(&bundle)?;
+        shim.start(&bundle.id, "")?;
+        let elsewhere = Elsewhere::new(&bundle)?;
+        elsewhere.take(pid)?;
+        let daemon = daemon(&shim, &bundle.id)?;
+        let killed = hand.shim_pids().into_iter().filter(|pid| launcher_too || *pid == daemon);
+        killed.collect::<Vec<_>>().into_iter().try_for_each(|pid| signal(pid, Signal::KILL))?;
+        if !launcher_too {
+            expect_dead(pid, SOON)?;
+        }
+        eventually("the daemon and its launcher are gone", SOON, || hand.shim_pids().is_empty())?;
+        hand.launch(|launch| launch.delete(&bundle.dir, &bundle.id))?;
+        expect_dead(pid, SOON)?;
+    }
+    Ok(())
 }
 
 /// Frozen in a cgroup of its own below, or by another tool: it dies, and nobody joins it meanwhile.
@@ -251,7 +276,7 @@ pub fn what_the_first_process_leaves(bed: &mut Bed<'_>) -> Result<()> {
     let first = bed.running(&bundle)?;
     eventually("three processes", SOON, || bed.pids(&bundle).is_ok_and(|pids| pids.len() == 3))?;
     let left = others(bed, &bundle, first)?;
-    tests::command::signal(first, rustix::process::Signal::KILL)?;
+    signal(first, Signal::KILL)?;
     bed.expect_status(&bundle, "stopped")?;
     if bed.oci().is_some() {
         refused(bed.kill(&bundle, 15, false), "container not running")?;

@@ -75,6 +75,7 @@ fn main() -> ExitCode {
         files::no_abstract_sockets,
         watch::proc_self_exe_cannot_be_written,
         races::a_root_that_is_a_link_at_the_end,
+        cgroups::whoever_left_ends_with_the_daemon,
     ];
     let shim_once = hand_cases![
         cgroups::a_huge_container_keeps_nobody_waiting,
