@@ -8,7 +8,7 @@ use std::future::Future;
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use futures_core::Stream;
@@ -31,10 +31,17 @@ pub struct SameUser {
 }
 
 /// A connection that counts as a client until it is closed.
+///
+/// While its client does not read its answers, no more of its requests are read: each would be worked off, and its answer kept for nobody. So one client
+/// costs what fits into its socket, and a few answers on the way.
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
     present: Present,
+    /// The last write found no room.
+    is_full: bool,
+    /// Who waits to read until there is room.
+    reader: Option<Waker>,
 }
 
 impl SameUser {
@@ -75,7 +82,7 @@ impl Stream for SameUser {
             }
             match ready!(this.listener.poll_accept(context)) {
                 Ok((stream, _)) if this.admits(&stream) => {
-                    return Poll::Ready(Some(Ok(Connection { stream, present: this.clients.enter() })));
+                    return Poll::Ready(Some(Ok(Connection { stream, present: this.clients.enter(), is_full: false, reader: None })));
                 }
                 Ok(_) => {}
                 Err(error) => {
@@ -90,6 +97,10 @@ impl Stream for SameUser {
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.is_full {
+            this.reader = Some(context.waker().clone());
+            return Poll::Pending;
+        }
         let read = Pin::new(&mut this.stream).poll_read(context, buffer);
         if read.is_ready() {
             this.present.called();
@@ -100,7 +111,15 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(context, bytes);
+        this.is_full = written.is_pending();
+        if !this.is_full
+            && let Some(reader) = this.reader.take()
+        {
+            reader.wake();
+        }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -4,11 +4,14 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use runtime_core::cgroup::{Cgroup, CgroupPath, Host};
+use runtime_core::container::own_file;
 use runtime_core::container::record::{ProcessId, Record};
-use runtime_core::error::{Context as _, Error, Result};
+use runtime_core::error::{Context as _, Result};
 use runtime_core::net;
 use runtime_core::rdt;
-use runtime_core::systemd;
+use runtime_core::systemd::{self, Scope};
+
+use crate::systemd::Systemd;
 
 /// The status of a process that SIGKILL ended, as shells and containerd write it.
 const KILLED: u32 = 128 + 9;
@@ -35,13 +38,16 @@ pub struct Exit {
 ///
 /// # Errors
 /// A process that does not die in time, or a record that cannot be read.
-pub fn cleanup(bundle: &Path, last: impl FnOnce(&Record)) -> Result<Exit> {
-    let Some(record) = Record::read(bundle)? else {
-        return Ok(Exit { pid: init_pid(bundle)?, status: KILLED, at: SystemTime::now() });
+pub fn cleanup(bundle: &Path, id: &str, last: impl FnOnce(&Record)) -> Result<Exit> {
+    let host = Host::detect()?;
+    let record = match Record::read(bundle) {
+        Ok(None) => return Ok(Exit { pid: init_pid(bundle).unwrap_or(0), status: KILLED, at: SystemTime::now() }),
+        Ok(Some(record)) if record.id == id => record,
+        Ok(Some(record)) => salvage(&host, bundle, id, &format!("the record is that of {:?}", record.id)),
+        Err(error) => salvage(&host, bundle, id, &error.to_string()),
     };
     // Whatever its cgroup looks like.
     let killed = record.init.map_or(Ok(()), |init| init.kill().map(drop));
-    let host = Host::detect()?;
     let cleaned = clean(&host, &record, Root::Hidden, || last(&record)).and(killed);
     for other in &members(&record) {
         // Its own `delete` reports what fails here; containerd does not ask for it in every mode.
@@ -94,6 +100,33 @@ fn remove(record: &Record, cgroup: &Cgroup) -> Result<()> {
     rdt::remove(&record.resctrl)
 }
 
+/// What can be known of a container without its record: its first process, and the cgroup that its configuration names.
+fn salvage(host: &Host, bundle: &Path, id: &str, why: &str) -> Record {
+    eprintln!("containerd-shim-coracle-v2: delete: {why}; going by init.pid and cgroupsPath");
+    Record { init: first_process(bundle), ..Record::new(id, cgroup_of(host, bundle, id)) }
+}
+
+fn cgroup_of(host: &Host, bundle: &Path, id: &str) -> Option<CgroupPath> {
+    let config: serde_json::Value = serde_json::from_slice(&own_file::read(&bundle.join("config.json")).ok()?).ok()?;
+    let path = config.pointer("/linux/cgroupsPath").and_then(serde_json::Value::as_str);
+    if Scope::is_meant_by(path) {
+        return CgroupPath::of_scope(&Scope::new(path, id, Systemd::instance()).ok()?, "").ok();
+    }
+    CgroupPath::new(host, path, id).ok()
+}
+
+/// The process that `init.pid` means: one that has this number now and was there when the file was written.
+fn first_process(bundle: &Path) -> Option<ProcessId> {
+    let pid = init_pid(bundle)?;
+    let written = bundle.join("init.pid").metadata().and_then(|found| found.modified()).ok()?;
+    let process = ProcessId::of(pid.cast_signed())?;
+    let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let age = Duration::new(uptime.tv_sec.cast_unsigned(), 0)
+        .checked_sub(Duration::from_secs(process.started / rustix::param::clock_ticks_per_second()))?;
+    // To the second: a number is not given anew within one.
+    (SystemTime::now().checked_sub(age)? <= written + Duration::from_secs(1)).then_some(process)
+}
+
 /// Cleans up after the pods beside that of `bundle` whose daemons died together with their launchers: containerd calls no `delete` for them.
 pub fn reconcile(bundle: &Path) {
     let Some(siblings) = bundle.parent() else { return };
@@ -126,13 +159,9 @@ fn orphaned(bundle: &Path, record: &Record) -> Vec<Record> {
     records(siblings).filter(|other| other.daemon == Some(daemon) && other.id != record.id).collect()
 }
 
-fn init_pid(bundle: &Path) -> Result<u32> {
-    let path = bundle.join("init.pid");
-    let text = match std::fs::read_to_string(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-        read => read.map_err(|error| Error::io(format!("read {path:?}"), &error))?,
-    };
-    text.trim().parse().map_err(|_| Error::invalid(format!("{path:?} holds no pid: {:?}", text.trim())))
+/// `None` where there is no such file, or none that holds a number.
+fn init_pid(bundle: &Path) -> Option<u32> {
+    String::from_utf8(own_file::read(&bundle.join("init.pid")).ok()?).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -142,13 +171,24 @@ mod tests {
     #[test]
     fn a_container_that_never_ran_ended_too() {
         let tmp = tempfile::tempdir().unwrap();
-        let exit = cleanup(tmp.path(), |_| {}).unwrap();
+        let exit = cleanup(tmp.path(), "a", |_| {}).unwrap();
         assert_eq!((exit.pid, exit.status), (0, 137));
-        assert_eq!(cleanup(&tmp.path().join("gone"), |_| {}).unwrap().pid, 0);
+        assert_eq!(cleanup(&tmp.path().join("gone"), "a", |_| {}).unwrap().pid, 0);
         std::fs::write(tmp.path().join("init.pid"), "42").unwrap();
-        assert_eq!(cleanup(tmp.path(), |_| {}).unwrap().pid, 42);
+        assert_eq!(cleanup(tmp.path(), "a", |_| {}).unwrap().pid, 42);
         std::fs::write(tmp.path().join("init.pid"), "x").unwrap();
-        assert!(cleanup(tmp.path(), |_| {}).is_err());
+        assert_eq!(cleanup(tmp.path(), "a", |_| {}).unwrap().pid, 0);
+    }
+
+    #[test]
+    fn a_process_that_is_younger_than_the_file_is_a_stranger() {
+        let bundle = tempfile::tempdir().unwrap();
+        let path = bundle.path().join("init.pid");
+        std::fs::write(&path, std::process::id().to_string()).unwrap();
+        assert_eq!(first_process(bundle.path()).map(|it| it.pid), Some(std::process::id().cast_signed()));
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(100_000_000)).unwrap();
+        assert_eq!(first_process(bundle.path()), None);
     }
 
     #[test]
@@ -156,7 +196,7 @@ mod tests {
         let bundle = tempfile::tempdir().unwrap();
         let record = Record { init: Some(ProcessId { pid: 7, started: 9 }), exited: Some((3, 5)), ..Record::new("a", None) };
         record.write(bundle.path()).unwrap();
-        let exit = cleanup(bundle.path(), |_| {}).unwrap();
+        let exit = cleanup(bundle.path(), "a", |_| {}).unwrap();
         assert_eq!((exit.pid, exit.status, exit.at), (7, 3, SystemTime::UNIX_EPOCH + Duration::from_nanos(5)));
     }
 }

@@ -1,6 +1,8 @@
 //! From a fork of `start` to a daemon of its own, in the order that its children need.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use nix::sys::prctl;
 use runtime_core::error::{Context, Error, Result};
@@ -14,6 +16,12 @@ use crate::options::Options;
 use crate::ready::Ready;
 use crate::socket::Bound;
 use crate::{logger, place, serve};
+
+/// The action by which the daemon executes another launcher.
+pub const LAUNCHER: &str = "launcher";
+
+/// Whether transparent huge pages were off before the daemon turned them off for itself.
+static NO_HUGE_PAGES: OnceLock<bool> = OnceLock::new();
 
 /// What the daemon was started with.
 #[derive(Debug)]
@@ -77,7 +85,25 @@ fn keep_to_itself() -> Result<()> {
     let what = |name: &'static str| move |errno: nix::Error| Error::from_errno(format!("prctl {name}"), errno as i32);
     prctl::set_child_subreaper(true).map_err(what("PR_SET_CHILD_SUBREAPER"))?;
     prctl::set_dumpable(false).map_err(what("PR_SET_DUMPABLE"))?;
+    let _ = NO_HUGE_PAGES.set(prctl::get_thp_disable().map_err(what("PR_GET_THP_DISABLE"))?);
     prctl::set_thp_disable(true).map_err(what("PR_SET_THP_DISABLE"))
+}
+
+/// Another launcher in place of one that was killed. It is executed and not forked, for the daemon may have threads by now: what takes long, such
+/// as the kernel's lock of all networks, is waited for on one. What it hands on to containers is what the first one had.
+///
+/// # Errors
+/// Those of [`Launcher::execute`], or of the limits that cannot be set.
+pub fn new_launcher() -> Result<Launcher> {
+    let huge_pages = |off| prctl::set_thp_disable(off).map_err(|errno| Error::from_errno("prctl PR_SET_THP_DISABLE", errno as i32));
+    // The action stands last, and the others say whose launcher it is to who lists processes.
+    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    arguments.pop();
+    arguments.push(LAUNCHER.into());
+    huge_pages(*NO_HUGE_PAGES.get().unwrap_or(&false))?;
+    let launcher = place::with_given_descriptor_limit(|| Launcher::execute(arguments));
+    huge_pages(true)?;
+    launcher
 }
 
 /// Points descriptors 0, 1 and 2 to `/dev/null`.

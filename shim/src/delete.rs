@@ -7,6 +7,7 @@ use std::time::Duration;
 use containerd_shim::Flags;
 use proto::api::DeleteResponse;
 use proto::protobuf::{Message, MessageField};
+use runtime_core::container::own_file;
 use runtime_core::error::{Context, Error, ErrorKind, Result};
 
 use crate::bootstrap::check_identifier;
@@ -28,7 +29,7 @@ pub fn delete(flags: &Flags) -> Result<()> {
     check_identifier("-id", &flags.id)?;
     check_identifier("-namespace", &flags.namespace)?;
     let bundle = bundle::dir(&flags.bundle)?;
-    let exit = cleanup(&bundle, |record| {
+    let exit = cleanup(&bundle, &flags.id, |record| {
         if record.init.is_some()
             && let Err(error) = poststop::run(flags, &bundle, POSTSTOP)
         {
@@ -36,7 +37,9 @@ pub fn delete(flags: &Flags) -> Result<()> {
             eprintln!("containerd-shim-coracle-v2: delete: {error}, ignoring");
         }
     })?;
-    remove_socket(&bundle)?;
+    if let Err(error) = remove_socket(&bundle) {
+        eprintln!("containerd-shim-coracle-v2: delete: {error}, ignoring");
+    }
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(&encode(exit)?).and_then(|()| stdout.flush()).context(|| "write the answer to standard output")
 }
@@ -44,8 +47,9 @@ pub fn delete(flags: &Flags) -> Result<()> {
 /// Removes the socket that the bundle names, unless its daemon lives: a group's may outlive this container.
 fn remove_socket(bundle: &Path) -> Result<()> {
     let path = address_file(bundle);
-    match std::fs::read_to_string(&path) {
+    match own_file::read(&path) {
         Ok(address) => {
+            let address = String::from_utf8_lossy(&address);
             // A daemon that dies closes its descriptors one by one, and containerd may call before the listener is. One that lives, as that of
             // a pod does for each of its containers, answers at once.
             if socket::remove_dead(address.trim())? && !socket::is_served(address.trim(), DYING)? {

@@ -5,7 +5,8 @@
 //! got lost), never two in the wrong order.
 //!
 //! The queue is bounded by [`LIMIT`], with one exception: what a client waits for is never given up. When the queue is full, the oldest
-//! exec-added and exec-started go first, then the oldest paused, resumed and checkpointed; create, start, OOM, exit and delete stay.
+//! exec-added and exec-started go first, then the oldest paused, resumed and checkpointed; create, start, exit and delete stay. So does OOM, of
+//! which only one waits for each container, for a container may have as many processes killed as it likes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -40,6 +41,8 @@ pub enum Keep {
     Chatter,
     /// Dropped when no chatter is left.
     Notice,
+    /// Never dropped, and not said again as long as it waits.
+    Once,
     /// Never dropped.
     Always,
 }
@@ -68,7 +71,7 @@ macro_rules! events {
 events! {
     TaskCreate       TASK_CREATE_EVENT_TOPIC       Always
     TaskStart        TASK_START_EVENT_TOPIC        Always
-    TaskOOM          TASK_OOM_EVENT_TOPIC          Always
+    TaskOOM          TASK_OOM_EVENT_TOPIC          Once
     TaskExit         TASK_EXIT_EVENT_TOPIC         Always
     TaskDelete       TASK_DELETE_EVENT_TOPIC       Always
     TaskExecAdded    TASK_EXEC_ADDED_EVENT_TOPIC   Chatter
@@ -152,6 +155,11 @@ impl Waiting {
         self.events.len() + usize::from(self.in_flight)
     }
 
+    /// Whether the same is to be said, whatever the time.
+    fn has(&self, envelope: &Envelope) -> bool {
+        self.events.iter().any(|(_, waiting)| waiting.topic == envelope.topic && waiting.event == envelope.event)
+    }
+
     fn make_room(&mut self) {
         for keep in [Keep::Chatter, Keep::Notice] {
             if let Some(index) = self.events.iter().position(|(kept, _)| *kept == keep) {
@@ -170,6 +178,9 @@ impl Queue {
 
     fn push(&self, keep: Keep, envelope: Envelope) {
         let mut waiting = self.lock();
+        if keep == Keep::Once && waiting.has(&envelope) {
+            return;
+        }
         waiting.events.push_back((keep, envelope));
         if waiting.events.len() > LIMIT {
             waiting.make_room();

@@ -1,12 +1,16 @@
 //! Who is connected, and how long a daemon stays for whom: one that containerd has lost before its first container, or after its last, must not
 //! stay for ever (containerd#5015, #6860). And what it gives back when nobody calls.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use runtime_core::sys::memory;
 use tokio::sync::watch;
+use ttrpc::asynchronous::{MethodHandler, Service, TtrpcContext};
+use ttrpc::{Request, Response};
 
 use crate::sync::lock;
 
@@ -20,15 +24,24 @@ const CONNECTED: u32 = 5;
 /// How long a daemon that was asked to end stays for who was just told its address.
 pub const LINGER: Duration = Duration::from_secs(2);
 
-/// How long after a call another one is expected. In a time of calls it is looked at so often, too.
+/// How long after a call that does something another one is expected. In a time of such calls it is looked at so often, too.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// Calls that only look. containerd 2.3 asks every task for its statistics each second, so nothing may be kept from one to the next.
+const LOOKS: [&str; 8] = ["State", "Pids", "Stats", "Connect", "SandboxStatus", "SandboxMetrics", "PingSandbox", "Platform"];
+
+/// How long after such a call others may come, for the other containers of a pod.
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// The clients.
 #[derive(Debug, Clone, Default)]
 pub struct Clients {
     count: watch::Sender<usize>,
     last: Arc<Mutex<Option<Instant>>>,
+    /// Something has been read of a client.
     calls: watch::Sender<()>,
+    /// A call has come that does something.
+    deeds: watch::Sender<()>,
     quiet: Quiet,
 }
 
@@ -75,15 +88,42 @@ impl Clients {
 
     /// Has memory given back once after each time of calls; in between it wakes nobody.
     pub async fn rest_between_calls(self) {
-        let mut calls = self.calls.subscribe();
+        let (mut calls, mut deeds) = (self.calls.subscribe(), self.deeds.subscribe());
         while calls.changed().await.is_ok() {
-            tokio::time::sleep(QUIET).await;
-            while calls.has_changed().unwrap_or(false) {
-                calls.mark_unchanged();
+            tokio::time::sleep(GLANCE).await;
+            while deeds.has_changed().unwrap_or(false) {
+                deeds.mark_unchanged();
                 tokio::time::sleep(QUIET).await;
             }
+            calls.mark_unchanged();
             self.quiet.0.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// The same service, whose calls that do something are noticed here.
+    pub fn notice(&self, service: Service) -> Service {
+        let wrap = |(name, handler): (String, Box<dyn MethodHandler + Send + Sync>)| {
+            if LOOKS.contains(&name.as_str()) {
+                return (name, handler);
+            }
+            let noticed: Box<dyn MethodHandler + Send + Sync> = Box::new(Deed { clients: self.clone(), handler });
+            (name, noticed)
+        };
+        Service { methods: service.methods.into_iter().map(wrap).collect::<HashMap<_, _>>(), streams: service.streams }
+    }
+}
+
+/// A method that does something.
+struct Deed {
+    clients: Clients,
+    handler: Box<dyn MethodHandler + Send + Sync>,
+}
+
+#[async_trait]
+impl MethodHandler for Deed {
+    async fn handler(&self, context: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
+        self.clients.deeds.send_replace(());
+        self.handler.handler(context, request).await
     }
 }
 

@@ -4,11 +4,12 @@ use std::process::ExitCode;
 
 use containerd_shim::Flags;
 use runtime_core::error::{Error, Result};
+use runtime_core::plan::launcher::launch_from_stdin;
 use runtime_core::sys::process::keep_children;
 use runtime_core::{hold, sealed};
 use rustix::fs::Mode;
 use rustix::process::umask;
-use shim::{delete, info, start};
+use shim::{daemon, delete, info, start};
 
 fn main() -> ExitCode {
     if std::env::args_os().next().is_some_and(|name| name == hold::NAME) {
@@ -38,6 +39,8 @@ fn run(flags: &Flags) -> Result<()> {
         // What it forks enters containers: nothing there may lead back to the file on disk.
         "start" => sealed::ensure().and_then(|()| start::start(flags)).map_err(|error| error.context("start")),
         "delete" => delete::delete(flags).map_err(|error| error.context("delete")),
+        // The daemon's, never containerd's; what it executes is the sealed program already.
+        daemon::LAUNCHER => launch_from_stdin().map_err(|error| error.context(daemon::LAUNCHER)),
         "" => Err(Error::invalid("no action: want start, delete, -info or -v")),
         other => Err(Error::invalid(format!("unknown action {other:?}: want start, delete, -info or -v"))),
     }

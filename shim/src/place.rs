@@ -38,17 +38,17 @@ pub fn raise_descriptor_limit() -> Result<()> {
     set_descriptor_limit(Rlimit { current: given.maximum, ..*given })
 }
 
-/// Runs `fork` under the limit that we were given ourselves, for what is forked is to inherit that.
+/// Runs `start` under the limit that we were given ourselves, for the process that it starts is to inherit that.
 ///
 /// # Errors
-/// Those of `setrlimit(2)`, or of `fork`.
-pub fn with_given_descriptor_limit<T>(fork: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Those of `setrlimit(2)`, or of `start`.
+pub fn with_given_descriptor_limit<T>(start: impl FnOnce() -> Result<T>) -> Result<T> {
     if let Some(given) = GIVEN.get() {
         set_descriptor_limit(*given)?;
     }
-    let forked = fork();
+    let started = start();
     raise_descriptor_limit()?;
-    forked
+    started
 }
 
 fn set_descriptor_limit(limit: Rlimit) -> Result<()> {

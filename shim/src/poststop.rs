@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use containerd_shim::Flags;
 use runtime_core::container::hooks::Point;
+use runtime_core::container::own_file;
 use runtime_core::error::{Context as _, Result};
 use runtime_core::plan::launcher::Launcher;
 use runtime_core::spec::Spec;
@@ -27,7 +28,7 @@ use crate::task::node::Node;
 /// The first hook that failed or was not done in time.
 pub fn run(flags: &Flags, bundle: &Path, bound: Duration) -> Result<()> {
     let path = bundle.join("config.json");
-    let spec = Spec::parse(&std::fs::read(&path).context(|| format!("read {path:?}"))?).context(|| format!("{path:?}"))?;
+    let spec = Spec::parse(&own_file::read(&path).context(|| format!("read {path:?}"))?).context(|| format!("{path:?}"))?;
     let hooks = Hooks::of(&spec, &flags.id, bundle);
     if !hooks.has(Point::Poststop) {
         return Ok(());

@@ -80,7 +80,7 @@ pub fn services(context: &Context, launcher: Launcher) -> Result<HashMap<String,
     let mut services = named(&service);
     services.extend(create_sandbox(sandboxes).into_values().map(|service| (SANDBOX.to_owned(), service)));
     services.insert(streaming::NAME.to_owned(), streaming::service(streams));
-    Ok(services)
+    Ok(services.into_iter().map(|(name, service)| (name, context.clients.notice(service))).collect())
 }
 
 /// The Task service under both its names: versions 2 and 3 have the same methods and messages, only the package differs.
@@ -124,7 +124,7 @@ async fn serve_those(
         return Err(error);
     }
     tokio::spawn(context.clients.clone().rest_between_calls());
-    log::debug!("serving {} for {:?}", file.address(), context.config.group);
+    log::debug!("serving {} for {}", file.address(), context.config.group.as_deref().unwrap_or("one container"));
     // While the listener is open the name is ours, so nobody else's socket can be removed.
     let removed = loop {
         let end = until_shutdown(&context, &mut signals).await;

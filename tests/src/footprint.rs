@@ -78,10 +78,9 @@ impl Shims {
     /// Those of a daemon.
     pub fn of_daemon(daemon: u32) -> Result<Shims> {
         let itself = proc::process(daemon).context(|| format!("the daemon {daemon} is gone"))?;
-        // A container's process that waits for its start still has the launcher's arguments, but no longer its cgroups.
-        let is_launcher = |process: &proc::Process| {
-            process.parent == daemon && process.command_line == itself.command_line && process.cgroups == itself.cgroups
-        };
+        // A container's process that waits for its start still has the launcher's name, but no longer its cgroups.
+        let is_launcher =
+            |process: &proc::Process| process.parent == daemon && process.name == "coracle-launch" && process.cgroups == itself.cgroups;
         match proc::all().iter().filter(|process| is_launcher(process)).map(|process| process.pid).collect::<Vec<_>>()[..] {
             [launcher] => Ok(Shims { daemon, launcher }),
             ref found => fail!("the daemon {daemon} ({}) has the launchers {found:?}", itself.command_line),

@@ -30,7 +30,8 @@ fn main() -> ExitCode {
         println!("density: a private mount table: {e}");
         return ExitCode::FAILURE;
     }
-    Suite { name: "density", parallel: 1, cases: cases![two_hundred_at_once, descriptor_limit_is_the_daemons_own] }.main()
+    Suite { name: "density", parallel: 1, cases: cases![two_hundred_at_once, descriptor_limit_is_the_daemons_own, polled_each_second] }
+        .main()
 }
 
 /// Containers of one pod, at the socket.
@@ -163,6 +164,37 @@ fn descriptor_limit_is_the_daemons_own(case: &Case<'_>) -> Result<()> {
             shim.delete(&bundle.id, "")?;
         }
         shim.shutdown(&bundles[0].id)
+    })
+}
+
+/// What a daemon may keep more when it is asked for statistics each second, as containerd 2.3 does, than when nobody asks, in KiB.
+const POLLED: u64 = 64;
+
+/// Half a second after each answer it has given back what the answer needed.
+fn polled_each_second(case: &Case<'_>) -> Result<()> {
+    Hand::run(Protocol::of(case.version()), |hand| {
+        let bundle = hand.bundle("a", &["sleep", "100000"])?;
+        let shim = hand.shim(&bundle)?;
+        let shims = Shims::of(shim.create_quiet(&bundle)?)?;
+        shim.start(&bundle.id, "")?;
+        wait::pause_for(Duration::from_secs(4));
+        let idle = shims.read()?[0].private;
+        let mut polled = Vec::new();
+        for _ in 0..6 {
+            shim.stats(&bundle.id)?;
+            shim.state(&bundle.id, "")?;
+            shim.pids(&bundle.id)?;
+            wait::pause_for(Duration::from_millis(500));
+            polled.push(shims.read()?[0].private);
+            wait::pause_for(Duration::from_millis(500));
+        }
+        println!("containerd {}: private KiB idle {idle}, polled each second {polled:?}", case.version().name());
+        let most = polled.iter().max().copied().unwrap_or_default();
+        ensure!(most <= idle + POLLED, "{idle} KiB without polls, and with them {polled:?}");
+        shim.kill(&bundle.id, "", 9)?;
+        shim.wait(&bundle.id, "")?;
+        shim.delete(&bundle.id, "")?;
+        shim.shutdown(&bundle.id)
     })
 }
 

@@ -18,6 +18,7 @@ use tests::bundle::Bundle;
 use tests::command::signal;
 use tests::containerd::eventually;
 use tests::events::Kind;
+use tests::footprint::Shims;
 use tests::hand::Hand;
 use tests::rpc::{Answer, Shim, refused};
 use tests::start::Protocol;
@@ -42,6 +43,8 @@ fn main() -> ExitCode {
         daemon_killed,
         daemon_and_launcher_killed,
         left_pods_are_found_by_the_next,
+        launcher_killed_beside_a_thread,
+        ended_pod_goes_by_itself,
     ];
     // 2.0 to 2.2, and 2.3: only the form of the first answer differs.
     let named = [Protocol::V20, Protocol::V23].into_iter().flat_map(|protocol| {
@@ -204,6 +207,12 @@ fn life_of_a_pod(hand: &mut Hand) -> Result<()> {
     ensure_eq!(platform.os, "linux", "system");
     let started = pod.start(|_| {})?;
     ensure!(started.pid == 0 && started.created_at.seconds > 0, "answer of the start: {started}");
+    // What NRI plugins are shown of a pod.
+    ensure_eq!(started.spec.type_url, "types.containerd.io/opencontainers/runtime-spec/1/Spec", "type of the spec");
+    let spec: serde_json::Value = serde_json::from_slice(&started.spec.value)?;
+    ensure_eq!(spec["linux"]["cgroupsPath"], json!(format!("/{}/{}", paths::tag(), pod.id)), "cgroup in {spec}");
+    let kinds: Vec<_> = spec["linux"]["namespaces"].as_array().into_iter().flatten().filter_map(|it| it["type"].as_str()).collect();
+    ensure_eq!(kinds, ["ipc", "mount"], "namespaces of a pod on the host's network");
     ensure_eq!(pod.state()?, (0, "SANDBOX_READY".to_owned()), "after the start");
     refused(pod.start(|_| {}), Code::FAILED_PRECONDITION, "was started already")?;
     pod.ping(|_| {})?;
@@ -490,5 +499,45 @@ fn left_pods_are_found_by_the_next(hand: &mut Hand) -> Result<()> {
     ensure_eq!(next.state()?.1, "SANDBOX_READY", "state of the next one");
     next.end()?;
     hand.launch(|launch| launch.delete(&pod.bundle.dir, &pod.id))?;
+    Ok(())
+}
+
+/// The daemon has a thread of its runtime's for ten seconds after it has looked for what other pods have left.
+fn launcher_killed_beside_a_thread(hand: &mut Hand) -> Result<()> {
+    let pod = Pod::created(hand, "pod", &plain(), "")?;
+    let daemon = pod.shim.connected(&pod.id)?.shim_pid;
+    eventually("the daemon has a second thread", SOON, || proc::usage(daemon).threads > 1)?;
+    let shims = Shims::of_daemon(daemon)?;
+    signal(shims.launcher, Signal::KILL)?;
+    eventually("the launcher is gone", SOON, || proc::process(shims.launcher).is_none_or(|process| process.state == 'Z'))?;
+    pod.start(|_| {})?;
+    let app = pod.container(hand, "app", &["sleep", "1000"], false)?;
+    ensure!(proc::usage(daemon).threads > 1, "the second thread has ended before it mattered");
+    pod.shim.exec(&app.id, "e", &["sh", "-c", "exit 3"])?;
+    pod.shim.start(&app.id, "e")?;
+    ensure_eq!(pod.shim.wait(&app.id, "e")?.exit_status, 3, "status of an exec");
+    // The new one is as good as the first: it ends what the daemon leaves.
+    let next = Shims::of_daemon(daemon)?;
+    ensure!(next.launcher != shims.launcher && next.read()?[1].threads == 1, "the new launcher: {next:?}");
+    ensure_eq!(link(next.launcher, "mnt")?, link(std::process::id(), "mnt")?, "its mount namespace");
+    let exe = fs::read_link(format!("/proc/{}/exe", next.launcher))?;
+    ensure_eq!(exe.to_string_lossy(), "/", "its program, which is sealed");
+    signal(daemon, Signal::KILL)?;
+    all_gone(&pod, &[app])
+}
+
+/// A finished Job stays for days: its shim has nothing to do any more, and `delete` tells containerd how the pod ended.
+fn ended_pod_goes_by_itself(hand: &mut Hand) -> Result<()> {
+    let pod = Pod::started(hand, "pod", &plain())?;
+    let app = pod.container(hand, "app", &["sleep", "1000"], false)?;
+    pod.stop(|_| {})?;
+    ensure_eq!(pod.wait(|_| {})?.exit_status, 0, "end of the pod");
+    std::thread::sleep(Duration::from_secs(12));
+    ensure_eq!(pod.state()?.1, "SANDBOX_NOTREADY", "state while a container is not deleted");
+    pod.shim.delete(&app.id, "")?;
+    ensure_eq!(pod.state()?.1, "SANDBOX_NOTREADY", "state right after the last deletion");
+    eventually("the shim has ended", Duration::from_secs(25), || hand.shim_pids().is_empty())?;
+    let answer = hand.launch(|launch| launch.delete(&pod.bundle.dir, &pod.id))?;
+    ensure_eq!((answer.pid, answer.exit_status), (0, 0), "answer of delete");
     Ok(())
 }

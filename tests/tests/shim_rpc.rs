@@ -29,6 +29,7 @@ const CASES: &[Entry] = &[
     ("group_shares_one_shim", group_shares_one_shim),
     ("events_survive_containerd", events_survive_containerd),
     ("delete_after_the_shim_was_killed", delete_after_the_shim_was_killed),
+    ("delete_with_a_record_that_is_none", delete_with_a_record_that_is_none),
 ];
 
 fn main() -> ExitCode {
@@ -214,6 +215,38 @@ fn delete_after_the_shim_was_killed(hand: &mut Hand) -> Result<()> {
     } else {
         // And it leaves the socket of a killed shim.
         hand.remove_sockets();
+    }
+    Ok(())
+}
+
+/// Whatever lies in the record's place, the container is ended, by what else the bundle has.
+fn delete_with_a_record_that_is_none(hand: &mut Hand) -> Result<()> {
+    if !paths::is_ours() {
+        return Ok(());
+    }
+    for (number, kind) in ["empty", "other", "foreign", "fifo", "link"].into_iter().enumerate() {
+        let bundle = hand.bundle(&format!("a{number}"), &["sh", "-c", "sleep 1000 & exec sleep 1000"])?;
+        let shim = hand.shim(&bundle)?;
+        let pid = shim.create_quiet(&bundle)?;
+        shim.start(&bundle.id, "")?;
+        for pid in hand.shim_pids() {
+            signal(pid, Signal::KILL)?;
+        }
+        eventually("the shim is gone", SOON, || hand.shim_pids().is_empty())?;
+        let record = bundle.dir.join("coracle.json");
+        let text = std::fs::read_to_string(&record)?;
+        std::fs::remove_file(&record)?;
+        match kind {
+            "empty" => std::fs::write(&record, "")?,
+            "other" => std::fs::write(&record, "{\"some\": [\"thing\"]}")?,
+            "foreign" => std::fs::write(&record, text.replace(&bundle.id, "somebody-else").replace(&pid.to_string(), "1"))?,
+            "fifo" => nix::unistd::mkfifo(&record, nix::sys::stat::Mode::S_IRWXU)?,
+            _ => std::os::unix::fs::symlink("/dev/zero", &record)?,
+        }
+        let answer = hand.launch(|launch| launch.delete(&bundle.dir, &bundle.id)).map_err(|e| tests::Failure(format!("{kind}: {e}")))?;
+        ensure_eq!((answer.pid, answer.exit_status), (pid, 137), "answer of delete with {kind}");
+        eventually("the container is gone", Duration::from_secs(5), || proc::process(pid).is_none())?;
+        ensure!(!record.exists(), "the record is still there, {kind}");
     }
     Ok(())
 }

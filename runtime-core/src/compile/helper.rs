@@ -134,7 +134,7 @@ pub fn helper(inputs: Helper<'_>) -> Result<Compiled> {
     if inside.as_ref().is_some_and(Entry::is_born_inside) {
         plan.step(Step::Birth);
     }
-    plan.step(Step::Exec);
+    plan.step(Step::Exec { own: false });
     let (plan, descriptors) = plan.finish()?;
     let program = Program {
         name: inputs.path.to_string_lossy().into_owned(),

@@ -317,7 +317,7 @@ pub fn confine(plan: &mut Builder, process: &Process, kept: &Kept, how: Confinem
         plan.step(Step::Ready);
     }
     after.into_iter().for_each(|step| plan.step(step));
-    plan.step(Step::Exec);
+    plan.step(Step::Exec { own: true });
     Ok(())
 }
 

@@ -172,7 +172,7 @@ fn rights_go_in_the_one_order_that_works() {
         before(&case, &plan, identity, |step| matches!(step, Step::Capabilities { .. }));
         before(&case, &plan, |step| matches!(step, Step::Capabilities { .. }), |step| matches!(step, Step::FindProgram));
         before(&case, &plan, |step| matches!(step, Step::FindProgram), |step| matches!(step, Step::Ready));
-        assert_eq!(plan.steps.last(), Some(&Step::Exec));
+        assert_eq!(plan.steps.last(), Some(&Step::Exec { own: true }));
     }
 }
 
@@ -286,7 +286,7 @@ fn who_is_born_among_others_has_nothing_of_the_hosts() {
                         | WorkingDirectory { .. }
                         | FindProgram
                         | Ready
-                        | Exec
+                        | Exec { .. }
                 )
             };
             assert!(inside.iter().all(harmless), "{plan}");

@@ -36,7 +36,7 @@ pub fn explain(launch: &Launch, failure: &Failure) -> Error {
             Error::new(ErrorKind::FailedPrecondition, no_process(launch))
         }
         Step::FindProgram => no_program(launch, failure.errno),
-        Step::Exec => exec_failed(launch, failure.errno),
+        Step::Exec { .. } => exec_failed(launch, failure.errno),
         Step::CheckMaps { .. } if failure.detail == OTHER_MAPS => {
             Error::invalid("linux.uidMappings/gidMappings: not those of the given user namespace")
         }
@@ -257,6 +257,8 @@ fn part(step: &Step, detail: u16) -> Option<String> {
         }
         (Step::Pivot { .. }, 1) => name("pivot_root"),
         (Step::Pivot { .. }, 2) => name("detach the old root"),
+        (Step::Console { .. }, 0) => name("/dev/pts/ptmx"),
+        (Step::JoinedConsole { .. }, 0) => name("/dev/ptmx"),
         (Step::Console { .. } | Step::JoinedConsole { .. }, 1) => name("not a terminal multiplexer"),
         (Step::Console { .. } | Step::JoinedConsole { .. }, 3) => name("chown"),
         (Step::Console { .. }, 4 | 5) => name("/dev/console"),

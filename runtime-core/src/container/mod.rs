@@ -2,6 +2,7 @@
 
 pub mod failure;
 pub mod hooks;
+pub mod own_file;
 mod passed_over;
 pub mod progress;
 pub mod record;

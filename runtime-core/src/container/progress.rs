@@ -1,6 +1,6 @@
 //! What a child has to say to its parent, in the parent's terms.
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -12,6 +12,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::plan::Launch;
 use crate::plan::launcher::Launched;
 use crate::plan::report::{self, GO, Message};
+use crate::sys::process::send_signal;
 
 /// Where a child has got to.
 pub enum Progress {
@@ -64,7 +65,10 @@ impl Progress {
 /// It has ended and was reaped.
 pub fn born(pidfd: OwnedFd) -> Result<Launched> {
     let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
-    let text = std::fs::read_to_string(&path).context(|| format!("read {path}"))?;
+    let text = std::fs::read_to_string(&path).context(|| format!("read {path}")).inspect_err(|_| {
+        // Nobody would know that it is there.
+        let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
+    })?;
     let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok()).filter(|pid| *pid > 0);
     let pid = pid.ok_or_else(|| Error::new(ErrorKind::FailedPrecondition, "the process was killed at its birth"))?;
     Ok(Launched { pid, pidfd: Arc::new(pidfd) })

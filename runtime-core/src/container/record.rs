@@ -15,6 +15,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
+use super::own_file;
 use crate::cgroup::{Cgroup, CgroupPath, Host};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sys::mount::detach_all;
@@ -215,7 +216,7 @@ impl Record {
     /// It cannot be read or is no record.
     pub fn read(bundle: &Path) -> Result<Option<Self>> {
         let path = bundle.join(NAME);
-        match fs::read(&path) {
+        match own_file::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::invalid(format!("{path:?}: {error}"))),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io(format!("read {path:?}"), &error)),

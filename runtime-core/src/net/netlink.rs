@@ -13,8 +13,9 @@ use netlink_packet_core::{
 use netlink_packet_netfilter::NetfilterMessage;
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::set_socket_send_buffer_size_force;
-use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recvfrom, send, socket_with};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::process;
@@ -27,6 +28,9 @@ const TRIES: u32 = 16;
 
 /// What fits into one send. The default, 208 KiB, is too little for the rules of hundreds of containers.
 const SEND_BUFFER: usize = 8 << 20;
+
+/// The number of the kernel's own end.
+const KERNEL: u32 = 0;
 
 /// A kind of messages, and the family of netlink(7) that they are of.
 pub trait Family: NetlinkSerializable + NetlinkDeserializable + Clone + Debug {
@@ -130,8 +134,8 @@ impl<M: Family> Socket<M> {
         let mut refused: Option<(usize, Errno)> = None;
         loop {
             // What has been sent has been done, so all answers are there.
-            let length = match recv(self.socket.as_fd(), &mut part, RecvFlags::DONTWAIT) {
-                Ok((length, _)) => length,
+            let length = match self.heard(&mut part, RecvFlags::DONTWAIT) {
+                Ok(length) => length,
                 Err(Errno::AGAIN) => return refused.map_or(Ok(()), Err),
                 Err(errno) => return Err((0, errno)),
             };
@@ -145,6 +149,17 @@ impl<M: Family> Socket<M> {
                 {
                     refused = Some((place, Errno::from_raw_os_error(-code.get())));
                 }
+            }
+        }
+    }
+
+    /// The next packet of the kernel's. Whoever has CAP_NET_ADMIN in the socket's namespace, a container for instance, may send there, too
+    /// (netlink(7), `nl_pid`).
+    fn heard(&self, part: &mut [u8], flags: RecvFlags) -> Result<usize, Errno> {
+        loop {
+            let (length, _, sender) = recvfrom(self.socket.as_fd(), &mut *part, flags)?;
+            if sender.and_then(|sender| SocketAddrNetlink::try_from(sender).ok()).is_some_and(|sender| sender.pid() == KERNEL) {
+                return Ok(length);
             }
         }
     }
@@ -166,7 +181,7 @@ impl<M: Family> Socket<M> {
         let (mut answers, mut interrupted) = (Vec::new(), false);
         let mut part = vec![0; PART];
         loop {
-            let length = recv(self.socket.as_fd(), &mut part, RecvFlags::empty())?.0;
+            let length = self.heard(&mut part, RecvFlags::empty())?;
             for message in Messages::<M>::of(part.get(..length).unwrap_or_default()) {
                 let message = message?;
                 if message.header.sequence_number != self.sequence {
@@ -253,5 +268,41 @@ pub fn refused(what: String) -> impl FnOnce(Errno) -> Error {
             Errno::EXIST => error.with_kind(ErrorKind::AlreadyExists),
             _ => error,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::link::LinkMessage;
+    use rustix::net::{getsockname, sendto};
+
+    use super::*;
+
+    fn loopback() -> RouteNetlinkMessage {
+        let mut link = LinkMessage::default();
+        link.header.index = 1;
+        RouteNetlinkMessage::GetLink(link)
+    }
+
+    /// `NLMSG_ERROR` for the request with this number, as the kernel would say it.
+    fn refusal(sequence: u32) -> Vec<u8> {
+        let header =
+            [36u32.to_ne_bytes().to_vec(), [2u16.to_ne_bytes(), 0u16.to_ne_bytes()].concat(), sequence.to_ne_bytes().to_vec(), vec![0; 4]];
+        let error = [(-libc::EPERM).to_ne_bytes().to_vec(), vec![0; 16]];
+        [header.concat(), error.concat()].concat()
+    }
+
+    #[test]
+    fn what_a_process_sends_is_no_answer() {
+        let mut socket = Route::open().unwrap();
+        // Bound by its first request.
+        socket.get(loopback()).unwrap();
+        let own = SocketAddrNetlink::try_from(getsockname(&socket.socket).unwrap()).unwrap();
+        let stranger = Route::open().unwrap();
+        sendto(&stranger.socket, &refusal(socket.sequence + 1), SendFlags::empty(), &own).unwrap();
+        let RouteNetlinkMessage::NewLink(link) = socket.get(loopback()).unwrap() else { panic!("no link") };
+        assert_eq!(link.header.index, 1);
+        sendto(&stranger.socket, &refusal(socket.sequence + 1), SendFlags::empty(), &own).unwrap();
+        socket.batch(vec![(loopback(), NLM_F_ACK)]).unwrap();
     }
 }

@@ -1,7 +1,8 @@
 //! The launcher: a small single-threaded process that forks what becomes a container.
 //!
-//! It is forked by the daemon before any runtime exists (and again if it was killed), owns no socket but the one to the daemon, and lives in
-//! the host's mount namespace. Its children are the daemon's children (`CLONE_PARENT`) and inherit nothing of other containers.
+//! It is forked by the daemon before any runtime exists, owns no socket but the one to the daemon, and lives in the host's mount namespace.
+//! One that was killed is replaced by one that is executed afresh ([`Launcher::execute`]): by then the daemon may have threads, and a process
+//! with threads must not be forked. Its children are the daemon's children (`CLONE_PARENT`) and inherit nothing of other containers.
 //!
 //! It holds a *stub*: a mount namespace with a few empty directories and a null device on a read-only tmpfs. A container's mount namespace is
 //! copied from that, so that its cost does not grow with the host's mount table.
@@ -11,10 +12,12 @@
 //! processes and the cgroups that it was told to watch, removes the cgroups, and ends.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, OsString};
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +57,7 @@ const ABANDON: Duration = Duration::from_secs(2);
 const QUIET: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// The launcher's own end of the socket.
 const CONTROL: u32 = 3;
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// What the daemon asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -90,10 +94,7 @@ impl Launcher {
     /// # Errors
     /// At a limit of processes or descriptors.
     pub fn spawn() -> Result<Self> {
-        let flags = rustix::net::SocketFlags::CLOEXEC;
-        let (daemon, control) = rustix::net::socketpair(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, flags, None)
-            .context(|| "launcher: socketpair")?;
-        rustix::io::ioctl_fionbio(&daemon, true).context(|| "launcher: socket")?;
+        let (daemon, control) = sockets()?;
         match fork().context(|| "launcher")? {
             Fork::Parent(pid) => Ok(Self { socket: daemon, pid: pid.as_raw_nonzero().get() }),
             Fork::Child => {
@@ -104,6 +105,24 @@ impl Launcher {
                 process::exit(status)
             }
         }
+    }
+
+    /// Executes a launcher from the program that the caller runs, whose `main` calls [`launch_from_stdin`] when it finds `arguments`. The
+    /// caller may have threads: nothing of it is copied.
+    ///
+    /// # Errors
+    /// At a limit of processes or descriptors.
+    pub fn execute(arguments: impl IntoIterator<Item = OsString>) -> Result<Self> {
+        let (daemon, control) = sockets()?;
+        let mut command = Command::new(OWN_PROGRAM);
+        if let Some(name) = std::env::args_os().next() {
+            command.arg0(name);
+        }
+        command.args(arguments).stdin(Stdio::from(control)).stdout(Stdio::null()).stderr(Stdio::null());
+        // Not waited for: the daemon reaps whatever ends, as it does the launcher that was forked.
+        let child = command.spawn().map_err(|error| Error::io("launcher: execute /proc/self/exe", &error))?;
+        let pid = i32::try_from(child.id()).map_err(|_| Error::invalid("launcher: no pid"))?;
+        Ok(Self { socket: daemon, pid })
     }
 
     /// The launcher's process id.
@@ -142,9 +161,40 @@ impl Launcher {
         let [pid, errno] = [&bytes[..4], &bytes[4..]].map(|half| i32::from_ne_bytes([half[0], half[1], half[2], half[3]]));
         match descriptors.pop() {
             Some(pidfd) => Ok(Ok(Launched { pid, pidfd: Arc::new(pidfd) })),
+            None if pid > 0 => {
+                // At the caller's limit of descriptors the kernel drops the pidfd. The process is the caller's child and not reaped, so it still
+                // has its number.
+                let _ = rustix::process::Pid::from_raw(pid).map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+                Ok(Err(Errno::MFILE))
+            }
             None => Ok(Err(Errno::from_raw_os_error(errno))),
         }
     }
+}
+
+/// The daemon's end, which does not block, and the launcher's.
+fn sockets() -> Result<(OwnedFd, OwnedFd)> {
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    let (daemon, control) = rustix::net::socketpair(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, flags, None)
+        .context(|| "launcher: socketpair")?;
+    rustix::io::ioctl_fionbio(&daemon, true).context(|| "launcher: socket")?;
+    Ok((daemon, control))
+}
+
+/// The life of a launcher that was executed, with its socket as standard input.
+///
+/// # Errors
+/// The step that failed; the caller ends then.
+pub fn launch_from_stdin() -> Result<()> {
+    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), CONTROL as i32).context(|| "launcher: standard input")?;
+    let kind = rustix::fs::fstat(&control).map(|found| FileType::from_raw_mode(found.st_mode));
+    if kind != Ok(FileType::Socket) {
+        return Err(Error::invalid("launcher: standard input is no socket: only the daemon starts a launcher"));
+    }
+    let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| "launcher: open /dev/null")?;
+    rustix::stdio::dup2_stdin(&null).context(|| "launcher: /dev/null")?;
+    drop(null);
+    serve(control)
 }
 
 impl Request {

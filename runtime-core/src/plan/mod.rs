@@ -222,8 +222,9 @@ pub enum Step {
     CloseOthers { first: i32, parents_end: Option<Slot> },
     /// Tells the parent that the process is ready, and waits for the start.
     Ready,
-    /// execve(2).
-    Exec,
+    /// execve(2). A helper whose program cannot be executed reports that to the parent. A container's process (`own`) ends of it as a command of a
+    /// shell does: with a line on its standard error and status 126 or 127.
+    Exec { own: bool },
     /// execveat(2) of an open file, with the program's arguments.
     ExecFile { file: Slot },
 }

@@ -47,6 +47,10 @@ fn bits(value: u64, names: &[(u64, &str)]) -> String {
     }
 }
 
+fn dimensions(size: Option<(u16, u16)>) -> String {
+    size.map_or_else(String::new, |(width, height)| format!(", size {width}x{height}"))
+}
+
 fn namespaces(flags: i32) -> String {
     let names = [
         (libc::CLONE_NEWNS as u64, "mount"),
@@ -206,9 +210,9 @@ impl fmt::Display for Step {
                     Cover::IfThere => "terminal, over a console that is there,",
                     Cover::Never => "terminal that is no console",
                 };
-                write!(f, "make {what} for user {uid}, size {size:?}{}", newlines(*onlcr))
+                write!(f, "make {what} for user {uid}{}{}", dimensions(*size), newlines(*onlcr))
             }
-            Self::JoinedConsole { uid, size, onlcr } => write!(f, "make terminal for user {uid}, size {size:?}{}", newlines(*onlcr)),
+            Self::JoinedConsole { uid, size, onlcr } => write!(f, "make terminal for user {uid}{}{}", dimensions(*size), newlines(*onlcr)),
             Self::ControlTerminal => write!(f, "make standard input the controlling terminal"),
             Self::PauseForHooks => write!(f, "wait for hooks"),
             Self::Pivot { root } => write!(f, "pivot root to {root}"),
@@ -254,7 +258,8 @@ impl fmt::Display for Step {
                 write!(f, "close descriptors from {first} on, keep the parent's end {end}")
             }
             Self::Ready => write!(f, "ready: wait for start"),
-            Self::Exec => write!(f, "execute program"),
+            Self::Exec { own: true } => write!(f, "execute program"),
+            Self::Exec { own: false } => write!(f, "execute program, or report why not"),
             Self::ExecFile { file } => write!(f, "execute {file}"),
         }
     }

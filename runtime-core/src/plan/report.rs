@@ -78,6 +78,8 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Message>, Errno> {
         (Some(&CONSOLE), Some(master)) => Ok(Some(Message::Console(master))),
         (Some(&HANDED), Some(descriptor)) => Ok(Some(Message::Handed(descriptor))),
         (Some(&BORN), Some(pidfd)) => Ok(Some(Message::Born(pidfd))),
+        // The receiver is at its limit: the kernel has dropped what came along.
+        (Some(&(CONSOLE | HANDED | BORN)), None) => Err(Errno::MFILE),
         (Some(&LISTENER), None) if length == LISTENER_LENGTH => {
             Ok(Some(Message::Listener(i32::from_ne_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]))))
         }

@@ -228,18 +228,26 @@ fn namespaces<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<
 }
 
 /// Only what does not parse is read a second time, for the name of the field.
-fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
+fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], told: fn(&serde_json::Error) -> String) -> Result<T> {
     keys::from_slice(bytes).map_err(|error| {
         let mut reader = serde_json::Deserializer::from_slice(bytes);
         match serde_path_to_error::deserialize::<_, T>(AnyCase::new(&mut reader)) {
-            Err(placed) if placed.path().iter().next().is_some() => Error::invalid(placed.to_string()),
-            _ => Error::invalid(error.to_string()),
+            Err(placed) if placed.path().iter().next().is_some() => Error::invalid(format!("{}: {}", placed.path(), told(placed.inner()))),
+            _ => Error::invalid(told(&error)),
         }
     })
 }
 
+/// What is wrong, without the line and the column of a text that nobody has written.
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    text.strip_suffix(&place).unwrap_or(&text).to_owned()
+}
+
 impl Spec {
-    /// Reads and checks `<bundle>/config.json`: what this build cannot honour is refused here, before any side effect.
+    /// Reads and checks `<bundle>/config.json`, which an engine has made: what this build cannot honour is refused here, before any side effect.
+    /// Whoever reads the error knows the field at most, and neither the bundle nor the text.
     ///
     /// # Errors
     /// The file cannot be read; it is no JSON of a spec; a field is refused, by name.
@@ -248,17 +256,17 @@ impl Spec {
         // A bundle without one is the caller's mistake.
         let bytes =
             std::fs::read(&path).context(|| format!("read {path:?}")).map_err(|error| error.with_kind(ErrorKind::InvalidArgument))?;
-        let spec = Self::parse(&bytes).context(|| format!("{path:?}"))?;
+        let spec = parse(&bytes, without_place).context(|| "spec")?;
         check(&spec)?;
         Ok(spec)
     }
 
-    /// Parses a configuration.
+    /// Parses a configuration that somebody has written.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) with the place in the text.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        parse(bytes)
+        parse(bytes, ToString::to_string)
     }
 
     /// The directory of the root filesystem, absolute.
@@ -273,12 +281,24 @@ impl Spec {
 }
 
 impl Process {
-    /// Parses the process of an exec request.
+    /// Parses a process that somebody has written.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) with the place in the text, or the name of a refused field.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let process: Self = parse(bytes).context(|| "process")?;
+        Self::checked(parse(bytes, ToString::to_string))
+    }
+
+    /// Parses the process of an exec request, which an engine has made.
+    ///
+    /// # Errors
+    /// As [`Process::parse`], without the place.
+    pub fn parse_request(bytes: &[u8]) -> Result<Self> {
+        Self::checked(parse(bytes, without_place))
+    }
+
+    fn checked(parsed: Result<Self>) -> Result<Self> {
+        let process = parsed.context(|| "process")?;
         refuse::check_process(&process)?;
         Ok(process)
     }

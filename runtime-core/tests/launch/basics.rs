@@ -45,11 +45,16 @@ fn programs(bed: &Bed) {
         ("/data/x", r#"exec: "/data/x": stat /data/x: no such file or directory"#),
         ("/closed", r#"exec: "/closed": permission denied"#),
         ("/directory", r#"exec: "/directory": is a directory"#),
-        ("/data", "exec /data: exec format error"),
     ] {
         bundle = bundle.with("/process/args", json!([program]));
         assert_eq!(bundle.failure(bed), sentence);
     }
+    // What only execve(2) can tell is the program's own end.
+    bundle = bundle.with("/process/args", json!(["/data"]));
+    let mut running = bundle.start(bed);
+    running.ready();
+    running.go();
+    assert_eq!(running.end(), (126, "exec /data: exec format error\n".to_owned()));
 }
 
 fn path_is_searched(bed: &Bed) {

@@ -64,7 +64,7 @@ fn bundle() -> Bundle {
 /// say the step as the plan prints it, after the field that it comes from.
 fn names(sentence: &str, step: &Step) -> bool {
     match step {
-        Step::FindProgram | Step::Exec => sentence.starts_with("exec"),
+        Step::FindProgram | Step::Exec { .. } => sentence.starts_with("exec"),
         Step::CloneTree { source, .. } => sentence.starts_with(&format!("bind {source:?}")),
         Step::NewMount { filesystem, .. } => sentence.starts_with(&format!("mount {}", filesystem.fstype.to_string_lossy())),
         Step::Attach { target, .. } => sentence.starts_with("attach ") && sentence.contains(&*target.to_string_lossy()),

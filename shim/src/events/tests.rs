@@ -121,6 +121,24 @@ async fn a_full_queue_drops_chatter_first_and_exits_never() {
 }
 
 #[tokio::test]
+async fn kills_for_lack_of_memory_are_one_event_of_a_container_while_containerd_is_away() {
+    let events = Events::new("/does/not/exist", "ns");
+    tokio::task::yield_now().await;
+    let killed = |id: &str| events.publish(&task::TaskOOM { container_id: id.into(), ..Default::default() });
+    // The first one is under way for ever.
+    events.publish(&exit(0));
+    tokio::task::yield_now().await;
+    for _ in 0..10_000 {
+        killed("web");
+        killed("db");
+    }
+    assert_eq!(events.pending(), 3);
+    events.publish(&exit(1));
+    killed("web");
+    assert_eq!(events.pending(), 4);
+}
+
+#[tokio::test]
 async fn without_an_address_nothing_waits() {
     let events = Events::new("", "ns");
     events.publish(&exit(1));

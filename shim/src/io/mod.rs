@@ -15,6 +15,7 @@ mod open;
 mod pump;
 mod streams;
 mod target;
+mod turns;
 pub(crate) mod watched;
 
 use std::convert::Infallible;
@@ -40,6 +41,7 @@ use open::{FifoReader, FifoWriter, Input, Output};
 use pump::{Console, End, Phase, Pump, Sink, Source, Untaken};
 use streams::{Channel, Taken};
 use target::Target;
+use turns::{Turn, Turns};
 use watched::{Edges, Watched};
 
 /// The stdio of a process, as Create and Exec name it.
@@ -157,7 +159,7 @@ impl Io {
     /// InvalidArgument for what is missing at a path, or is not a fifo, a file or the null device; Unimplemented for unknown
     /// schemes; the errno of a failed open. Nothing stays open.
     pub async fn open(request: &Request, origin: &Origin<'_>, owner: Option<Owner>) -> Result<(Self, Option<ChildEnds>)> {
-        let mut opening = Opening { io: Self::new(origin.id), owner };
+        let mut opening = Opening { io: Self::new(origin.id), owner, turns: Arc::default() };
         let ends = if request.terminal {
             opening.terminal(request, origin).await?;
             None
@@ -230,10 +232,27 @@ impl Io {
         }
     }
 
-    /// The process itself has ended. A terminal is then at its end when there is nothing left to read, for nobody may wait for
-    /// those who still hold it; pipes end by themselves. To be called at the exit, before anybody waits for the output's end.
+    /// There is nobody who could read the input: whoever writes there hears of it.
+    pub fn end_input(&self) {
+        let mut state = self.state();
+        state.stdin_hold = None;
+        state.waiting.retain(|(direction, _)| *direction == Direction::Out);
+        if let Some(terminal) = &mut state.terminal {
+            terminal.input = None;
+        }
+        state.tasks.iter().filter(|(direction, _)| *direction == Direction::In).for_each(|(_, task)| task.abort());
+    }
+
+    /// The process itself has ended, or there will be none. A terminal is then at its end when there is nothing left to read, for nobody may
+    /// wait for those who still hold it; one that was never made has nothing to read. Pipes end by themselves. To be called at the exit, before
+    /// anybody waits for the output's end.
     pub fn exited(&self) {
         self.advance(Phase::Exited);
+        let mut state = self.state();
+        if let Some(TerminalEnds { output, .. }) = state.terminal.take() {
+            let output = Pump::new(format!("{}: terminal", self.name), Source::Ended, output, state.untaken.clone());
+            self.add(&mut state, Direction::Out, output);
+        }
     }
 
     /// Waits until what the process has written before its end has been read from the fifos, a moment at most. To be called between
@@ -341,6 +360,7 @@ impl Draining {
 struct Opening {
     io: Io,
     owner: Option<Owner>,
+    turns: Arc<Turns>,
 }
 
 impl Opening {
@@ -438,7 +458,11 @@ impl Opening {
     fn pump(&mut self, direction: Direction, field: &str, source: Source, sink: Sink) {
         let mut state = self.io.state();
         let untaken = state.untaken.clone().filter(|_| direction == Direction::Out);
-        state.waiting.push((direction, Pump::new(format!("{}: {field}", self.io.name), source, sink, untaken)));
+        let mut pump = Pump::new(format!("{}: {field}", self.io.name), source, sink, untaken);
+        if direction == Direction::Out {
+            pump.takes_turns(Turn::new(&self.turns, field == "stderr"));
+        }
+        state.waiting.push((direction, pump));
     }
 }
 

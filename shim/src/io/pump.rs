@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::linger::{linger, taken};
 use super::streams::Channel;
+use super::turns::{LINES, Turn};
 use super::watched::{Edge, Edges, Watched};
 
 /// What one step reads at most when it must copy.
@@ -53,6 +54,8 @@ pub(super) enum Source {
     Pipe(Watched),
     Console(Console),
     Stream(Arc<Channel>),
+    /// Nothing comes any more.
+    Ended,
 }
 
 /// Where a copy writes.
@@ -123,6 +126,8 @@ pub(super) struct Pump {
     told_end: bool,
     /// Dropped once the process has ended and what it wrote has been taken.
     untaken: Option<Untaken>,
+    /// Of one of two outputs.
+    turn: Option<Turn>,
 }
 
 /// Held as long as output of an ended process may lie where nobody has read it.
@@ -130,7 +135,27 @@ pub(super) type Untaken = tokio::sync::mpsc::Sender<std::convert::Infallible>;
 
 impl Pump {
     pub(super) fn new(name: String, source: Source, sink: Sink, untaken: Option<Untaken>) -> Self {
-        Self { name, source, sink, pending: Vec::new(), sent: 0, told_end: false, untaken }
+        Self { name, source, sink, pending: Vec::new(), sent: 0, told_end: false, untaken, turn: None }
+    }
+
+    /// Keeps the order of two outputs, where each has a reader of its own.
+    pub(super) fn takes_turns(&mut self, turn: Turn) {
+        if matches!(self.sink, Sink::Fifo(..) | Sink::Stream(_)) {
+            self.turn = Some(turn);
+        }
+    }
+
+    /// Waits for the other output's reader, if there are lines here and some have just gone there.
+    async fn take_turn(&self, phase: &mut watch::Receiver<Phase>) {
+        let (Some(turn), Source::Pipe(source)) = (&self.turn, &self.source) else { return };
+        let Some(wait) = turn.wait() else { return };
+        if (1..=LINES).contains(&rustix::io::ioctl_fionread(source).unwrap_or(0)) {
+            tokio::select! {
+                biased;
+                () = until(phase, Phase::Stopped) => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
     }
 
     /// Copies until the source ends, the sink is gone for good, or the phase says so.
@@ -139,9 +164,13 @@ impl Pump {
         let mut faults = 0;
         let mut last = Waited::Again;
         loop {
+            self.take_turn(&mut phase).await;
             // Asked before the step: what was written before the exit is then seen by the step.
             let exited = *phase.borrow() >= Phase::Exited;
             let step = self.step();
+            if let (Step::Moved, Some(turn)) = (&step, &self.turn) {
+                turn.taken();
+            }
             if step == Step::End || self.is_over(&step, last, exited) {
                 break;
             }
@@ -305,6 +334,7 @@ impl Pump {
             Source::Pipe(pipe) => rustix::io::ioctl_fionread(pipe).unwrap_or(0),
             Source::Console(console) => rustix::io::ioctl_fionread(&console.master).unwrap_or(0),
             Source::Stream(channel) => channel.left(),
+            Source::Ended => 0,
         };
         let unsent = if let Sink::Stream(channel) = &self.sink { channel.left() } else { 0 };
         unread + unsent + (self.pending.len() - self.sent) as u64
@@ -361,6 +391,7 @@ impl Source {
             Self::Pipe(pipe) => rustix::io::read(pipe, &mut buffer[..])?,
             Self::Console(console) => rustix::io::read(&console.master, &mut buffer[..])?,
             Self::Stream(channel) => return channel.pull().map(Cow::Owned),
+            Self::Ended => return Ok(Cow::Borrowed(&[])),
         };
         Ok(Cow::Borrowed(bytes))
     }
@@ -373,6 +404,7 @@ impl Source {
                 channel.readable().await;
                 Edge::Changed
             }
+            Self::Ended => Edge::HungUp,
         }
     }
 }

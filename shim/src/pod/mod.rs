@@ -92,6 +92,7 @@ pub struct Held {
 struct Life {
     started: Option<SystemTime>,
     stopping: bool,
+    leaving: bool,
     held: Option<Arc<Held>>,
 }
 
@@ -137,6 +138,11 @@ impl Pods {
         }
     }
 
+    /// Whether there is no other one.
+    pub fn has_only(&self, id: &str) -> bool {
+        lock(&self.inner).pods.keys().all(|other| other == id)
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         lock(&self.inner).pods.is_empty()
@@ -176,7 +182,7 @@ impl Pod {
     /// It runs.
     pub fn started(&self, held: Held) -> SystemTime {
         let now = SystemTime::now();
-        *lock(&self.life) = Life { started: Some(now), stopping: false, held: Some(Arc::new(held)) };
+        *lock(&self.life) = Life { started: Some(now), held: Some(Arc::new(held)), ..Life::default() };
         now
     }
 
@@ -198,6 +204,11 @@ impl Pod {
     /// It is being stopped: however it ends now, it was asked to.
     pub fn stopping(&self) {
         lock(&self.life).stopping = true;
+    }
+
+    /// Nobody needs its daemon any more: true the first time.
+    pub fn leaves(&self) -> bool {
+        !std::mem::replace(&mut lock(&self.life).leaving, true)
     }
 
     /// It has ended, unless it had before.

@@ -157,19 +157,27 @@ fn watched(pod: &Pod) -> String {
     format!("pod/{}", pod.id)
 }
 
-/// Where CRI puts the pause container of a pod: in a slice of kubelet's it is a scope.
-async fn cgroup_path(node: &Node, pod: &Pod) -> Result<CgroupPath> {
+/// Where CRI puts the pause container of a pod, as a spec says it.
+pub fn cgroups_path(node: &Node, pod: &Pod) -> String {
     let parent = &pod.settings.cgroup_parent;
-    let slice = Path::new(parent).file_name().and_then(|name| name.to_str()).filter(|name| name.ends_with(".slice"));
+    let directory = || Path::new(if parent.is_empty() { "/" } else { parent }).join(&pod.id).to_string_lossy().into_owned();
+    scope_path(node, pod).unwrap_or_else(directory)
+}
+
+/// In a slice of kubelet's it is a scope.
+fn scope_path(node: &Node, pod: &Pod) -> Option<String> {
+    let name = Path::new(&pod.settings.cgroup_parent).file_name().and_then(|name| name.to_str());
+    let path = format!("{}:cri-containerd:{}", name.filter(|name| name.ends_with(".slice"))?, pod.id);
     let config = &node.context.config;
-    if let Some(slice) = slice {
-        let path = format!("{slice}:cri-containerd:{}", pod.id);
-        if scope::by_systemd(config.options.systemd_cgroup, config.bootstrap.systemd_cgroup, Some(&path)) {
-            return scope::place(node, true, Some(&path), &pod.id).await.context(|| "cgroup_parent");
-        }
+    scope::by_systemd(config.options.systemd_cgroup, config.bootstrap.systemd_cgroup, Some(&path)).then_some(path)
+}
+
+async fn cgroup_path(node: &Node, pod: &Pod) -> Result<CgroupPath> {
+    match scope_path(node, pod) {
+        Some(path) => scope::place(node, true, Some(&path), &pod.id).await,
+        None => CgroupPath::new(&node.host, Some(&cgroups_path(node, pod)), &pod.id),
     }
-    let path = Path::new(if parent.is_empty() { "/" } else { parent }).join(&pod.id);
-    CgroupPath::new(&node.host, path.to_str(), &pod.id).context(|| "cgroup_parent")
+    .context(|| "cgroup_parent")
 }
 
 /// containerd makes the network namespace of such a pod in a user namespace that nobody else has.
@@ -201,7 +209,17 @@ pub async fn stop(pod: &Arc<Pod>, containers: Vec<Arc<Container>>, grace: Durati
         let _ = timeout(DEATH, dead).await.map_err(late)?;
     }
     pod.ended(0);
+    note_end(pod);
     Ok(())
+}
+
+/// For `delete`, should the daemon be gone by then.
+fn note_end(pod: &Pod) {
+    let Some(end) = *pod.end().borrow() else { return };
+    let at = end.at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64);
+    if let Err(error) = pod.note(|record| record.exited = Some((end.status, at))) {
+        log::warn!("{}: {error}, ignoring", pod.id);
+    }
 }
 
 async fn end_all(containers: Vec<Arc<Container>>, grace: Duration) -> Result<()> {

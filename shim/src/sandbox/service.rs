@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use proto::protobuf::MessageField;
+use proto::protobuf::well_known_types::any::Any;
 use proto::sandbox_api::{
     CreateSandboxRequest, CreateSandboxResponse, PingRequest, PingResponse, PlatformRequest, PlatformResponse, SandboxMetricsRequest,
     SandboxMetricsResponse, SandboxStatusRequest, SandboxStatusResponse, ShutdownSandboxRequest, ShutdownSandboxResponse,
@@ -22,8 +23,10 @@ use ttrpc::asynchronous::TtrpcContext;
 use super::run;
 use crate::bootstrap::check_identifier;
 use crate::clock::timestamp;
+use crate::group::{Grouping, SANDBOX_ID};
 use crate::pod::Pod;
 use crate::pod::settings::{Network, Settings};
+use crate::task::node::Node;
 use crate::task::service::{Service as Tasks, answer};
 use crate::task::stats;
 use crate::{bundle, cleanup};
@@ -31,6 +34,16 @@ use crate::{bundle, cleanup};
 /// What containerd's CRI plugin takes for a pod that works (`internal/cri/server/sandbox_status.go`), and for any other.
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
+
+/// How long after its end a pod is likely to be removed, as kubelet does with one that was deleted.
+const REMOVED_SOON: Duration = Duration::from_secs(10);
+
+/// The type of an OCI spec as JSON, by containerd's typeurl.
+const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+/// The version of the OCI spec that has all that is in it.
+const VERSION: &str = "1.1.0";
+/// The annotation by which CRI tells a pod from its containers.
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 
 /// The names of architectures as Go, and with it containerd's platforms, has them.
 const ARCHITECTURE: &str = match std::env::consts::ARCH.as_bytes() {
@@ -74,7 +87,29 @@ impl Service {
 
     async fn stop_pod(self, id: String, grace: Duration) -> Result<()> {
         let pod = self.pod(&id)?;
-        run::stop(&pod, self.tasks.containers_of(&id), grace).await
+        run::stop(&pod, self.tasks.containers_of(&id), grace).await?;
+        self.leave_later(&pod);
+        Ok(())
+    }
+
+    /// Ends the daemon of a pod that has ended and is not removed, when its last container has been deleted: there is nothing left to do, maybe for
+    /// days. containerd takes a shim that is gone for a sandbox that has stopped (its `plugins/sandbox/controller.go`), and calls `delete`.
+    fn leave_later(&self, pod: &Arc<Pod>) {
+        if self.tasks.node.context.config.grouping == Grouping::Node || !pod.leaves() {
+            return;
+        }
+        let (service, pod) = (self.clone(), Arc::clone(pod));
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(REMOVED_SOON).await;
+                if service.pod(&pod.id).is_err() {
+                    return;
+                }
+                if service.tasks.is_without_containers() && service.tasks.node.pods.has_only(&pod.id) {
+                    return service.tasks.node.context.shutdown.request();
+                }
+            }
+        });
     }
 
     async fn shut_down(self, id: String) -> Result<()> {
@@ -135,6 +170,24 @@ impl Service {
     }
 }
 
+/// The pod as the spec of a container that does nothing: containerd keeps it and shows it to NRI plugins, which read namespaces and cgroups of it.
+fn spec(node: &Node, pod: &Pod) -> Any {
+    let settings = &pod.settings;
+    let held = settings.namespaces();
+    let namespaces: Vec<_> = held.iter().map(|it| json!(it)).chain([json!({"type": "mount"})]).collect();
+    let spec = json!({
+        "ociVersion": VERSION,
+        "hostname": settings.hostname,
+        "annotations": {SANDBOX_ID: pod.id, CONTAINER_TYPE: "sandbox"},
+        "linux": {
+            "namespaces": namespaces.into_iter().chain(settings.user.then(|| json!({"type": "user"}))).collect::<Vec<_>>(),
+            "cgroupsPath": run::cgroups_path(node, pod),
+            "sysctl": settings.sysctl,
+        },
+    });
+    Any { type_url: SPEC.to_owned(), value: spec.to_string().into_bytes(), ..Any::default() }
+}
+
 /// What people see who ask for more than the state.
 fn info(pod: &Pod) -> HashMap<String, String> {
     let held = pod.held();
@@ -168,7 +221,12 @@ impl Sandbox for Service {
         let pod = answer(self.pod(&request.sandbox_id))?;
         let (node, started) = (Arc::clone(&self.tasks.node), Arc::clone(&pod));
         let at = self.detached("start sandbox", &request.sandbox_id, async move { run::start(&node, &started).await }).await?;
-        Ok(StartSandboxResponse { pid: pod.pid() as u32, created_at: MessageField::some(timestamp(at)), ..StartSandboxResponse::default() })
+        Ok(StartSandboxResponse {
+            pid: pod.pid() as u32,
+            created_at: MessageField::some(timestamp(at)),
+            spec: MessageField::some(spec(&self.tasks.node, &pod)),
+            ..StartSandboxResponse::default()
+        })
     }
 
     async fn platform(&self, _: &TtrpcContext, request: PlatformRequest) -> ttrpc::Result<PlatformResponse> {

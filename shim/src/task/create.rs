@@ -63,6 +63,7 @@ struct Undo {
     making: scope::Making,
     child: Option<(i32, Arc<OwnedFd>)>,
     servers: Vec<Server>,
+    hooks: Hooks,
     shown: Option<PathBuf>,
     network: Option<Arc<Network>>,
 }
@@ -73,18 +74,15 @@ impl Undo {
         for server in &self.servers {
             server.kill().await;
         }
-        if let Some((pid, pidfd)) = self.child.take() {
+        let child = self.child.take();
+        let ran = child.is_some();
+        if let Some((pid, pidfd)) = child {
             let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
             // A frozen process of version 1 does not even die.
             if let Some(Err(error)) = self.making.cgroup.as_ref().map(Cgroup::thaw) {
                 log::warn!("{}: {error}", self.id);
             }
             self.node.kill(pid, &pidfd).await;
-        }
-        if let Some(path) = &self.shown
-            && let Err(error) = shown::hide(&self.node, path).await
-        {
-            log::error!("{}: {error}", self.id);
         }
         self.making.undo(&self.node, &self.id).await;
         if let Some(network) = &self.network {
@@ -94,6 +92,15 @@ impl Undo {
             log::error!("{}: {error}", self.id);
         }
         self.node.forget(&self.id).await;
+        // runtime.md, "Lifecycle": what earlier hooks have made is for these to take back.
+        if ran && let Err(error) = self.hooks.run(&self.node, Point::Poststop, 0, None).await {
+            log::warn!("{}: {error}, ignoring", self.id);
+        }
+        if let Some(path) = &self.shown
+            && let Err(error) = shown::hide(&self.node, path).await
+        {
+            log::error!("{}: {error}", self.id);
+        }
         if let Err(error) = forget_record(self.pod.as_deref(), &self.bundle) {
             log::error!("{}: {error}", self.id);
         }
@@ -179,6 +186,7 @@ pub async fn create(node: &Arc<Node>, request: &CreateTaskRequest, given_up: wat
         making: scope::Making::default(),
         child: None,
         servers: Vec::new(),
+        hooks: Hooks::of(&spec, &request.id, &bundle),
         shown: None,
         network: None,
     };

@@ -19,7 +19,7 @@ use super::process::{Exit, Process};
 use super::spawner::Loggers;
 use super::state::{Action, State};
 use crate::bootstrap::check_identifier;
-use crate::io::{Io, Origin};
+use crate::io::{ChildEnds, Io, Origin};
 
 /// Exit statuses that shells and runc's users know.
 const NOT_FOUND: u32 = 127;
@@ -41,7 +41,7 @@ pub struct Pending {
 pub fn add(node: &Node, container: &Container, request: &ExecProcessRequest) -> Result<Pending> {
     check_identifier("exec_id", &request.exec_id)?;
     container.init.state().allow(Action::Exec)?;
-    let mut spec = Spec::parse(&request.spec.value)?;
+    let mut spec = Spec::parse_request(&request.spec.value)?;
     // The request says what its client is prepared for.
     spec.terminal = request.terminal;
     let process = Arc::new(Process::new(&request.exec_id, stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));
@@ -61,6 +61,10 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, pending: Pendin
     let started = match launch(node, container, &process, &spec).await {
         Ok((mut child, io)) => {
             let executed = accompany(&mut child, &io, container, &process).await;
+            if executed.is_err() {
+                // One that has failed by itself is ending; one that the daemon could not go along with would run on.
+                let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+            }
             // Not before: the process whose end is to be told may only be born on the way.
             container.watch_exec(node, &process);
             executed.map(|()| child.pid)
@@ -89,6 +93,9 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, pending: Pendin
     if started.is_err() {
         // Its child reports and ends: what follows finds a stopped process.
         process.wait_told().await;
+        if let Some(io) = process.io() {
+            io.end_input();
+        }
     }
     started
 }
@@ -99,6 +106,22 @@ async fn launch(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<Proc
     let origin = Origin { id: &process.exec_id, namespace, spawner: Some(&loggers), streams: Some(&node.streams) };
     let (io, ends) = Io::open(&process.stdio, &origin, container.owner).await?;
     let io = Arc::new(io);
+    match join(node, container, process, spec, ends, &io).await {
+        Ok(child) => {
+            io.start();
+            Ok((child, io))
+        }
+        Err(error) => {
+            // The other ends of its streams hear of their end as they do of any other.
+            io.end_input();
+            io.start();
+            process.has_only(io);
+            Err(error)
+        }
+    }
+}
+
+async fn join(node: &Node, container: &Container, process: &Process, spec: &Spec, ends: Option<ChildEnds>, io: &Arc<Io>) -> Result<Child> {
     let ended = || Error::new(ErrorKind::FailedPrecondition, "cannot exec in a stopped container");
     let ending = container.ending.read().await;
     if *ending {
@@ -124,9 +147,8 @@ async fn launch(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<Proc
         no_new_keyring: container.no_new_keyring,
     })?;
     let child = node.launch(compiled, report).await?;
-    process.launched(child.pid, Arc::clone(&child.pidfd), Arc::clone(&io));
-    io.start();
-    Ok((child, io))
+    process.launched(child.pid, Arc::clone(&child.pidfd), Arc::clone(io));
+    Ok(child)
 }
 
 async fn accompany(child: &mut Child, io: &Arc<Io>, container: &Container, process: &Process) -> Result<()> {
@@ -138,10 +160,7 @@ async fn accompany(child: &mut Child, io: &Arc<Io>, container: &Container, proce
             Progress::Console(master) => io.attach_console(master)?,
             Progress::Listener(descriptor) => {
                 let listener = container.listener.as_ref().ok_or_else(unexpected)?;
-                if let Err(error) = listener.take(child, descriptor, ContainerState::Running, container.init.pid()).await {
-                    let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
-                    return Err(error);
-                }
+                listener.take(child, descriptor, ContainerState::Running, container.init.pid()).await?;
             }
             Progress::Ready | Progress::Hooks | Progress::Handed(_) => return Err(unexpected()),
         }

@@ -61,6 +61,8 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, child: Option<C
     }
     drop(telling);
     if let Err(error) = started {
+        // One that has failed by itself is ending; one that the daemon could not go along with would run on.
+        let _ = init.signal(libc::SIGKILL);
         init.wait_told().await;
         return Err(error);
     }
@@ -291,11 +293,20 @@ async fn remove_cgroup(node: &Arc<Node>, container: &Arc<Container>) {
     }
 }
 
-/// Forgets an exec'd process that has ended, or was never started.
+/// Forgets an exec'd process that has ended, or was never started (`unstarted`). One that is being started is ended first.
 ///
 /// # Errors
 /// [`ErrorKind::FailedPrecondition`] while it runs.
-pub async fn delete_exec(container: &Container, process: &Process) -> Result<Deleted> {
+pub async fn delete_exec(container: &Container, process: &Process, unstarted: bool) -> Result<Deleted> {
+    if !unstarted && process.state() == State::Created {
+        process.is_unwanted();
+        let over = async {
+            drop(process.telling.lock().await);
+            process.wait_told().await;
+        };
+        let late = |_| Error::new(ErrorKind::FailedPrecondition, "the process is being started and does not die");
+        timeout(DEATH, over).await.map_err(late)?;
+    }
     process.state().allow(Action::Delete)?;
     drain(&container.id, process, DRAIN).await;
     container.remove(&process.exec_id);

@@ -21,9 +21,9 @@ use tokio::io::Interest;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::daemon::new_launcher;
 use crate::io::Streams;
 use crate::io::watched::{Edge, Watched};
-use crate::place;
 use crate::pod::Pods;
 use crate::serve::Context;
 use crate::sync::lock;
@@ -76,6 +76,9 @@ pub struct Child {
     launch: Launch,
     report: Watched,
     children: Arc<Mutex<Children>>,
+    /// In the place of the pidfd of the process that it goes on as: at the limit of descriptors the kernel would drop that, and nobody would know
+    /// the process.
+    place: Option<OwnedFd>,
 }
 
 impl Link {
@@ -190,6 +193,7 @@ impl Node {
     pub async fn launch(&self, compiled: Compiled, report: OwnedFd) -> Result<Child> {
         let Compiled { launch, descriptors } = compiled;
         let report = Watched::new(report, Interest::READABLE)?;
+        let place = launch.plan.is_born().then(|| report.as_fd().try_clone_to_owned().context(|| "dup")).transpose()?;
         let message = Request::Launch(Box::new(launch.clone())).encode()?;
         let flight = Flight::new(self);
         let mut link = self.launcher.lock().await;
@@ -211,11 +215,11 @@ impl Node {
             }
         }
         drop(flight);
-        Ok(Child { pid, pidfd, launch, report, children: Arc::clone(&self.children) })
+        Ok(Child { pid, pidfd, launch, report, children: Arc::clone(&self.children), place })
     }
 
     async fn replace(&self, link: &mut Link) -> Result<()> {
-        *link = Link::new(place::with_given_descriptor_limit(Launcher::spawn)?)?;
+        *link = Link::new(new_launcher()?)?;
         let watched: Vec<_> = lock(&self.watched).clone().into_iter().collect();
         for (id, (cgroup, first)) in watched {
             let first = first.map(|first| Request::First(id.clone(), first));
@@ -319,6 +323,7 @@ impl Child {
     pub async fn progress(&mut self) -> Result<Progress> {
         let mut hung_up = false;
         loop {
+            let kept = self.place.take().is_some();
             match Progress::next(self.report.as_fd(), self.pidfd.as_fd(), &self.launch)? {
                 Some(Progress::Born(born)) => {
                     self.become_born(born.clone());
@@ -326,7 +331,10 @@ impl Child {
                 }
                 Some(progress) => return Ok(progress),
                 None if hung_up => return Ok(Progress::Executed),
-                None => hung_up = self.report.readable().await == Edge::HungUp,
+                None => {
+                    self.place = if kept { self.report.as_fd().try_clone_to_owned().ok() } else { None };
+                    hung_up = self.report.readable().await == Edge::HungUp;
+                }
             }
         }
     }

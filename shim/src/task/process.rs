@@ -44,12 +44,23 @@ struct Inner {
     input_closed: bool,
     announced: bool,
     failed: Option<u32>,
+    /// Its deletion was asked for while it was being started.
+    unwanted: bool,
 }
 
 impl Process {
     /// One that is not launched yet.
     pub fn new(exec_id: &str, stdio: Request) -> Self {
-        let inner = Inner { state: State::Created, pid: 0, pidfd: None, io: None, input_closed: false, announced: false, failed: None };
+        let inner = Inner {
+            state: State::Created,
+            pid: 0,
+            pidfd: None,
+            io: None,
+            input_closed: false,
+            announced: false,
+            failed: None,
+            unwanted: false,
+        };
         Self {
             exec_id: exec_id.to_owned(),
             stdio,
@@ -66,7 +77,24 @@ impl Process {
         if inner.input_closed {
             io.close_stdin();
         }
+        if inner.unwanted {
+            let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
+        }
         (inner.pid, inner.pidfd, inner.io) = (pid, Some(pidfd), Some(io));
+    }
+
+    /// It will never exist; its streams are there until they are deleted.
+    pub fn has_only(&self, io: Arc<Io>) {
+        lock(&self.inner).io = Some(io);
+    }
+
+    /// Ends one that is being started, as soon as it exists.
+    pub fn is_unwanted(&self) {
+        let mut inner = lock(&self.inner);
+        inner.unwanted = true;
+        if let Some(pidfd) = &inner.pidfd {
+            let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
+        }
     }
 
     /// 0 before it is launched.

@@ -117,6 +117,11 @@ impl Service {
         self.table.of_pod(pod)
     }
 
+    /// Whether there is no container, and none is being made.
+    pub fn is_without_containers(&self) -> bool {
+        self.table.empty_for().is_some()
+    }
+
     /// A container or a pod comes, with this bundle.
     pub fn came(&self, bundle: &Path) {
         self.node.dismissed.send_replace(false);
@@ -235,9 +240,9 @@ impl Service {
         let container = self.table.get(&request.id)?;
         if !request.exec_id.is_empty() {
             let process = container.process(&request.exec_id)?;
-            let deleted = lifecycle::delete_exec(&container, &process).await?;
-            drop(self.table.take_pending(&request.id, &request.exec_id));
-            return Ok(deleted);
+            // From here on nobody can start it.
+            let unstarted = self.table.take_pending(&request.id, &request.exec_id).is_some();
+            return lifecycle::delete_exec(&container, &process, unstarted).await;
         }
         let _changing = container.changing.lock().await;
         // Somebody else may have deleted it while we waited.

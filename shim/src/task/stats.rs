@@ -4,10 +4,14 @@ mod v1;
 mod v2;
 
 use proto::protobuf::well_known_types::any::Any;
-use proto::protobuf::{MessageField, MessageFull};
+use proto::protobuf::{Message, MessageField};
 use runtime_core::cgroup::Stats;
 use runtime_core::error::{Error, ErrorKind, Result};
 use runtime_core::net::{self, Traffic};
+
+/// The names of the messages. They are constants because the descriptors that know them take half a megabyte, for as long as the daemon lives.
+const V1: &str = "io.containerd.cgroups.v1.Metrics";
+const V2: &str = "io.containerd.cgroups.v2.Metrics";
 
 /// `stats`, and what has been carried by a network of the node's, as containerd and its clients read it; they tell the version of the message by its type URL.
 ///
@@ -18,12 +22,12 @@ pub fn encode(stats: &Stats, traffic: Option<Traffic>) -> Result<Any> {
         Stats::V1(metrics) => {
             let mut message: proto::cgroups::metrics::Metrics = metrics.as_ref().convert();
             message.network.extend(traffic.as_ref().map(Traffic::convert));
-            pack(&message)
+            pack(V1, &message)
         }
         Stats::V2(metrics) => {
             let mut message: proto::cgroups_v2::metrics::Metrics = metrics.as_ref().convert();
             message.network.extend(traffic.as_ref().map(Traffic::convert));
-            pack(&message)
+            pack(V2, &message)
         }
     }
 }
@@ -46,8 +50,8 @@ macro_rules! network_stat {
 
 network_stat!(proto::cgroups::metrics::NetworkStat, proto::cgroups_v2::metrics::NetworkStat);
 
-fn pack<M: MessageFull>(message: &M) -> Result<Any> {
-    let type_url = M::descriptor().full_name().to_owned();
+fn pack(name: &str, message: &impl Message) -> Result<Any> {
+    let type_url = name.to_owned();
     let value = message.write_to_bytes().map_err(|error| Error::new(ErrorKind::Internal, format!("encode {type_url}: {error}")))?;
     Ok(Any { type_url, value, ..Any::default() })
 }

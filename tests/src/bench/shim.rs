@@ -24,6 +24,8 @@ const MORE: u32 = 10;
 /// A pod is idle when nothing has happened for a while; both shims have given back by then what they do give back (the Go runtime after
 /// its garbage collection, ours after a second or two).
 const SETTLE: Duration = Duration::from_secs(4);
+/// What containerd 2.3 waits between two calls for the statistics of a task.
+const POLL: Duration = Duration::from_secs(1);
 
 /// A pod: one shim with one container that idles.
 struct Pod {
@@ -177,10 +179,20 @@ impl Driver {
         Ok(took)
     }
 
+    /// Waits like a containerd that asks for a task's statistics each second.
+    fn settle(&self, pod: &Pod) -> Result<()> {
+        let end = Instant::now() + SETTLE;
+        while Instant::now() < end {
+            pod.shim.stats(&pod.id)?;
+            wait::pause_for(POLL);
+        }
+        Ok(())
+    }
+
     /// Memory of an idle pod with one container, and of each further one; host mounts of each.
     fn memory(&mut self) -> Result<Sample> {
         let pod = self.pod()?;
-        wait::pause_for(SETTLE);
+        self.settle(&pod)?;
         let one = memory(&pod.id)?;
         let mounts = proc::mounts().len();
         let mut more = Vec::new();
@@ -188,7 +200,7 @@ impl Driver {
             more.push(self.start(&pod.shim, "/pause")?.0);
         }
         let added = proc::mounts().len().saturating_sub(mounts);
-        wait::pause_for(SETTLE);
+        self.settle(&pod)?;
         let many = memory(&pod.id)?;
         for bundle in more {
             self.kill(&pod.shim, &bundle.id)?;

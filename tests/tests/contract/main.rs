@@ -4,6 +4,7 @@ mod codes;
 mod create;
 mod exec;
 mod exit;
+mod failures;
 #[path = "../../../runtime-core/tests/launch/fuse_server.rs"]
 mod fuse_server;
 mod helpers;
@@ -42,6 +43,12 @@ fn main() -> ExitCode {
         exec::not_started_is_deleted,
         exec::thirty_at_once,
         exec::large_spec,
+        failures::terminal_that_cannot_be_made,
+        failures::exec_at_each_limit_of_descriptors,
+        failures::create_at_each_limit_of_descriptors,
+        failures::exec_that_hangs_is_deleted,
+        failures::exec_that_is_not_there_yet_is_not_deleted,
+        failures::program_that_cannot_be_executed,
         create::two_at_once_of_one_id,
         create::given_up_by_its_client,
         create::whose_client_hangs_up,
@@ -76,6 +83,7 @@ fn main() -> ExitCode {
         wire::nested_message,
         wire::many_open_calls,
         wire::slow_client,
+        wire::unread_answers,
     ];
     requests::main("contract", cases, hand_cases![exit::delete_while_a_grandchild_holds_the_output])
 }

@@ -4,8 +4,9 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use proto::api::{ConnectRequest, Empty, WaitRequest};
+use proto::api::{ConnectRequest, Empty, StatsRequest, WaitRequest};
 use proto::protobuf::Message;
+use tests::footprint::Shims;
 use tests::hand::Hand;
 use tests::requests::{daemon, finish, running};
 use tests::rpc::{Shim, refused};
@@ -163,6 +164,32 @@ pub fn many_open_calls(hand: &mut Hand) -> Result<()> {
     drop(raw);
     let after = tests::wait::until(SOON, || Some(proc::usage(shim.connected(&bundle.id).ok()?.shim_pid)).filter(|usage| *usage == before));
     ensure!(after.is_some(), "the daemon held {before:?} and now {:?}", proc::usage(daemon(&shim, &bundle.id)?));
+    finish(&shim, &bundle)
+}
+
+/// One that asks and does not read: the daemon stops reading its requests, keeps nothing of them, and answers all of them when it reads.
+pub fn unread_answers(hand: &mut Hand) -> Result<()> {
+    let (bundle, shim) = running(hand, &["sleep", "1000"])?;
+    let shims = Shims::of_daemon(daemon(&shim, &bundle.id)?)?;
+    shim.stats(&bundle.id)?;
+    let before = shims.read()?[0].private;
+    let mut deaf = Raw::connect(&address(&bundle)?)?;
+    deaf.0.set_write_timeout(Some(Duration::from_secs(1)))?;
+    let request = StatsRequest { id: bundle.id.clone(), ..Default::default() };
+    let mut asked = 0;
+    // What is cut off in the middle is as good as not asked.
+    while asked < 300_000 && deaf.request(2 * asked + 1, shim.service, "Stats", &request).is_ok() {
+        asked += 1;
+    }
+    ensure!((100..100_000).contains(&asked), "the shim has taken {asked} requests");
+    let grown = shims.read()?[0].private.saturating_sub(before);
+    ensure!(grown < 4096, "{asked} requests without a reader: {grown} KiB more");
+    unharmed(&shim, &bundle.id)?;
+    for _ in 0..asked {
+        let (_, answer) = deaf.response()?;
+        ensure_eq!(answer.status.code.value(), 0, "status of an answer");
+    }
+    drop(deaf);
     finish(&shim, &bundle)
 }
 

@@ -147,6 +147,20 @@ pub fn a_failure_tells_which_and_how(bed: &mut Bed<'_>) -> Result<()> {
     bed.end(&bundle)
 }
 
+/// What the first hook has made, as nerdctl's makes a network, is for the poststop hook to take back.
+pub fn poststop_after_a_failure(bed: &mut Bed<'_>) -> Result<()> {
+    let mut bundle = bed.bundle("a", &["nosuchprogram"])?;
+    let made = bed.dir().join("made");
+    let (make, remove) = (format!("echo >{}", made.display()), format!("cat >&2; rm {}", made.display()));
+    bundle.edit(|spec| spec["hooks"] = json!({"createRuntime": [script(&make, "")], "poststop": [script(&remove, "")]}))?;
+    refused(bed.create(&bundle), "nosuchprogram")?;
+    ensure!(!made.exists(), "the poststop hook did not run after a program that is not there");
+    bundle.edit(|spec| spec["hooks"]["createContainer"] = json!([script("exit 3", "")]))?;
+    refused(bed.create(&bundle), "exit status 3")?;
+    ensure!(!made.exists(), "the poststop hook did not run after a hook that failed");
+    Ok(())
+}
+
 /// A caller that ignores SIGCHLD hands that down.
 pub fn whose_caller_ignores_its_children(bed: &mut Bed<'_>) -> Result<()> {
     let mut bundle = bed.bundle("a", &["sleep", "1000"])?;

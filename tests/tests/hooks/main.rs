@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         both::in_the_containers_root,
         both::in_a_user_namespace,
         both::a_failure_tells_which_and_how,
+        both::poststop_after_a_failure,
         both::whose_caller_ignores_its_children,
         both::poststop_hooks_run_whatever_the_others_do,
     ];

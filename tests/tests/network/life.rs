@@ -9,7 +9,9 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::case::words;
+use tests::command::signal;
 use tests::containerd::{Containerd, Version, eventually};
+use tests::footprint::Shims;
 use tests::netns::{Namespace, Protocol};
 use tests::{Case, Context, Failure, Result, command, ensure, ensure_eq, image, paths, proc};
 
@@ -73,6 +75,17 @@ pub fn rules_of_others_stay(case: &Case<'_>) -> Result<()> {
     ensure_eq!(theirs()?, before, "tables of others");
     nft(&["delete", "table", "inet", "others"])?;
     nft(&["delete", "table", "ip", "nat"]).map(drop)
+}
+
+/// What waits for the kernel's lock of networks is a thread, which the daemon has for as long as its container lives.
+pub fn killed_launcher(case: &Case<'_>) -> Result<()> {
+    let member = waiting(case, &[("network", "bridge")])?;
+    let shims = Shims::of(member.pid)?;
+    ensure!(proc::usage(shims.daemon).threads > 1, "the daemon has one thread, so this tests nothing");
+    signal(shims.launcher, Signal::KILL)?;
+    eventually("the launcher is gone", SOON, || proc::process(shims.launcher).is_none_or(|process| process.state == 'Z'))?;
+    ensure_eq!(case.exec(&member.id, &["echo", "hello"])?, "hello", "exec without the first launcher");
+    end(case, &member.id)
 }
 
 pub fn killed_daemon(case: &Case<'_>) -> Result<()> {

@@ -61,6 +61,7 @@ fn main() -> ExitCode {
             life::the_next_one_looks_after_it,
             life::rules_of_others_stay,
             life::killed_daemon,
+            life::killed_launcher,
             life::many_at_once,
             life::a_state_that_was_lost,
             life::everything_killed,

@@ -1,12 +1,13 @@
 //! The order of a pod's life, ends and restarts.
 
 use std::thread;
+use std::time::Duration;
 
 use tests::containerd::eventually;
 use tests::cri::PodCase;
-use tests::cri::api::{ContainerState, ListContainersRequest};
+use tests::cri::api::{ContainerState, ListContainersRequest, PodSandboxState};
 use tests::cri::pod::SOON;
-use tests::{Failure, Result, ensure, ensure_eq};
+use tests::{Failure, Result, ensure, ensure_eq, proc};
 
 pub fn created_and_removed(case: &PodCase<'_>) -> Result<()> {
     let pod = case.pod("pod")?;
@@ -34,6 +35,27 @@ pub fn stopped_and_removed_twice(case: &PodCase<'_>) -> Result<()> {
         pod.remove()?;
     }
     Ok(())
+}
+
+/// A pod of a finished Job stays until somebody removes it; nothing of it runs meanwhile.
+pub fn stopped_and_kept(case: &PodCase<'_>) -> Result<()> {
+    let pod = case.pod("pod")?;
+    let app = pod.container("app", &["true"])?;
+    app.wait_exit()?;
+    pod.stop()?;
+    let ids = case.watched();
+    let shims = || {
+        let of_case = |process: &proc::Process| ids.iter().any(|id| process.command_line.contains(id.as_str()));
+        proc::all().into_iter().filter(of_case).map(|process| process.command_line).collect::<Vec<_>>()
+    };
+    eventually("nothing of the pod runs", Duration::from_secs(30), || shims().is_empty())?;
+    // While containerd cleans up after the shim it answers that the connection is closed.
+    let stopped = || pod.status().is_ok_and(|status| status.state() == PodSandboxState::SandboxNotready);
+    eventually("the pod is not ready", SOON, stopped)?;
+    ensure_eq!(app.status()?.state(), ContainerState::ContainerExited, "state of the container");
+    pod.stop()?;
+    app.remove()?;
+    pod.remove()
 }
 
 pub fn termination(case: &PodCase<'_>) -> Result<()> {

@@ -39,8 +39,8 @@ const CASES: &[Entry] = entries! {
         masked_and_readonly_paths, read_only_root, privileged, devices;
     mounts: volumes, propagation, bidirectional_propagation, recursive_read_only;
     resources: limits_of_a_container, resize, resize_before_the_start, resize_below_usage, oom_killed, container_stats, pressure, pod_stats, hugepages;
-    streams: exec_stream, exec_terminal, attach, port_forward, pod_address, log_rotation;
-    lifecycle: created_and_removed, stopped_and_removed_twice, termination, init_containers_and_sidecars, probes_and_restarts,
+    streams: exec_stream, exec_terminal, attach, port_forward, pod_address, log_rotation, order_of_both_streams;
+    lifecycle: created_and_removed, stopped_and_removed_twice, stopped_and_kept, termination, init_containers_and_sidecars, probes_and_restarts,
         second_of_the_same_name, no_such_command, pods_at_once, daemon_killed;
     users: user_namespace, user_namespace_with_a_volume, user_namespace_of_a_user, user_namespace_is_locked, user_namespace_terminal;
 };

@@ -77,6 +77,20 @@ pub fn log_rotation(case: &PodCase<'_>) -> Result<()> {
     Ok(())
 }
 
+/// A shell that writes to both streams in turn, as many programs write their progress and their warnings.
+pub fn order_of_both_streams(case: &PodCase<'_>) -> Result<()> {
+    let script = "i=0; while [ $i -lt 60 ]; do echo out; echo err >&2; i=$((i+1)); sleep 0.02; done";
+    let app = case.pod("pod")?.container("app", &["sh", "-c", script])?;
+    app.wait_exit()?;
+    let log = fs::read_to_string(&app.log)?;
+    let streams: Vec<&str> = log.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+    ensure_eq!(streams.len(), 120, "lines in {log}");
+    let swapped = streams.chunks(2).filter(|pair| *pair != ["stdout", "stderr"]).count();
+    // containerd writes each stream to the log by a thread of its own, so a busy machine swaps some.
+    ensure!(swapped <= 15, "{swapped} of 60 pairs are swapped");
+    Ok(())
+}
+
 pub fn pod_address(case: &PodCase<'_>) -> Result<()> {
     let pod = case.pod("pod")?;
     pod.container("app", &["sh", "-c", "while :; do echo answer | nc -l -p 8080 -w 5; done"])?

@@ -57,7 +57,7 @@ impl Child<'_> {
         process::duplicate_onto(output, 1, false)?;
         process::duplicate_onto(output, 2, false)?;
         process::close_from(3)?;
-        self.exec(state)
+        self.exec(false, state)
     }
 
     pub(super) fn keep(&mut self) -> Result<(), Failed> {

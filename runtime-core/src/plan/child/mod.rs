@@ -330,7 +330,7 @@ impl Child<'_> {
                 calls::wait_with_signals();
                 Ok(report::child::ready(self.report(state)?)?)
             }
-            Step::Exec => self.exec(state),
+            Step::Exec { own } => self.exec(*own, state),
             Step::ExecFile { file } => Err(calls::execve_file(self.fd(*file)?, self.arguments, self.environment).into()),
         }
     }
@@ -386,9 +386,10 @@ impl Child<'_> {
         }
     }
 
-    fn exec(&mut self, state: &State) -> Result<(), Failed> {
+    fn exec(&mut self, own: bool, state: &State) -> Result<(), Failed> {
         state.give_descriptor_limit()?;
         let path = state.program.and_then(|index| self.launch.program.candidates.get(index)).ok_or(Errno::NOENT)?;
-        Err(calls::execve(path, self.arguments, self.environment).into())
+        let errno = calls::execve(path, self.arguments, self.environment);
+        if own { process::last_words(path, errno) } else { Err(errno.into()) }
     }
 }

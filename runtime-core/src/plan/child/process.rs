@@ -1,6 +1,7 @@
 //! Steps that change the process itself.
 
 use std::ffi::CStr;
+use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, Uid};
@@ -19,6 +20,9 @@ use crate::sys::{process, security, tty};
 /// As much as the kernel shows (fs/proc/base.c, `proc_pid_attr_read`: a page).
 const LABEL_MAX: usize = 4096;
 const HIGHEST_CAPABILITY: u32 = 63;
+/// What shells end with, and Docker's and Kubernetes' users know.
+const NOT_EXECUTABLE: i32 = 126;
+const NOT_FOUND: i32 = 127;
 /// How much of a passwd(5) is read: the image may hold anything, even something without an end.
 const PASSWD_MAX: usize = 4 << 20;
 
@@ -208,6 +212,31 @@ pub fn executable(path: &CStr) -> Result<(), Errno> {
         Err(Errno::NOSYS | Errno::PERM) if found.st_mode & 0o111 != 0 => Ok(()),
         result => result,
     }
+}
+
+/// The end of a process whose program cannot be executed, as runc has it but for the status, which is a shell's.
+pub fn last_words(path: &CStr, errno: Errno) -> ! {
+    let (status, text) = match errno {
+        Errno::NOENT => (NOT_FOUND, "no such file or directory"),
+        Errno::NOTDIR => (NOT_FOUND, "not a directory"),
+        Errno::NOEXEC => (NOT_EXECUTABLE, "exec format error"),
+        Errno::ACCESS => (NOT_EXECUTABLE, "permission denied"),
+        Errno::PERM => (NOT_EXECUTABLE, "operation not permitted"),
+        Errno::TOOBIG => (NOT_EXECUTABLE, "argument list too long"),
+        Errno::NOMEM => (NOT_EXECUTABLE, "cannot allocate memory"),
+        Errno::LOOP => (NOT_EXECUTABLE, "too many levels of symbolic links"),
+        Errno::TXTBSY => (NOT_EXECUTABLE, "text file busy"),
+        _ => (NOT_EXECUTABLE, ""),
+    };
+    let mut digits = [0; 10];
+    let text = match text {
+        "" => [&b"errno "[..], decimal(errno.raw_os_error().unsigned_abs(), &mut digits)],
+        text => [text.as_bytes(), b""],
+    };
+    let parts = [b"exec ", path.to_bytes(), b": ", text[0], text[1], b"\n"].map(IoSlice::new);
+    // Whoever reads it may be gone.
+    let _ = rustix::io::writev(rustix::stdio::stderr(), &parts);
+    process::exit(status)
 }
 
 pub fn umask(mask: u32) -> Result<(), Failed> {

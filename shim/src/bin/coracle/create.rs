@@ -32,7 +32,7 @@ use crate::cgroups::{self, Made};
 use crate::foreground::size;
 use crate::hooks::{Hooks, send};
 use crate::launch::{Child, Progress, unexpected};
-use crate::lifecycle::destroy;
+use crate::lifecycle::{destroy, poststop};
 use crate::notify::{self, Notify};
 use crate::store::{Entry, Stage, State, Status, refused};
 
@@ -168,6 +168,10 @@ fn undo(runtime: &Runtime<'_>, entry: &Entry, state: &State, made: Made) {
     let undone = made.undo(&runtime.host, &state.record);
     // The launcher must not do it again: by then the cgroup may be another one's.
     let left = runtime.launching.leave(&state.record.id);
+    // runtime.md, "Lifecycle": what earlier hooks have made is for these to take back.
+    if state.record.init.is_some() {
+        poststop(runtime, entry, state);
+    }
     if let Err(error) = undone.and_then(|()| entry.remove()).and(left) {
         runtime.log.warn(&error.to_string());
     }

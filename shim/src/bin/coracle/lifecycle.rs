@@ -100,12 +100,17 @@ pub fn delete(runtime: &Runtime<'_>, id: &str, force: bool) -> Result<()> {
 /// The first step that failed; what it has left can be tried again.
 pub fn destroy(runtime: &Runtime<'_>, entry: &Entry, state: &State) -> Result<()> {
     cgroups::destroy(&runtime.host, &state.record)?;
+    poststop(runtime, entry, state);
+    entry.remove()
+}
+
+/// Runs the hooks of a container that is no more; their failures are only told.
+pub fn poststop(runtime: &Runtime<'_>, entry: &Entry, state: &State) {
     if let Ok(spec) = entry.spec(state.crun_annotations)
         && let Err(error) = (Hooks { runtime, spec: &spec, state, filter: None }).run(Point::Poststop, None)
     {
         runtime.log.warn(&format!("{error}, ignoring"));
     }
-    entry.remove()
 }
 
 /// The same for one whose state cannot be read: what it says of its cgroup, or what the configuration says of that.

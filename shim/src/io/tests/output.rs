@@ -345,3 +345,32 @@ async fn null_io_is_three_null_devices() {
     io.close_stdin();
     assert_eq!(io.drained(SOON).await, Drained::Complete);
 }
+
+/// What is written to both in turn becomes readable one after the other, so that a reader of both sees the order.
+#[tokio::test]
+async fn two_outputs_keep_their_order() {
+    const ROUNDS: usize = 40;
+    let fifos = fifos();
+    let (io, ends) = open(Request { stdout: text(&fifos.stdout), stderr: text(&fifos.stderr), ..Request::default() }).await;
+    let (mut stdout, mut stderr) = (reader(&fifos.stdout), reader(&fifos.stderr));
+    io.start();
+    let (mut out, mut err) = (File::from(ends.stdout), File::from(ends.stderr));
+    let at_once = peer(move || {
+        let mut at_once = 0;
+        for round in 0..ROUNDS {
+            let odd = round % 2 == 1;
+            let (first, second) = if odd { (&mut err, &mut out) } else { (&mut out, &mut err) };
+            first.write_all(b"first\n").unwrap();
+            second.write_all(b"second\n").unwrap();
+            let (one, other) = if odd { (&mut stderr, &mut stdout) } else { (&mut stdout, &mut stderr) };
+            one.read_exact(&mut [0; 6]).unwrap();
+            at_once += usize::from(!poll_now(&*other, PollFlags::IN).is_empty());
+            other.read_exact(&mut [0; 7]).unwrap();
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        at_once
+    })
+    .await;
+    // A busy machine may not let the reader run in time.
+    assert!(at_once < ROUNDS / 4, "{at_once} of {ROUNDS} seconds were there with the first");
+}

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
+use proto::protobuf::MessageFull;
 use proto::protobuf::reflect::{MessageRef, ReflectFieldRef, ReflectValueRef};
 use runtime_core::cgroup::stats::{v1, v2};
 
@@ -101,6 +102,7 @@ fn fields_of_message(message: &MessageRef<'_>, into: &mut BTreeMap<String, Strin
 }
 
 fn check<M: MessageFull>(source: &impl Debug, any: &Any) {
+    assert_eq!(any.type_url, M::descriptor().full_name());
     let message = M::parse_from_bytes(&any.value).unwrap();
     let mut fields = BTreeMap::new();
     fields_of_message(&MessageRef::new(&message), &mut fields);
