@@ -185,14 +185,14 @@ fn the_root_in_its_place(hand: &mut Hand) -> Result<()> {
     let rootfs = bundle.dir.join("rootfs");
     let shim = hand.shim(&bundle)?;
     let pid = shim.create_quiet(&bundle)?;
-    ensure_eq!(mounts_of(&bundle), [rootfs.clone()], "mounts of the host in the bundle");
+    ensure_eq!(mounts_of(&bundle), std::slice::from_ref(&rootfs), "mounts of the host in the bundle");
     ensure!(rootfs.join("lib/x").exists() && bundle.written("lib/x").exists(), "what the createContainer hook made is not in the root");
     shim.start(&bundle.id, "")?;
     eventually("the program saw what the hook has written", SOON, || bundle.written("started").exists())?;
     let inside = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
     ensure!(inside.lines().any(|line| line.contains(" /mnt ") && line.contains(" tmpfs hook ")), "mounts of the container:\n{inside}");
     ensure!(inside.lines().count() < 30, "mounts of the host are left in the container:\n{inside}");
-    ensure_eq!(mounts_of(&bundle), [rootfs.clone()], "mounts of the host in the bundle");
+    ensure_eq!(mounts_of(&bundle), std::slice::from_ref(&rootfs), "mounts of the host in the bundle");
     finish(&shim, &bundle)?;
     ensure_eq!(mounts_of(&bundle), Vec::<PathBuf>::new(), "mounts of the host after Delete");
     for kind in outside {

@@ -32,8 +32,8 @@ impl Marks {
         let socket = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&network)?)?;
         // "major:minor root mount-point" of the host's root.
         let own = fs::read_to_string("/proc/self/mountinfo")?;
-        let root = own.lines().map(|line| line.splitn(6, ' ').skip(2).take(3).collect::<Vec<_>>().join(" "));
-        let mount = root.filter(|words| words.ends_with(" / /")).next_back().unwrap_or_default();
+        let mut root = own.lines().map(|line| line.splitn(6, ' ').skip(2).take(3).collect::<Vec<_>>().join(" "));
+        let mount = root.rfind(|words| words.ends_with(" / /")).unwrap_or_default();
         Ok(Marks { secret: secret.display().to_string(), network, mount: format!(" {mount} "), _socket: socket })
     }
 }
