@@ -532,7 +532,7 @@ fn ended_pod_goes_by_itself(hand: &mut Hand) -> Result<()> {
     let app = pod.container(hand, "app", &["sleep", "1000"], false)?;
     pod.stop(|_| {})?;
     ensure_eq!(pod.wait(|_| {})?.exit_status, 0, "end of the pod");
-    std::thread::sleep(Duration::from_secs(12));
+    tests::wait::pause_for(Duration::from_secs(12));
     ensure_eq!(pod.state()?.1, "SANDBOX_NOTREADY", "state while a container is not deleted");
     pod.shim.delete(&app.id, "")?;
     ensure_eq!(pod.state()?.1, "SANDBOX_NOTREADY", "state right after the last deletion");

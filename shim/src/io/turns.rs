@@ -55,7 +55,9 @@ mod tests {
         out.taken();
         assert_eq!(out.wait(), None);
         assert!(err.wait().is_none_or(|left| left <= MOMENT));
-        std::thread::sleep(MOMENT);
+        while err.wait().is_some() {
+            std::thread::yield_now();
+        }
         assert_eq!(err.wait(), None);
     }
 }

@@ -177,7 +177,7 @@ pub fn processes_that_have_left_their_cgroup(bed: &mut Bed<'_>) -> Result<()> {
         let elsewhere = Elsewhere::new(&bundle)?;
         elsewhere.take(pid)?;
         if removed {
-            own.iter().rev().try_for_each(|dir| fs::remove_dir(dir)).context(|| format!("remove {own:?}"))?;
+            own.iter().rev().try_for_each(fs::remove_dir).context(|| format!("remove {own:?}"))?;
             refused(bed.update(&bundle, &json!({"pids": {"limit": 50}})), "the container's cgroup is gone")?;
             refused(bed.pause(&bundle), "the container's cgroup is gone")?;
         }
@@ -351,14 +351,17 @@ pub fn a_huge_container_keeps_nobody_waiting(hand: &mut Hand) -> Result<()> {
         fs::create_dir_all(top.join(format!("b{}/{number}", number % 100)))?;
     }
     // What this machine takes when nobody does anything else.
-    let idle = || Ok(tests::wait::pause_for(Duration::from_secs(1)));
+    let idle = || {
+        tests::wait::pause_for(Duration::from_secs(1));
+        Ok(())
+    };
     let usual = slowest_state(&shim, &other.id, idle)?.0 * 4;
     let (patient, id) = (shim.limited(Duration::from_secs(60)), huge.id.as_str());
     let steps: [(&str, &(dyn Fn() -> Result<()> + Sync)); 5] = [
-        ("Pids", &|| Ok(drop(patient.pids(id)?))),
-        ("Stats", &|| Ok(drop(patient.stats(id)?))),
-        ("Kill of all with CONT", &|| Ok(drop(patient.kill_all(id, 18)?))),
-        ("Kill of all with KILL", &|| Ok(drop(patient.kill_all(id, 9)?))),
+        ("Pids", &|| patient.pids(id).map(drop).map_err(Into::into)),
+        ("Stats", &|| patient.stats(id).map(drop).map_err(Into::into)),
+        ("Kill of all with CONT", &|| patient.kill_all(id, 18).map(drop).map_err(Into::into)),
+        ("Kill of all with KILL", &|| patient.kill_all(id, 9).map(drop).map_err(Into::into)),
         ("Delete", &|| Ok(patient.wait(id, "").and_then(|_| patient.delete(id, "")).map(drop)?)),
     ];
     let mut late = Vec::new();

@@ -366,7 +366,10 @@ async fn two_outputs_keep_their_order() {
             one.read_exact(&mut [0; 6]).unwrap();
             at_once += usize::from(!poll_now(&*other, PollFlags::IN).is_empty());
             other.read_exact(&mut [0; 7]).unwrap();
-            std::thread::sleep(Duration::from_millis(3));
+            let next = Instant::now() + Duration::from_millis(3);
+            while Instant::now() < next {
+                std::thread::yield_now();
+            }
         }
         at_once
     })
