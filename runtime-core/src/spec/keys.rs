@@ -5,17 +5,31 @@
 
 use std::fmt;
 
+use serde::de::value::MapDeserializer;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
 /// Parses JSON.
 ///
 /// # Errors
 /// It is none, or none of this type.
 pub fn from_slice<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> serde_json::Result<T> {
+    match read(bytes, false) {
+        Err(error) if is_twice(&error) => read(bytes, true),
+        result => result,
+    }
+}
+
+fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8], merge: bool) -> serde_json::Result<T> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = T::deserialize(AnyCase::new(&mut reader))?;
+    let value = T::deserialize(AnyCase::within(&mut reader, merge))?;
     reader.end()?;
     Ok(value)
+}
+
+/// Whether a field stands there twice, which the derived code does not take.
+fn is_twice(error: &serde_json::Error) -> bool {
+    error.to_string().starts_with("duplicate field")
 }
 
 /// What one layer of the value is read through: its deserializer, visitor, seed or access.
@@ -23,12 +37,18 @@ pub struct AnyCase<T> {
     inner: T,
     /// Of the struct that is read; none of a map, whose keys are the user's.
     fields: &'static [&'static str],
+    /// Whether fields may stand there twice: the last one counts, and of two objects what each says.
+    merge: bool,
 }
 
 impl<T> AnyCase<T> {
     /// Around a deserializer.
     pub fn new(inner: T) -> Self {
-        Self { inner, fields: &[] }
+        Self::within(inner, false)
+    }
+
+    fn within(inner: T, merge: bool) -> Self {
+        Self { inner, fields: &[], merge }
     }
 
     /// The field that a name means.
@@ -40,10 +60,29 @@ impl<T> AnyCase<T> {
     }
 }
 
+impl<V> AnyCase<V> {
+    /// The entries of a struct, each field once.
+    fn merged<'de, A: MapAccess<'de>>(&self, mut access: A) -> Result<Vec<(String, Value)>, A::Error> {
+        let mut entries: Vec<(String, Value)> = Vec::new();
+        while let Some((key, value)) = access.next_entry::<String, Value>()? {
+            let key = self.field(&key).map_or(key, str::to_owned);
+            match (entries.iter_mut().find(|(earlier, _)| *earlier == key), value) {
+                (Some((_, Value::Object(earlier))), Value::Object(later)) => {
+                    earlier.retain(|name, _| !later.keys().any(|new| new.eq_ignore_ascii_case(name)));
+                    earlier.extend(later);
+                }
+                (Some((_, earlier)), value) => *earlier = value,
+                (None, value) => entries.push((key, value)),
+            }
+        }
+        Ok(entries)
+    }
+}
+
 macro_rules! plain {
     ($($method:ident)*) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-            self.inner.$method(AnyCase::new(visitor))
+            self.inner.$method(AnyCase::within(visitor, self.merge))
         })*
     };
 }
@@ -62,7 +101,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for AnyCase<D> {
     }
 
     fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_identifier(AnyCase { inner: visitor, fields: self.fields })
+        self.inner.deserialize_identifier(AnyCase { inner: visitor, fields: self.fields, merge: self.merge })
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -71,23 +110,23 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for AnyCase<D> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_struct(name, fields, AnyCase { inner: visitor, fields })
+        self.inner.deserialize_struct(name, fields, AnyCase { inner: visitor, fields, merge: self.merge })
     }
 
     fn deserialize_unit_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_unit_struct(name, AnyCase::new(visitor))
+        self.inner.deserialize_unit_struct(name, AnyCase::within(visitor, self.merge))
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_newtype_struct(name, AnyCase::new(visitor))
+        self.inner.deserialize_newtype_struct(name, AnyCase::within(visitor, self.merge))
     }
 
     fn deserialize_tuple<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_tuple(len, AnyCase::new(visitor))
+        self.inner.deserialize_tuple(len, AnyCase::within(visitor, self.merge))
     }
 
     fn deserialize_tuple_struct<V: Visitor<'de>>(self, name: &'static str, len: usize, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_tuple_struct(name, len, AnyCase::new(visitor))
+        self.inner.deserialize_tuple_struct(name, len, AnyCase::within(visitor, self.merge))
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -96,7 +135,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for AnyCase<D> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_enum(name, variants, AnyCase::new(visitor))
+        self.inner.deserialize_enum(name, variants, AnyCase::within(visitor, self.merge))
     }
 
     fn is_human_readable(&self) -> bool {
@@ -153,19 +192,24 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for AnyCase<V> {
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
-        self.inner.visit_some(AnyCase::new(deserializer))
+        self.inner.visit_some(AnyCase::within(deserializer, self.merge))
     }
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
-        self.inner.visit_newtype_struct(AnyCase::new(deserializer))
+        self.inner.visit_newtype_struct(AnyCase::within(deserializer, self.merge))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_seq(AnyCase::new(access))
+        self.inner.visit_seq(AnyCase::within(access, self.merge))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_map(AnyCase { inner: access, fields: self.fields })
+        if !self.merge || self.fields.is_empty() {
+            return self.inner.visit_map(AnyCase { inner: access, fields: self.fields, merge: self.merge });
+        }
+        let entries = self.merged(access)?;
+        let access = MapDeserializer::<_, serde_json::Error>::new(entries.into_iter());
+        self.inner.visit_map(AnyCase::within(access, true)).map_err(Error::custom)
     }
 
     // The specification's enumerations are words.
@@ -178,7 +222,7 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for AnyCase<A> {
     type Error = A::Error;
 
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.inner.next_element_seed(AnyCase::new(seed))
+        self.inner.next_element_seed(AnyCase::within(seed, self.merge))
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -190,11 +234,11 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for AnyCase<A> {
     type Error = A::Error;
 
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.inner.next_key_seed(AnyCase { inner: seed, fields: self.fields })
+        self.inner.next_key_seed(AnyCase { inner: seed, fields: self.fields, merge: self.merge })
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
-        self.inner.next_value_seed(AnyCase::new(seed))
+        self.inner.next_value_seed(AnyCase::within(seed, self.merge))
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -206,7 +250,7 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for AnyCase<S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
-        self.inner.deserialize(AnyCase { inner: deserializer, fields: self.fields })
+        self.inner.deserialize(AnyCase { inner: deserializer, fields: self.fields, merge: self.merge })
     }
 }
 
@@ -245,6 +289,18 @@ mod tests {
         let got: Resources = super::from_slice(br#"{"CPU": {"Shares": 5}, "unified": {"Memory.max": "1"}}"#).unwrap();
         assert_eq!((got.cpu.shares, got.unified.keys().next().unwrap().as_str()), (Some(5), "Memory.max"));
         assert!(super::from_slice::<Resources>(b"{} x").is_err());
+    }
+
+    #[test]
+    fn of_a_field_that_is_there_twice_the_last_one_counts() {
+        let text =
+            br#"{"resources": {"cpu": {"shares": 3, "quota": 7}, "CPU": {"SHARES": 5}}, "maskedPaths": ["/a"], "maskedpaths": ["/b"]}"#;
+        let linux: crate::spec::Linux = super::from_slice(text).unwrap();
+        assert_eq!((linux.resources.cpu.shares, linux.resources.cpu.quota), (Some(5), Some(7)));
+        assert_eq!(linux.masked_paths, ["/b"]);
+        let spec = Spec::parse(br#"{"hostname": "a", "HostName": "b", "annotations": {"K": "1", "k": "2"}}"#).unwrap();
+        assert_eq!((spec.hostname.as_str(), spec.annotations.len()), ("b", 2));
+        assert!(Spec::parse(br#"{"hostname": "a", "hostname": 5}"#).is_err());
     }
 
     #[test]
