@@ -6,8 +6,22 @@
 use runtime_core::compile::{capability_names, namespace_ids, options};
 use runtime_core::container::hooks::Point;
 use runtime_core::seccomp;
-use runtime_core::spec::tuning;
+use runtime_core::spec::{crun, tuning};
+use runtime_core::{net, systemd};
 use serde_json::{Value, json};
+
+use crate::info;
+
+/// The version of the runtime spec that is followed, as a literal.
+#[macro_export]
+macro_rules! oci_version {
+    () => {
+        "1.3.0"
+    };
+}
+
+/// The libseccomp that a compiled profile decides as: none is linked, and the tests compare with this one.
+const LIBSECCOMP: &str = "2.5.4";
 
 const HOOKS: [Point; 6] =
     [Point::Prestart, Point::CreateRuntime, Point::CreateContainer, Point::StartContainer, Point::Poststart, Point::Poststop];
@@ -16,10 +30,18 @@ const HOOKS: [Point; 6] =
 pub fn features() -> Value {
     json!({
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.3.0",
+        "ociVersionMax": oci_version!(),
         "hooks": HOOKS.map(Point::name),
         "mountOptions": options::NAMES,
         "linux": linux(),
+        "annotations": {
+            "coracle.version": info::VERSION,
+            "coracle.commit": info::REVISION,
+            "io.github.seccomp.libseccomp.version": LIBSECCOMP,
+            // Engines ask the features of every runtime for this name.
+            "org.opencontainers.runc.checkpoint.enabled": "false",
+        },
+        "potentiallyUnsafeConfigAnnotations": [net::asked::PREFIX, systemd::ANNOTATIONS, crun::PREFIX],
     })
 }
 
@@ -73,7 +95,7 @@ mod tests {
 
     fn container(patch: impl FnOnce(&mut Value)) -> Spec {
         let mut config = json!({
-            "ociVersion": "1.0.0", "process": { "args": ["x"], "cwd": "/" }, "linux": { "namespaces": [{ "type": "mount" }] },
+            "ociVersion": "1.0.0", "root": { "path": "r" }, "process": { "args": ["x"], "cwd": "/" }, "linux": { "namespaces": [{ "type": "mount" }] },
         });
         patch(&mut config);
         Spec::parse(config.to_string().as_bytes()).unwrap()

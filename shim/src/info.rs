@@ -14,10 +14,15 @@ use crate::features;
 /// The runtime's name in containerd's configuration.
 pub const NAME: &str = "io.containerd.coracle.v2";
 
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// This build's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Set by who builds a release.
-const REVISION: Option<&str> = option_env!("CORACLE_REVISION");
+/// The commit that it was built from, or `unknown`; see `build.rs`.
+pub const REVISION: &str = env!("CORACLE_REVISION");
+
+/// What `coracle --version` says after the program's name, in lines that Docker and Podman read.
+pub const LINES: &str =
+    concat!("version ", env!("CARGO_PKG_VERSION"), "\ncommit: ", env!("CORACLE_REVISION"), "\nspec: ", crate::oci_version!());
 
 /// Prints `RuntimeInfo` as protobuf. Standard input may hold the runtime's options as an `Any`; they are echoed, as runc's shim does.
 ///
@@ -33,14 +38,14 @@ pub fn info() -> Result<()> {
 
 /// What `-v` prints.
 pub fn version() -> String {
-    format!("containerd-shim-coracle-v2:\n  Version:  {VERSION}\n  Revision: {}\n", REVISION.unwrap_or_default())
+    format!("containerd-shim-coracle-v2:\n  Version:  {VERSION}\n  Revision: {REVISION}\n")
 }
 
 fn encode(options: Option<Any>) -> Result<Vec<u8>> {
     let failed = |what: &str, error: &dyn std::fmt::Display| Error::new(ErrorKind::Internal, format!("encode {what}: {error}"));
     let json = serde_json::to_vec(&features::features()).map_err(|error| failed("features", &error))?;
     let features = Any { type_url: any::FEATURES.to_owned(), value: json, ..Any::default() };
-    let version = RuntimeVersion { version: VERSION.to_owned(), revision: REVISION.unwrap_or_default().to_owned(), ..Default::default() };
+    let version = RuntimeVersion { version: VERSION.to_owned(), revision: REVISION.to_owned(), ..Default::default() };
     let info = RuntimeInfo {
         name: NAME.to_owned(),
         version: MessageField::some(version),
@@ -60,6 +65,8 @@ mod tests {
         let options = Any { type_url: any::RUNC_OPTIONS.to_owned(), ..Any::default() };
         let info = RuntimeInfo::parse_from_bytes(&encode(Some(options)).unwrap()).unwrap();
         assert_eq!((info.name.as_str(), info.version.version.as_str()), (NAME, VERSION));
+        assert_eq!(info.version.revision, REVISION);
+        assert!(!REVISION.is_empty() && version().ends_with(&format!("  Revision: {REVISION}\n")), "{}", version());
         assert_eq!(info.options.type_url, any::RUNC_OPTIONS);
         assert_eq!(info.features.type_url, any::FEATURES);
         let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();

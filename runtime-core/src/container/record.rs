@@ -1,13 +1,14 @@
 //! The few bytes on disk from which another process can clean up after this one: written before the first side effect.
 
 use std::ffi::CString;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -241,19 +242,36 @@ impl Record {
 /// # Errors
 /// The errno of the write or the rename.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut temporary = PathBuf::from(path);
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    temporary.set_file_name(format!(".{name}.new"));
+    replace(path, bytes, MODE)
+}
+
+/// The same for a file that the caller has named, with a mode. The directory may be anybody's: nothing that is there is written to, but for the
+/// file itself, which is replaced.
+///
+/// # Errors
+/// The errno of the write or the rename.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let what = || format!("write {path:?}");
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(MODE).custom_flags(libc::O_NOFOLLOW);
-    let mut file = options.open(&temporary).context(what)?;
+    let (temporary, mut file) = temporary(path, mode).context(what)?;
     let written = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // The first failure is the one to tell.
         let _ = fs::remove_file(&temporary);
     }
     written.context(what)
+}
+
+/// A new file beside `path`, by a name that nobody else has.
+fn temporary(path: &Path, mode: u32) -> std::io::Result<(PathBuf, File)> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let name = format!(".coracle-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let temporary = path.with_file_name(name);
+        match OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            result => return result.map(|file| (temporary, file)),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use super::Spec;
 use crate::error::{Context, Error, Result};
 
+/// What crun's annotations begin with.
+pub const PREFIX: &str = "run.oci.";
 const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
 const CONTEXT_TYPE: &str = "run.oci.mount_context_type";
 const STDOUT: &str = "run.oci.hooks.stdout";

@@ -10,6 +10,7 @@ pub mod net_devices;
 pub mod rdt;
 mod refuse;
 pub mod resources;
+mod seccomp;
 pub mod tuning;
 
 use std::collections::{BTreeMap, HashMap};
@@ -197,6 +198,7 @@ pub struct Linux {
     #[serde(default)]
     pub rootfs_propagation: Option<String>,
     /// System call filter.
+    #[serde(default, deserialize_with = "seccomp::profile")]
     pub seccomp: Option<LinuxSeccomp>,
     /// Kernel parameters of the container's namespaces.
     #[serde(default, deserialize_with = "null_is_default")]

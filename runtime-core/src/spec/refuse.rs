@@ -21,6 +21,9 @@ const NO_ID: u32 = u32::MAX;
 /// [`ErrorKind::InvalidArgument`] or [`ErrorKind::Unimplemented`], naming the field.
 pub fn check(spec: &Spec) -> Result<()> {
     version(&spec.oci_version)?;
+    if spec.root.is_none() {
+        return Err(Error::invalid("root: there is no root filesystem"));
+    }
     if let Some(process) = &spec.process {
         check_process(process)?;
     }
@@ -120,7 +123,7 @@ fn namespaces(spec: &Spec) -> Result<()> {
         }
     }
     if !seen.contains(&LinuxNamespaceType::Mount) {
-        return Err(Error::invalid("linux.namespaces: a container needs a mount namespace of its own"));
+        return Err(Error::invalid("linux.namespaces: there is no mount namespace, and containers without one are not supported"));
     }
     let new_time = |it: &LinuxNamespace| it.typ() == LinuxNamespaceType::Time && it.path().is_none();
     if !spec.linux.time_offsets.is_empty() && !spec.linux.namespaces.iter().any(new_time) {
@@ -170,7 +173,8 @@ mod tests {
     use super::*;
 
     fn refusal(json: &str) -> String {
-        let base = r#"{"ociVersion":"1.0.2","process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":[{"type":"mount"}]}}"#;
+        let base =
+            r#"{"ociVersion":"1.0.2","root":{"path":"r"},"process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":[{"type":"mount"}]}}"#;
         let mut spec: serde_json::Value = serde_json::from_str(base).unwrap();
         let patch: serde_json::Value = serde_json::from_str(json).unwrap();
         merge(&mut spec, patch);
@@ -193,6 +197,7 @@ mod tests {
     fn each_refusal_names_its_field() {
         for (json, field) in [
             (r#"{"ociVersion":"2.0"}"#, "ociVersion"),
+            (r#"{"root":null}"#, "root"),
             (r#"{"process":{"args":[]}}"#, "process.args"),
             (r#"{"process":{"cwd":"relative"}}"#, "process.cwd"),
             (r#"{"process":{"user":{"uid":4294967295}}}"#, "process.user.uid"),

@@ -13,6 +13,7 @@ pub mod namespace;
 pub mod probe;
 pub mod process;
 pub mod security;
+pub mod socket;
 pub mod tty;
 pub mod tuning;
 

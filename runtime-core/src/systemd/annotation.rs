@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use super::wire::{Property, Value};
 use crate::error::{Context, Error, Result};
 
-const PREFIX: &str = "org.systemd.property.";
+/// What they begin with.
+pub const PREFIX: &str = "org.systemd.property.";
 const MICROSECONDS: u64 = 1_000_000;
 /// What decides where the container is and what keeps it there is not for annotations to say.
 const OWN: [&str; 9] =

@@ -17,6 +17,8 @@ mod properties;
 mod unit;
 mod wire;
 
+pub use annotation::PREFIX as ANNOTATIONS;
+
 pub use address::Address;
 pub use annotation::properties as annotated_properties;
 pub use blocking::{Blocking, block_on, stop};

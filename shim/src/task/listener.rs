@@ -12,6 +12,7 @@ use runtime_core::error::{Error, ErrorKind, Result};
 use runtime_core::plan::report::send_with;
 use runtime_core::seccomp::Filter;
 use runtime_core::spec::Spec;
+use runtime_core::sys::socket::reachable;
 use rustix::net::SendFlags;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -62,7 +63,8 @@ impl Listener {
 
 /// The message is in one piece with the descriptor, as receivers expect that read once; what a full socket leaves of it follows.
 async fn send(path: &str, message: &[u8], descriptor: OwnedFd) -> std::io::Result<()> {
-    let socket = UnixStream::connect(path).await?;
+    let (address, _held) = reachable(Path::new(path))?;
+    let socket = UnixStream::connect(address).await?;
     let mut rest = message;
     let mut descriptor = Some(descriptor);
     while !rest.is_empty() {

@@ -3,11 +3,11 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-/// Runs OCI bundles, and says what this host has of what containers need.
+/// Open Container Initiative runtime: runs bundles, and says what this host has of what containers need
 #[derive(Debug, Parser)]
-#[command(name = "coracle", version, disable_version_flag = true)]
+#[command(name = "coracle", version = shim::info::LINES, disable_version_flag = true)]
 pub struct CommandLine {
     #[command(flatten)]
     pub globals: Globals,
@@ -21,11 +21,26 @@ impl CommandLine {
     /// # Errors
     /// Wrong usage, or help.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(with_double_dashes(arguments.into_iter().collect()))
+        let mut command = Self::with_help();
+        let matches = command.try_get_matches_from_mut(with_double_dashes(arguments.into_iter().collect()))?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    }
+
+    /// Help begins as runc's does: the name of what it is about, and what that is.
+    fn with_help() -> clap::Command {
+        let template = |name: &str| format!("NAME:\n   {name} - {{about}}\n\nUSAGE:\n   {{usage}}\n\n{{all-args}}");
+        // Of a flag that is given twice the last one counts.
+        let command = Self::command().args_override_self(true);
+        let names: Vec<String> = command.get_subcommands().map(|inner| inner.get_name().to_owned()).collect();
+        names.into_iter().fold(command.help_template(template("coracle")), |command, name| {
+            let template = template(&format!("coracle {name}"));
+            command.mut_subcommand(name, |inner| inner.help_template(template))
+        })
     }
 }
 
-/// The arguments with two dashes before each long flag, as far as they are this command's and not those of a program to run.
+/// The arguments with two dashes before each long flag, as far as they are this command's and not those of a program to run. A switch may have
+/// a value, as with runc.
 fn with_double_dashes(arguments: Vec<OsString>) -> Vec<OsString> {
     let root = CommandLine::command();
     let (mut command, mut words) = (&root, arguments.into_iter());
@@ -33,10 +48,16 @@ fn with_double_dashes(arguments: Vec<OsString>) -> Vec<OsString> {
     while let Some(word) = words.next() {
         let text = word.to_string_lossy().into_owned();
         let Some(flag) = text.strip_prefix('-').filter(|flag| !flag.is_empty() && *flag != "-") else {
+            let inner = command.find_subcommand(&text);
+            // Nothing but flags may stand before the name of a command.
+            if text == "--" && command.has_subcommands() {
+                continue;
+            }
             result.push(word);
-            match command.find_subcommand(&text) {
-                Some(inner) => command = inner,
-                None => break,
+            command = inner.unwrap_or(command);
+            // What follows is a program's own, or is taken as it is.
+            if inner.is_none() && (text == "--" || command.has_subcommands() || takes_all(command)) {
+                break;
             }
             continue;
         };
@@ -44,6 +65,13 @@ fn with_double_dashes(arguments: Vec<OsString>) -> Vec<OsString> {
         let long = command.get_arguments().find(|argument| argument.get_long() == Some(name) && (flag.starts_with('-') || name.len() > 1));
         let short = || command.get_arguments().find(|argument| argument.get_short().is_some_and(|short| flag == short.to_string()));
         let known = long.or_else(short);
+        if let Some((before, value)) = text.split_once('=')
+            && known.is_some_and(|argument| !argument.get_action().takes_values())
+            && let Some(on) = switch(value)
+        {
+            result.extend(on.then(|| OsString::from(format!("--{}", before.trim_start_matches('-')))));
+            continue;
+        }
         result.push(if long.is_some() && !flag.starts_with('-') { OsString::from(format!("-{text}")) } else { word });
         if known.is_some_and(|argument| argument.get_action().takes_values() && !flag.contains('=')) {
             result.extend(words.next());
@@ -51,6 +79,20 @@ fn with_double_dashes(arguments: Vec<OsString>) -> Vec<OsString> {
     }
     result.extend(words);
     result
+}
+
+/// Whether the last argument is all that follows.
+fn takes_all(command: &clap::Command) -> bool {
+    command.get_arguments().any(clap::Arg::is_trailing_var_arg_set)
+}
+
+/// As Go's `strconv.ParseBool`.
+fn switch(value: &str) -> Option<bool> {
+    match value {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
 }
 
 #[derive(Debug, Args)]
@@ -64,7 +106,7 @@ pub struct Globals {
     /// Form of its lines
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
-    /// Accepted for the sake of callers of runc
+    /// Tell what is done as well: each step of a process that is started
     #[arg(long)]
     pub debug: bool,
     /// systemd makes the containers' cgroups; cgroupsPath has the form slice:prefix:name, and where systemd runs that says as much
@@ -202,11 +244,14 @@ pub enum Command {
         command: NetworkCommand,
     },
     /// Not supported
+    // Engines take a help of it for the ability.
+    #[command(disable_help_flag = true)]
     Checkpoint {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
     /// Not supported
+    #[command(disable_help_flag = true)]
     Restore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
@@ -419,12 +464,17 @@ mod tests {
             read("coracle -root /r -debug run -bundle /b -d -pid-file=/p id"),
             "coracle --root /r --debug run --bundle /b -d --pid-file=/p id"
         );
+        assert_eq!(read("coracle -debug=true --systemd-cgroup=false delete id -force"), "coracle --debug delete id --force");
+        assert_eq!(read("coracle -- list -quiet"), "coracle list --quiet");
+        assert_eq!(read("coracle kill -- id -all"), "coracle kill -- id -all");
         assert_eq!(read("coracle exec -e -tty -t c -tty ls -cwd"), "coracle exec -e -tty -t c -tty ls -cwd");
-        assert_eq!(read("coracle --root -x create --bundle -b id -bundle"), "coracle --root -x create --bundle -b id -bundle");
+        assert_eq!(read("coracle --root -x create --bundle -b id -bundle"), "coracle --root -x create --bundle -b id --bundle");
     }
 
     #[test]
     fn what_follows_the_id_is_the_programs() {
+        let line = CommandLine::read(["coracle", "--root", "/a", "--root", "/b", "list"].map(OsString::from)).unwrap();
+        assert_eq!(line.globals.root.as_deref(), Some(std::path::Path::new("/b")));
         let line = CommandLine::try_parse_from(["coracle", "exec", "-d", "c", "ls", "-d", "--force"]).unwrap();
         let Command::Exec(exec) = line.command else { panic!("not exec") };
         assert_eq!((exec.id.as_str(), exec.detach, exec.command), ("c", true, ["ls", "-d", "--force"].map(str::to_owned).to_vec()));

@@ -17,8 +17,7 @@ pub fn report(as_json: bool) -> ExitCode {
         let verdict = if enough { "Containers can be run." } else { "Containers cannot be run: what is MISSING above is needed." };
         format!("{}\n{}{verdict}\n", check::cgroups(), findings.iter().map(line).collect::<String>())
     };
-    print(&text);
-    if enough { ExitCode::SUCCESS } else { ExitCode::from(1) }
+    if print(&text).is_ok() && enough { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
 fn line(finding: &Finding) -> String {

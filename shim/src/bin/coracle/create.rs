@@ -14,7 +14,7 @@ use runtime_core::compile::{self, CgroupView, Streams, parents_end};
 use runtime_core::container::failure::killed;
 use runtime_core::container::hooks::Point;
 use runtime_core::container::passed_over;
-use runtime_core::container::record::{ProcessId, Record, write_atomically};
+use runtime_core::container::record::{ProcessId, Record, replace};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::kernel::Features;
 use runtime_core::plan::report;
@@ -216,6 +216,7 @@ impl Making<'_> {
             no_new_keyring: self.options.no_new_keyring,
             kernel: Features::get(),
         })?;
+        runtime.log.plan(&format!("{} create", state.record.id), &compiled.launch.plan);
         let mut child = runtime.launching.launch(compiled, report)?;
         match self.accompany(state, &mut child, &cgroup, guest) {
             Ok(master) => Ok((child, master)),
@@ -237,7 +238,7 @@ impl Making<'_> {
         let master = self.until_ready(state, child, cgroup)?;
         self.entry.write_launch(&child.launch)?;
         if let Some(file) = &self.options.pid_file {
-            write_atomically(file, child.pid.to_string().as_bytes())?;
+            write_pid(file, child.pid)?;
         }
         if let Some(socket) = &self.options.pidfd_socket {
             send(socket, b"pidfd", child.pidfd.as_fd()).context(|| format!("--pidfd-socket {socket:?}"))?;
@@ -318,6 +319,14 @@ pub fn hand_out(socket: Option<&Path>, foreground: Foreground, master: OwnedFd) 
     let Some(socket) = socket.filter(|_| foreground == Foreground::No) else { return Ok(Some(master)) };
     send(socket, b"/dev/ptmx", master.as_fd()).context(|| format!("--console-socket {socket:?}"))?;
     Ok(None)
+}
+
+/// Writes the file of `--pid-file`, for all to read.
+///
+/// # Errors
+/// The errno of the write.
+pub fn write_pid(file: &Path, pid: i32) -> Result<()> {
+    replace(file, pid.to_string().as_bytes(), 0o644).context(|| "--pid-file")
 }
 
 /// Lets the first process of a created container go. The answer is for who waits until it is ready.

@@ -60,8 +60,7 @@ struct Event<'a> {
 
 fn tell(event: &Event<'_>) -> Result<()> {
     let text = serde_json::to_string(event).map_err(|error| Error::new(ErrorKind::Internal, format!("encode: {error}")))?;
-    print(&format!("{text}\n"));
-    Ok(())
+    print(&format!("{text}\n"))
 }
 
 /// Waits until the next figures are due, and tells of kills for lack of memory meanwhile; whether the first process has ended.

@@ -15,6 +15,7 @@ use runtime_core::plan::report::{self, send_with};
 use runtime_core::rdt::Groups;
 use runtime_core::seccomp::Filter;
 use runtime_core::spec::{Spec, crun};
+use runtime_core::sys::socket::reachable;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, SeekFrom};
 use rustix::io::Errno;
@@ -180,7 +181,8 @@ impl Hooks<'_> {
 /// # Errors
 /// The socket cannot be reached or does not take it in time.
 pub fn send(path: &Path, message: &[u8], descriptor: BorrowedFd<'_>) -> std::io::Result<()> {
-    let mut socket = UnixStream::connect(path)?;
+    let (address, _held) = reachable(path)?;
+    let mut socket = UnixStream::connect(address)?;
     socket.set_write_timeout(Some(PATIENCE))?;
     let sent = send_with(socket.as_fd(), message, descriptor, SendFlags::NOSIGNAL)?;
     socket.write_all(message.get(sent..).unwrap_or_default())

@@ -1,15 +1,21 @@
 //! What the command says: results on standard output, failures as runc writes them, for the programs that parse those.
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use runtime_core::error::{Error, Result};
+use runtime_core::plan::Plan;
+use rustix::io::Errno;
 use serde_json::json;
 use shim::clock::rfc3339;
 
 use crate::args::LogFormat;
+use crate::relay::write_all;
 
 /// Where failures and warnings go.
 pub struct Log {
@@ -17,12 +23,14 @@ pub struct Log {
     pub file: Option<PathBuf>,
     /// The form of its lines.
     pub format: LogFormat,
+    /// Whether what is done is told, too.
+    pub debug: bool,
 }
 
 impl Log {
     /// What a command line that is wrong elsewhere says of it.
-    pub fn of_arguments(arguments: impl Iterator<Item = String>) -> Self {
-        let arguments: Vec<String> = arguments.collect();
+    pub fn of_arguments(arguments: impl Iterator<Item = OsString>) -> Self {
+        let arguments: Vec<String> = arguments.map(|word| word.to_string_lossy().into_owned()).collect();
         let value = |flag: &str| {
             arguments.iter().enumerate().find_map(|(place, word)| {
                 let rest = word.trim_start_matches('-').strip_prefix(flag).filter(|_| word.starts_with('-'))?;
@@ -30,7 +38,7 @@ impl Log {
             })
         };
         let format = if value("log-format").as_deref() == Some("json") { LogFormat::Json } else { LogFormat::Text };
-        Self { file: value("log").map(PathBuf::from), format }
+        Self { file: value("log").map(PathBuf::from), format, debug: false }
     }
 
     /// What standard error has been told already, for the file.
@@ -44,9 +52,16 @@ impl Log {
     pub fn error(&self, message: &str) {
         if self.file.is_some() {
             self.write("error", message);
-            eprintln!("{message}");
+            tell(&format!("{message}\n"));
         } else {
             self.write("error", message);
+        }
+    }
+
+    /// What a new process does, step by step.
+    pub fn plan(&self, of: &str, plan: &Plan) {
+        if self.debug {
+            plan.to_string().lines().for_each(|step| self.write("debug", &format!("{of}: {step}")));
         }
     }
 
@@ -69,12 +84,23 @@ impl Log {
         };
         // A log that cannot be written must not hide what it was to say.
         if !self.file.as_ref().is_some_and(append) {
-            eprint!("{line}");
+            tell(&line);
         }
     }
 }
 
 /// A result. A reader that goes away early is no failure.
-pub fn print(text: &str) {
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+///
+/// # Errors
+/// It cannot be written.
+pub fn print(text: &str) -> Result<()> {
+    match write_all(std::io::stdout().as_fd(), text.as_bytes()) {
+        Ok(()) | Err(Errno::PIPE) => Ok(()),
+        Err(errno) => Err(Error::kernel("write standard output", errno)),
+    }
+}
+
+/// To standard error, which nobody may read any more.
+fn tell(text: &str) {
+    let _ = write_all(std::io::stderr().as_fd(), text.as_bytes());
 }

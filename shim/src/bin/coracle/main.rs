@@ -33,9 +33,10 @@ use runtime_core::sealed;
 use runtime_core::sys::process::keep_children;
 
 use args::{Command, CommandLine, Globals, Rootless};
+use clap::error::{ContextKind, ErrorKind as UsageKind};
 use create::Foreground;
 use launch::Launching;
-use log::Log;
+use log::{Log, print};
 use store::Store;
 
 /// What all commands need.
@@ -58,27 +59,19 @@ pub struct Runtime<'a> {
 const FAILED: u8 = 1;
 /// What runc exits with where a process could not be started in a container.
 const EXEC_FAILED: u8 = 255;
-/// Wrong usage.
-const USAGE: u8 = 2;
+/// What runc exits with for a command that it does not have.
+const NO_SUCH_COMMAND: u8 = 3;
 
 fn main() -> ExitCode {
     keep_children();
     let line = match CommandLine::read(std::env::args_os()) {
         Ok(line) => line,
-        Err(error) => {
-            // A reader that goes away early is no failure.
-            let _ = error.print();
-            if !error.use_stderr() {
-                return ExitCode::SUCCESS;
-            }
-            Log::of_arguments(std::env::args()).note(&error.to_string());
-            return ExitCode::from(USAGE);
-        }
+        Err(error) => return not_read(&error),
     };
     if let Command::Check { json } = line.command {
         return check::report(json);
     }
-    let log = Log { file: line.globals.log.clone(), format: line.globals.log_format };
+    let log = Log { file: line.globals.log.clone(), format: line.globals.log_format, debug: line.globals.debug };
     let sealed = if line.command.starts_processes() { sealed::ensure() } else { Ok(()) };
     let done = match &line.command {
         _ if sealed.is_err() => sealed.map(|()| ExitCode::SUCCESS),
@@ -89,6 +82,23 @@ fn main() -> ExitCode {
         log.error(&error.to_string());
         ExitCode::from(FAILED)
     })
+}
+
+/// Help, which is no failure and is what a line without a command gets, or wrong usage.
+fn not_read(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == UsageKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let printed = print(&error.render().to_string());
+        return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) };
+    }
+    let log = Log::of_arguments(std::env::args_os());
+    if let (UsageKind::InvalidSubcommand, Some(name)) = (error.kind(), error.get(ContextKind::InvalidSubcommand)) {
+        log.error(&format!("No help topic for '{name}'"));
+        return ExitCode::from(NO_SUCH_COMMAND);
+    }
+    // Nobody may read it.
+    let _ = error.print();
+    log.note(&error.to_string());
+    ExitCode::from(FAILED)
 }
 
 fn runtime<'a>(globals: &Globals, log: &'a Log) -> Result<Runtime<'a>> {
@@ -134,14 +144,14 @@ fn run(runtime: &Runtime<'_>, command: Command) -> Result<ExitCode> {
         Command::Ps { format, id, options } => ps::ps(runtime, format, &id, &options)?,
         Command::Pause { id } => lifecycle::pause(runtime, &id)?,
         Command::Resume { id } => lifecycle::resume(runtime, &id)?,
-        Command::Features => log::print(&format!("{:#}\n", shim::features::features())),
+        Command::Features => print(&format!("{:#}\n", shim::features::features()))?,
         Command::Checkpoint { .. } => return Err(unsupported("checkpoint")),
         Command::Restore { .. } => return Err(unsupported("restore")),
         Command::Run { options, detach, keep, id, .. } => return run::run(runtime, &options, &id, detach, keep),
         Command::Exec(options) => return exec(runtime, &options),
         Command::Update(options) => update::update(runtime, &options)?,
         Command::Events { stats, interval, id } => events::events(runtime, &id, stats, &interval)?,
-        Command::Spec { bundle, rootless } => spec::write(bundle.as_deref(), rootless)?,
+        Command::Spec { bundle, rootless } => spec::write(&runtime.host, bundle.as_deref(), rootless)?,
     }
     Ok(ExitCode::SUCCESS)
 }

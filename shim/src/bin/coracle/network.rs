@@ -22,11 +22,11 @@ pub fn run(file: Option<&Path>, command: &NetworkCommand) -> Result<()> {
         NetworkCommand::Ls { format } => list(&node, *format),
         NetworkCommand::Inspect { name } => {
             node.network(name)?;
-            print(&format!("{:#}\n", described(&node, name)?));
+            print(&format!("{:#}\n", described(&node, name)?))?;
             Ok(())
         }
         NetworkCommand::Prune => {
-            net::prune(&node)?.iter().for_each(|name| print(&format!("{name}\n")));
+            net::prune(&node)?.iter().try_for_each(|name| print(&format!("{name}\n")))?;
             Ok(())
         }
     }
@@ -35,7 +35,7 @@ pub fn run(file: Option<&Path>, command: &NetworkCommand) -> Result<()> {
 fn list(node: &node::Node, format: Format) -> Result<()> {
     let all = node.networks.keys().map(|name| described(node, name)).collect::<Result<Vec<Value>>>()?;
     if format == Format::Json {
-        print(&format!("{}\n", Value::Array(all)));
+        print(&format!("{}\n", Value::Array(all)))?;
         return Ok(());
     }
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -49,7 +49,7 @@ fn list(node: &node::Node, format: Format) -> Result<()> {
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
     for row in &rows {
         let cells: Vec<String> = row.iter().enumerate().map(|(column, cell)| format!("{cell:<0$}", width(column))).collect();
-        print(&format!("{}\n", cells.join("  ").trim_end()));
+        print(&format!("{}\n", cells.join("  ").trim_end()))?;
     }
     Ok(())
 }

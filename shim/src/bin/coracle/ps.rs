@@ -23,7 +23,7 @@ pub fn ps(runtime: &Runtime<'_>, format: Format, id: &str, options: &[String]) -
     let (_, state) = runtime.store.look(id)?;
     let pids = state.cgroup(&runtime.host)?.pids()?;
     if format == Format::Json {
-        print(&format!("{}\n", encoded(&pids, false)?));
+        print(&format!("{}\n", encoded(&pids, false)?))?;
         return Ok(());
     }
     let default = ["-ef".to_owned()];
@@ -31,7 +31,7 @@ pub fn ps(runtime: &Runtime<'_>, format: Format, id: &str, options: &[String]) -
     let inside: HashSet<String> = pids.iter().map(i32::to_string).collect();
     let lines = about(&inside, &run(options)?, || run(&marked(options)).ok());
     let lines = lines.ok_or_else(|| Error::invalid("couldn't find PID field in ps output"))?;
-    print(&lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+    print(&lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
     Ok(())
 }
 

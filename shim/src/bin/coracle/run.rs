@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use oci_spec::runtime::ContainerState;
 use runtime_core::compile::{self, CgroupView, Joined, Joining};
-use runtime_core::container::record::write_atomically;
 use runtime_core::error::{Context as _, Error, Result};
 use runtime_core::plan::report;
 use runtime_core::rdt::Groups;
@@ -17,7 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::Runtime;
 use crate::args::{CreateFlags, Exec};
-use crate::create::{Created, Foreground, check_console, create, hand_out, preserved, start};
+use crate::create::{Created, Foreground, check_console, create, hand_out, preserved, start, write_pid};
 use crate::foreground::{attend, hold_signals};
 use crate::hooks::{Hooks, send};
 use crate::launch::{Child, Progress, unexpected};
@@ -121,6 +120,7 @@ fn join(hooks: &Hooks<'_>, process: &Process, foreground: Foreground, below: &[S
         preserved,
         no_new_keyring: state.no_new_keyring,
     })?;
+    runtime.log.plan(&format!("{} exec", state.record.id), &compiled.launch.plan);
     runtime.launching.launch(compiled, report)
 }
 
@@ -165,7 +165,7 @@ fn accompany(hooks: &Hooks<'_>, child: &mut Child, options: &Exec, foreground: F
         send(socket, b"pidfd", child.pidfd.as_fd()).context(|| format!("--pidfd-socket {socket:?}"))?;
     }
     if let Some(file) = &options.pid_file
-        && let Err(error) = write_atomically(file, child.pid.to_string().as_bytes())
+        && let Err(error) = write_pid(file, child.pid)
     {
         let _ = send_signal(child.pidfd.as_fd(), libc::SIGKILL);
         return Err(error);
@@ -207,7 +207,9 @@ fn process(options: &Exec, spec: &Spec) -> Result<Process> {
     process.no_new_privileges |= options.no_new_privs;
     if !options.cap.is_empty() {
         let sets = process.capabilities.get_or_insert_with(Capabilities::default);
-        for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
+        // Only what may be inherited can be ambient (capabilities(7)), and nothing is made inheritable here.
+        let ambient = if sets.inheritable.is_empty() { None } else { Some(&mut sets.ambient) };
+        for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted].into_iter().chain(ambient) {
             set.extend(options.cap.iter().cloned());
         }
     }

@@ -57,8 +57,7 @@ pub fn encoded(value: &impl Serialize, pretty: bool) -> Result<String> {
 /// There is no such container.
 pub fn state(runtime: &Runtime<'_>, id: &str) -> Result<()> {
     let (_, state) = runtime.store.look(id)?;
-    print(&encoded(&Shown::new(&state, state.status(&runtime.host)?), true)?);
-    Ok(())
+    print(&encoded(&Shown::new(&state, state.status(&runtime.host)?), true)?)
 }
 
 /// `coracle list`.
@@ -76,7 +75,7 @@ pub fn list(runtime: &Runtime<'_>, format: Format, quiet: bool) -> Result<()> {
         }
     }
     if quiet {
-        print(&states.iter().map(|state| format!("{}\n", state.record.id)).collect::<String>());
+        print(&states.iter().map(|state| format!("{}\n", state.record.id)).collect::<String>())?;
         return Ok(());
     }
     let mut users = HashMap::new();
@@ -89,14 +88,14 @@ pub fn list(runtime: &Runtime<'_>, format: Format, quiet: bool) -> Result<()> {
         }
     }
     match format {
-        Format::Json => print(&encoded(&shown, false)?),
+        Format::Json => print(&encoded(&shown, false)?)?,
         Format::Table => {
             let head = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
             let rows = shown.iter().map(|state| {
                 let bundle = state.bundle.display().to_string();
                 [state.id.to_owned(), state.pid.to_string(), state.status.to_owned(), bundle, state.created.to_owned(), state.owner.clone()]
             });
-            print(&table(std::iter::once(head).chain(rows).collect()));
+            print(&table(std::iter::once(head).chain(rows).collect()))?;
         }
     }
     Ok(())

@@ -22,8 +22,8 @@ const LAUNCH: &str = "launch.json";
 /// As runc has it.
 const ID_MAX: usize = 1024;
 
-/// The directory of all containers.
-pub struct Store(PathBuf);
+/// The directory of all containers, and whether it was named.
+pub struct Store(PathBuf, bool);
 
 /// The directory of one.
 pub struct Entry {
@@ -119,12 +119,13 @@ pub fn refused(message: impl Into<String>) -> Error {
 impl Store {
     /// At `root`, or where the user's is.
     pub fn new(root: Option<&Path>) -> Result<Self> {
+        let named = root.is_some();
         let root = match (root, std::env::var_os("XDG_RUNTIME_DIR")) {
             (Some(root), _) => root.to_owned(),
             (None, Some(directory)) if !rustix::process::geteuid().is_root() => Path::new(&directory).join("coracle"),
             (None, _) => PathBuf::from("/run/coracle"),
         };
-        std::path::absolute(&root).map(Self).context(|| format!("--root {root:?}"))
+        std::path::absolute(&root).map(|absolute| Self(absolute, named)).context(|| format!("--root {root:?}"))
     }
 
     fn path(&self, id: &str) -> Result<PathBuf> {
@@ -211,11 +212,11 @@ impl Store {
     /// The ids of all.
     ///
     /// # Errors
-    /// The directory cannot be read; a missing one is empty.
+    /// The directory cannot be read; where none was named a missing one is empty.
     pub fn ids(&self) -> Result<Vec<String>> {
         let entries = match fs::read_dir(&self.0) {
-            Err(error) if error.kind() == IoKind::NotFound => return Ok(Vec::new()),
-            result => result.context(|| format!("read {:?}", self.0))?,
+            Err(error) if error.kind() == IoKind::NotFound && !self.1 => return Ok(Vec::new()),
+            result => result.context(|| format!("--root: read {:?}", self.0))?,
         };
         let mut ids: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
         ids.sort();
