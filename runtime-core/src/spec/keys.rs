@@ -1,4 +1,4 @@
-//! Names of fields as Go's encoding/json finds them: exactly, or else without regard to case.
+//! JSON as Go's encoding/json reads it. Names of fields are found exactly, or else without regard to case; for `null` see [`super::nulls`].
 //!
 //! Engines that are written in Go, and configurations that were tried with runc, rely on it. A `maskedpaths` that nobody reads would lessen
 //! the isolation without a word.
@@ -8,6 +8,8 @@ use std::fmt;
 use serde::de::value::MapDeserializer;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
+
+use super::nulls::{Asked, OrNull};
 
 /// Parses JSON.
 ///
@@ -71,6 +73,7 @@ impl<V> AnyCase<V> {
                     earlier.retain(|name, _| !later.keys().any(|new| new.eq_ignore_ascii_case(name)));
                     earlier.extend(later);
                 }
+                (Some(_), Value::Null) => {}
                 (Some((_, earlier)), value) => *earlier = value,
                 (None, value) => entries.push((key, value)),
             }
@@ -87,13 +90,26 @@ macro_rules! plain {
     };
 }
 
+macro_rules! or_null {
+    ($($method:ident($asked:ident))*) => {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+            self.inner.deserialize_option(OrNull { visitor: AnyCase::within(visitor, self.merge), asked: Asked::$asked })
+        })*
+    };
+}
+
 impl<'de, D: Deserializer<'de>> Deserializer<'de> for AnyCase<D> {
     type Error = D::Error;
 
     plain! {
-        deserialize_any deserialize_bool deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_u8 deserialize_u16
-        deserialize_u32 deserialize_u64 deserialize_f32 deserialize_f64 deserialize_char deserialize_str deserialize_string
-        deserialize_bytes deserialize_byte_buf deserialize_option deserialize_unit deserialize_seq deserialize_map
+        deserialize_any deserialize_char deserialize_bytes deserialize_byte_buf deserialize_option deserialize_unit
+    }
+
+    or_null! {
+        deserialize_bool(Bool) deserialize_i8(Signed) deserialize_i16(Signed) deserialize_i32(Signed) deserialize_i64(Signed)
+        deserialize_u8(Unsigned) deserialize_u16(Unsigned) deserialize_u32(Unsigned) deserialize_u64(Unsigned)
+        deserialize_f32(Float) deserialize_f64(Float) deserialize_str(Text) deserialize_string(Text) deserialize_seq(List)
+        deserialize_map(Map)
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
@@ -106,11 +122,12 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for AnyCase<D> {
 
     fn deserialize_struct<V: Visitor<'de>>(
         self,
-        name: &'static str,
+        _: &'static str,
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_struct(name, fields, AnyCase { inner: visitor, fields, merge: self.merge })
+        let visitor = AnyCase { inner: visitor, fields, merge: self.merge };
+        self.inner.deserialize_option(OrNull { visitor, asked: Asked::Fields(fields) })
     }
 
     fn deserialize_unit_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, D::Error> {

@@ -7,6 +7,7 @@ pub mod crun;
 pub mod keys;
 pub mod labels;
 pub mod net_devices;
+mod nulls;
 pub mod rdt;
 mod refuse;
 pub mod resources;
