@@ -16,16 +16,16 @@ fn profile(profile: Value, code: Code, words: &[&'static str]) -> Row {
 pub fn seccomp_profiles(hand: &mut Hand) -> Result<()> {
     let rule = |args: Value| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "args": args}]});
     let rows = vec![
-        profile(json!({}), BAD, &["config.json", "defaultAction"]),
-        profile(json!({"defaultAction": ""}), BAD, &["config.json"]),
-        profile(json!({"defaultAction": "SCMP_ACT_MAYBE"}), BAD, &["config.json", "SCMP_ACT_MAYBE"]),
+        profile(json!({}), BAD, &["spec: linux.seccomp", "defaultAction"]),
+        profile(json!({"defaultAction": ""}), BAD, &["spec: linux.seccomp.defaultAction"]),
+        profile(json!({"defaultAction": "SCMP_ACT_MAYBE"}), BAD, &["spec: linux.seccomp.defaultAction", "SCMP_ACT_MAYBE"]),
         profile(
             json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_ABACUS"]}),
             BAD,
-            &["config.json", "SCMP_ARCH_ABACUS"],
+            &["spec: linux.seccomp.architectures[0]", "SCMP_ARCH_ABACUS"],
         ),
         profile(rule(json!([{"index": 9, "value": 1, "op": "SCMP_CMP_EQ"}])), BAD, &["linux.seccomp", "index", "9"]),
-        profile(rule(json!([{"index": 1, "value": 1, "op": "SCMP_CMP_ODD"}])), BAD, &["config.json", "SCMP_CMP_ODD"]),
+        profile(rule(json!([{"index": 1, "value": 1, "op": "SCMP_CMP_ODD"}])), BAD, &["spec: linux.seccomp.syscalls[0].args[0].op", "SCMP_CMP_ODD"]),
         profile(
             json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "x.sock", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}),
             BAD,
@@ -68,7 +68,7 @@ pub fn limits(hand: &mut Hand) -> Result<()> {
         limited(json!({"cpu": {"cpus": "900-999"}}), &["cpus", "900-999"]),
         limited(json!({"cpu": {"cpus": "many"}}), &["cpus", "many"]),
         limited(json!({"cpu": {"mems": "99"}}), &["mems", "99"]),
-        limited(json!({"memory": {"limit": "much"}}), &["config.json"]),
+        limited(json!({"memory": {"limit": "much"}}), &["spec: linux.resources.memory.limit"]),
         limited(json!({"memory": {"limit": 64 << 20, "swap": 32 << 20}}), &["memory", "swap"]),
         limited(json!({"hugepageLimits": [{"pageSize": "../../x", "limit": 1}]}), &["hugepageLimits", "../../x"]),
         limited(json!({"unified": {"../cgroup.procs": "1"}}), &["unified"]),
@@ -96,7 +96,7 @@ pub fn namespaces(hand: &mut Hand) -> Result<()> {
         with(json!([{"type": "network", "path": "/etc/passwd"}]), BAD, &["net", "/etc/passwd"]),
         with(json!([{"type": "network", "path": "netns"}]), BAD, &["netns", "absolute"]),
         with(json!([{"type": "ipc"}, {"type": "ipc"}]), BAD, &["ipc", "twice"]),
-        with(json!([{"type": "parallel"}]), BAD, &["config.json", "parallel"]),
+        with(json!([{"type": "parallel"}]), BAD, &["spec: linux.namespaces[1].type", "parallel"]),
         with(json!([{"type": "user"}]), BAD, &["linux.uidMappings", "new user namespace"]),
         with(json!([{"type": "user", "path": "/proc/self/ns/user"}]), BAD, &["linux.namespaces: user", "host's own"]),
         with(json!([{"type": "user", "path": "/proc/self/ns/net"}]), BAD, &["linux.namespaces: user", "another kind"]),

@@ -110,12 +110,12 @@ fn configuration(hand: &mut Hand) -> Result<()> {
     let nested = || "[".repeat(100_000);
     let rows = vec![
         row(|bundle, _| Ok(std::fs::remove_file(bundle.dir.join("config.json"))?), BAD, &["config.json", "no such file"]),
-        text_config("", BAD, &["config.json"]),
-        text_config("{\"ociVersion\": \"1.0.2\", ", BAD, &["config.json", "line 1"]),
-        text_config("null", BAD, &["config.json"]),
-        text_config("[]", BAD, &["config.json"]),
-        text_config("\u{0}\u{1}", BAD, &["config.json"]),
-        row(move |bundle, _| Ok(std::fs::write(bundle.dir.join("config.json"), nested())?), BAD, &["config.json"]),
+        text_config("", BAD, &["spec: "]),
+        text_config("{\"ociVersion\": \"1.0.2\", ", BAD, &["spec: ", "EOF"]),
+        text_config("null", BAD, &["ociVersion"]),
+        text_config("[]", BAD, &["spec: "]),
+        text_config("\u{0}\u{1}", BAD, &["spec: "]),
+        row(move |bundle, _| Ok(std::fs::write(bundle.dir.join("config.json"), nested())?), BAD, &["spec: "]),
         row(
             |bundle, _| {
                 std::fs::remove_file(bundle.dir.join("config.json"))?;
@@ -133,10 +133,10 @@ fn configuration(hand: &mut Hand) -> Result<()> {
             &["/no/such/bundle", "no such file"],
         ),
         spec(|spec| spec["ociVersion"] = json!("2.0.0"), BAD, &["ociVersion", "2.0.0"]),
-        spec(|spec| spec["ociVersion"] = json!(7), BAD, &["config.json"]),
+        spec(|spec| spec["ociVersion"] = json!(7), BAD, &["spec: ociVersion"]),
         spec(|spec| spec["process"] = json!(null), BAD, &["process"]),
         spec(|spec| spec["linux"] = json!(null), BAD, &["mount namespace"]),
-        spec(|spec| spec["mounts"] = json!({"destination": "/"}), BAD, &["config.json"]),
+        spec(|spec| spec["mounts"] = json!({"destination": "/"}), BAD, &["spec: mounts"]),
         spec(|spec| spec["linux"]["rootfsPropagation"] = json!("sideways"), BAD, &["rootfsPropagation", "sideways"]),
         spec(|spec| spec["linux"]["maskedPaths"] = json!(["proc/kcore"]), BAD, &["maskedPaths", "proc/kcore"]),
     ];

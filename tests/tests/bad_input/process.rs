@@ -13,7 +13,7 @@ pub fn process(hand: &mut Hand) -> Result<()> {
         spec(|spec| spec["process"]["args"] = json!([]), BAD, &["process.args"]),
         spec(|spec| spec["process"]["args"] = json!([""]), BAD, &["process.args"]),
         spec(|spec| spec["process"]["args"] = json!(["a\u{0}b"]), BAD, &["process.args", "NUL"]),
-        spec(|spec| spec["process"]["args"] = json!("true"), BAD, &["config.json"]),
+        spec(|spec| spec["process"]["args"] = json!("true"), BAD, &["spec: process.args"]),
         spec(|spec| spec["process"]["env"] = json!(["A\u{0}=b"]), BAD, &["process.env", "NUL"]),
         spec(|spec| spec["process"]["cwd"] = json!("tmp"), BAD, &["process.cwd", "tmp"]),
         spec(|spec| spec["process"]["cwd"] = json!(""), BAD, &["process.cwd"]),
@@ -29,8 +29,8 @@ pub fn users_and_limits(hand: &mut Hand) -> Result<()> {
     let rows = vec![
         spec(|spec| spec["process"]["user"]["uid"] = json!(u32::MAX), BAD, &["process.user.uid", "4294967295"]),
         spec(|spec| spec["process"]["user"]["gid"] = json!(u32::MAX), BAD, &["process.user.gid", "4294967295"]),
-        spec(|spec| spec["process"]["user"]["uid"] = json!(-1), BAD, &["config.json"]),
-        spec(|spec| spec["process"]["user"]["uid"] = json!(4_294_967_296u64), BAD, &["config.json"]),
+        spec(|spec| spec["process"]["user"]["uid"] = json!(-1), BAD, &["spec: process.user.uid"]),
+        spec(|spec| spec["process"]["user"]["uid"] = json!(4_294_967_296u64), BAD, &["spec: process.user.uid"]),
         spec(|spec| spec["process"]["user"]["additionalGids"] = json!([5, u32::MAX]), BAD, &["additionalGids", "4294967295"]),
         spec(move |spec| spec["process"]["rlimits"] = json!([limit("RLIMIT_NOFILE", 10, 5)]), BAD, &["process.rlimits", "above"]),
         spec(
@@ -38,7 +38,7 @@ pub fn users_and_limits(hand: &mut Hand) -> Result<()> {
             BAD,
             &["process.rlimits", "twice"],
         ),
-        spec(move |spec| spec["process"]["rlimits"] = json!([limit("RLIMIT_NONE", 1, 1)]), BAD, &["config.json", "RLIMIT_NONE"]),
+        spec(move |spec| spec["process"]["rlimits"] = json!([limit("RLIMIT_NONE", 1, 1)]), BAD, &["spec: process.rlimits[0].type", "RLIMIT_NONE"]),
         // Above fs.nr_open.
         spec(
             move |spec| spec["process"]["rlimits"] = json!([limit("RLIMIT_NOFILE", 4_000_000_000, 4_000_000_000)]),

@@ -56,7 +56,7 @@ pub fn hooks(hand: &mut Hand) -> Result<()> {
             Code::UNKNOWN,
             &["createRuntime", "/bin/sh", "3", "broken"],
         ),
-        hook(json!({"args": ["x"]}), BAD, &["config.json", "path"]),
+        hook(json!({"args": ["x"]}), BAD, &["spec: hooks.", "path"]),
     ];
     refuse_all(hand, rows)
 }

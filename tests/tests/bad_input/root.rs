@@ -97,7 +97,7 @@ pub fn devices(hand: &mut Hand) -> Result<()> {
     };
     let rows = vec![
         device(json!({"path": "/dev/x", "type": "a", "major": 1, "minor": 3}), BAD, &["linux.devices", "/dev/x"]),
-        device(json!({"path": "/dev/x", "type": "z", "major": 1, "minor": 3}), BAD, &["config.json"]),
+        device(json!({"path": "/dev/x", "type": "z", "major": 1, "minor": 3}), BAD, &["spec: linux.devices[0].type"]),
         device(json!({"path": "dev/x", "type": "c", "major": 1, "minor": 3}), BAD, &["linux.devices", "dev/x"]),
         device(json!({"path": "/", "type": "c", "major": 1, "minor": 3}), BAD, &["linux.devices"]),
         device(json!({"path": "/dev/x", "type": "c", "major": -1, "minor": 3}), BAD, &["linux.devices", "/dev/x", "number"]),
