@@ -25,7 +25,11 @@ pub fn seccomp_profiles(hand: &mut Hand) -> Result<()> {
             &["spec: linux.seccomp.architectures[0]", "SCMP_ARCH_ABACUS"],
         ),
         profile(rule(json!([{"index": 9, "value": 1, "op": "SCMP_CMP_EQ"}])), BAD, &["linux.seccomp", "index", "9"]),
-        profile(rule(json!([{"index": 1, "value": 1, "op": "SCMP_CMP_ODD"}])), BAD, &["spec: linux.seccomp.syscalls[0].args[0].op", "SCMP_CMP_ODD"]),
+        profile(
+            rule(json!([{"index": 1, "value": 1, "op": "SCMP_CMP_ODD"}])),
+            BAD,
+            &["spec: linux.seccomp.syscalls[0].args[0].op", "SCMP_CMP_ODD"],
+        ),
         profile(
             json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "x.sock", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}),
             BAD,

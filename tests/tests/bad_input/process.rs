@@ -38,7 +38,11 @@ pub fn users_and_limits(hand: &mut Hand) -> Result<()> {
             BAD,
             &["process.rlimits", "twice"],
         ),
-        spec(move |spec| spec["process"]["rlimits"] = json!([limit("RLIMIT_NONE", 1, 1)]), BAD, &["spec: process.rlimits[0].type", "RLIMIT_NONE"]),
+        spec(
+            move |spec| spec["process"]["rlimits"] = json!([limit("RLIMIT_NONE", 1, 1)]),
+            BAD,
+            &["spec: process.rlimits[0].type", "RLIMIT_NONE"],
+        ),
         // Above fs.nr_open.
         spec(
             move |spec| spec["process"]["rlimits"] = json!([limit("RLIMIT_NOFILE", 4_000_000_000, 4_000_000_000)]),
