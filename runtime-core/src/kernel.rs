@@ -16,8 +16,9 @@ pub struct Features {
     pub layers_one_by_one: bool,
     /// Overlay takes detached mounts as layers (Linux 6.15, which also lets fsconfig(2) take `O_PATH` descriptors, as these are).
     pub layers_by_descriptor: bool,
-    /// Device nodes may be made, and need not be bound from the host's `/dev`.
-    pub makes_devices: bool,
+    /// Root is only a user's own here ([`in_user_namespace`]): device nodes are bound from the host's `/dev` instead of made, and the only
+    /// procfs and sysfs are those that the user sees.
+    pub in_user_namespace: bool,
     /// There is `/proc/kcore` (CONFIG_PROC_KCORE), to which runc's `/dev/core` is a link.
     pub has_kcore: bool,
 }
@@ -37,7 +38,7 @@ impl Features {
         Self {
             layers_one_by_one: newer_overlay && overlay_takes(c"lowerdir+"),
             layers_by_descriptor: newer_overlay && overlay_takes_descriptors(),
-            makes_devices: !in_user_namespace(),
+            in_user_namespace: in_user_namespace(),
             has_kcore: Path::new("/proc/kcore").exists(),
         }
     }

@@ -196,17 +196,17 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let places = mounts::Places { bundle, root: &target, root_is_bound, by_path: &mut by_path, kernel, hierarchies, pod, proc };
     let mut mounts = mounts::sources(&mut plan, spec, places, owners)?;
     let masks = mounts.mask_sources(&mut plan, spec)?;
-    let mut given_devices = if inputs.kernel.makes_devices { Vec::new() } else { devices::of_host(&mut plan, spec)? };
+    let mut given_devices = if inputs.kernel.in_user_namespace { devices::of_host(&mut plan, spec)? } else { Vec::new() };
 
     let hooks = has_early_hooks(spec);
     let attached_at = leave_host(&mut plan, by_path, hooks.then_some(target.as_path()), joined.mount())?;
     let root = if let (Some(user), Some(namespace)) = (&user, namespace) {
         let mut shelf = Shelf::new(&mut plan, &layers, &attached_at, hooks);
         mounts.shelve(&mut plan, &mut shelf);
-        if inputs.kernel.makes_devices {
-            given_devices = devices::shelve(&mut plan, spec, &mut shelf, &user.maps)?;
-        } else {
+        if inputs.kernel.in_user_namespace {
             given_devices.iter().for_each(|(_, mount)| shelf.put(&mut plan, *mount));
+        } else {
+            given_devices = devices::shelve(&mut plan, spec, &mut shelf, &user.maps)?;
         }
         shelf.close(&mut plan);
         joined.enter_pid(&mut plan);

@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     fn place(layers_one_by_one: bool) -> Place<'static> {
-        let kernel = Features { layers_one_by_one, layers_by_descriptor: layers_one_by_one, makes_devices: true, has_kcore: true };
+        let kernel = Features { layers_one_by_one, layers_by_descriptor: layers_one_by_one, in_user_namespace: false, has_kcore: true };
         Place { target: Path::new("/t"), kernel }
     }
 

@@ -74,7 +74,7 @@ fn plan_of(case: &Path, spec: &Spec) -> Plan {
         no_pivot_root: false,
         networked: false,
         no_new_keyring: false,
-        kernel: Features { layers_one_by_one: true, layers_by_descriptor: true, makes_devices: true, has_kcore: true },
+        kernel: Features { layers_one_by_one: true, layers_by_descriptor: true, in_user_namespace: false, has_kcore: true },
     });
     compiled.unwrap().launch.plan
 }

@@ -81,7 +81,7 @@ fn devices_of_host(bed: &Bed) {
                   stat -c %F /dev/pipe";
     let list = json!([{"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2}, {"path": "/dev/pipe", "type": "p"}]);
     let mut bundle = Bundle::new(script).with("/linux/devices", list);
-    bundle.kernel.makes_devices = false;
+    bundle.kernel.in_user_namespace = true;
     assert_eq!(bundle.output(bed), "/dev/null 1:3\n/dev/tty 5:0\n1\npts/ptmx\nfifo\n");
     for (path, major) in [("/dev/none", 1), ("/dev/null", 5)] {
         bundle = bundle.with("/linux/devices", json!([{"path": path, "type": "c", "major": major, "minor": 1}]));
