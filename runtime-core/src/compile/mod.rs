@@ -201,7 +201,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let hooks = has_early_hooks(spec);
     let attached_at = leave_host(&mut plan, by_path, hooks.then_some(target.as_path()), joined.mount())?;
     let root = if let (Some(user), Some(namespace)) = (&user, namespace) {
-        let mut shelf = Shelf::new(&mut plan, &layers, &attached_at, hooks);
+        let mut shelf = Shelf::new(&mut plan, &layers, &attached_at, hooks, inputs.kernel);
         mounts.shelve(&mut plan, &mut shelf);
         if inputs.kernel.in_user_namespace {
             given_devices.iter().for_each(|(_, mount)| shelf.put(&mut plan, *mount));

@@ -18,6 +18,7 @@ use super::mounts::new_mount;
 use super::namespaces::{is_of, open_one};
 use super::rootfs::{self, Layer};
 use crate::error::{Context, Error, Result};
+use crate::kernel::Features;
 use crate::plan::{Builder, Slot, Step, Target};
 use crate::spec::{Linux, Process, Spec};
 
@@ -133,22 +134,42 @@ enum Place {
 /// The root's name on the shelf.
 const ROOT: &CStr = c"r";
 
+/// A filesystem that shows the kernel's own state, in full.
+struct View {
+    fstype: &'static CStr,
+    /// Where it goes in the stub.
+    path: &'static CStr,
+    /// Its name on the shelf.
+    name: &'static CStr,
+    /// What may lie under it there.
+    rule: Target,
+}
+
+const VIEWS: [View; 2] = [
+    View { fstype: c"proc", path: c"/proc", name: c"proc", rule: Target::Proc },
+    View { fstype: c"sysfs", path: c"/sys", name: c"sys", rule: Target::PlainDirectory },
+];
+
 impl Shelf {
     /// Emits its making, with the root filesystem that goes to `path` of the stub, or of a copy of the host's mount namespace, and a procfs
     /// and a sysfs: in their sight a process of the user namespace may mount its own (`mount_too_revealing` of the kernel's fs/namespace.c).
-    pub fn new(plan: &mut Builder, layers: &[Layer], path: &CStr, of_host: bool) -> Self {
+    ///
+    /// A launcher in a user namespace may not mount a procfs of its pid namespace, which is the first user namespace's. Its stub and its
+    /// copies have the procfs and the sysfs that it sees itself.
+    pub fn new(plan: &mut Builder, layers: &[Layer], path: &CStr, of_host: bool, kernel: Features) -> Self {
+        let views: &[View] = if kernel.in_user_namespace { &[] } else { &VIEWS };
         if of_host {
-            return Self::in_copy(plan, layers, path);
+            return Self::in_copy(plan, layers, path, views);
         }
         rootfs::attach(plan, layers, path);
-        Self::in_stub(plan)
+        Self::in_stub(plan, views)
     }
 
-    fn in_stub(plan: &mut Builder) -> Self {
-        for (fstype, path) in [(c"proc", c"/proc"), (c"sysfs", c"/sys")] {
+    fn in_stub(plan: &mut Builder, views: &[View]) -> Self {
+        for view in views {
             let mount = plan.slot();
-            new_mount(plan, fstype, Vec::new(), 0, mount);
-            plan.step(Step::AttachRoot { mount, path: path.to_owned(), root: mount });
+            new_mount(plan, view.fstype, Vec::new(), 0, mount);
+            plan.step(Step::AttachRoot { mount, path: view.path.to_owned(), root: mount });
         }
         let root = plan.slot();
         new_mount(plan, c"tmpfs", vec![(c"mode".to_owned(), Some(c"711".to_owned()))], 0, root);
@@ -157,14 +178,14 @@ impl Shelf {
     }
 
     /// The procfs and the sysfs of the host may be covered in part, which would not do.
-    fn in_copy(plan: &mut Builder, layers: &[Layer], path: &CStr) -> Self {
+    fn in_copy(plan: &mut Builder, layers: &[Layer], path: &CStr, views: &[View]) -> Self {
         let root = plan.slot();
         new_mount(plan, c"tmpfs", vec![(c"mode".to_owned(), Some(c"711".to_owned()))], 0, root);
         plan.step(Step::AttachRoot { mount: root, path: path.to_owned(), root });
-        for (fstype, name, rule) in [(c"proc", c"proc", Target::Proc), (c"sysfs", c"sys", Target::PlainDirectory)] {
+        for view in views {
             let mount = plan.slot();
-            new_mount(plan, fstype, Vec::new(), 0, mount);
-            plan.step(Step::Attach { mount, root, target: name.to_owned(), rule });
+            new_mount(plan, view.fstype, Vec::new(), 0, mount);
+            plan.step(Step::Attach { mount, root, target: view.name.to_owned(), rule: view.rule });
         }
         let whole = plan.slot();
         for layer in layers {
