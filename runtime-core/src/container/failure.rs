@@ -6,6 +6,7 @@ use crate::cgroup::Cgroup;
 use crate::compile::other_spelling;
 use crate::error::{Error, ErrorKind};
 use crate::plan::child::{LOCKED, OTHER_LABEL, OTHER_MAPS, OUTSIDE, UNSETTLED, attach, helper_failed};
+use crate::plan::print::attributes;
 use crate::plan::report::Failure;
 use crate::plan::{Launch, Slot, Step};
 use crate::spec::labels::APPARMOR;
@@ -238,6 +239,19 @@ fn numbers(mask: &[u64]) -> String {
     ranges.iter().map(range).collect::<Vec<_>>().join(",")
 }
 
+/// Which flags of the spec the kernel keeps a user namespace from changing.
+fn locked(step: &Step) -> String {
+    let steps = if let Step::AtHost { steps, .. } = step { steps.as_slice() } else { std::slice::from_ref(step) };
+    let unwanted = steps.iter().find_map(|step| match step {
+        Step::BindFlags { flags, .. } if flags.unwanted != 0 => Some(attributes(flags.unwanted)),
+        _ => None,
+    });
+    match unwanted {
+        Some(names) => format!("clear {names}: the user namespace locks what the source has of it"),
+        None => "the user namespace locks the source's access times".to_owned(),
+    }
+}
+
 fn part(step: &Step, detail: u16) -> Option<String> {
     let name = |text: &str| Some(text.to_owned());
     match (step, detail) {
@@ -246,7 +260,7 @@ fn part(step: &Step, detail: u16) -> Option<String> {
         (Step::Attach { .. }, attach::MOVE) => name("move the mount there"),
         (Step::Attach { .. }, attach::LINK) => name("make the symbolic link"),
         (Step::Attach { .. } | Step::AttachRoot { .. } | Step::Settle { .. }, attach::PINNED) => name("a mount namespace is mounted in it"),
-        (Step::BindFlags { .. } | Step::AtHost { .. }, LOCKED) => name("those that the user namespace locks cannot be changed"),
+        (Step::BindFlags { .. } | Step::AtHost { .. }, LOCKED) => Some(locked(step)),
         (Step::NewMount { .. } | Step::LoopMount { .. } | Step::ProcOf { .. }, 1) => name("create"),
         (Step::NewMount { filesystem, .. } | Step::LoopMount { filesystem, .. } | Step::ProcOf { filesystem, .. }, detail)
             if detail >= 2 =>

@@ -10,7 +10,7 @@ mod console;
 mod decimal;
 pub mod launcher;
 mod passwd;
-mod print;
+pub(crate) mod print;
 pub mod report;
 mod root;
 

@@ -64,7 +64,7 @@ fn namespaces(flags: i32) -> String {
     bits(flags as u64, &names)
 }
 
-fn attributes(value: u64) -> String {
+pub(crate) fn attributes(value: u64) -> String {
     use crate::sys::mount::attr;
     let names = [
         (attr::RDONLY, "ro"),

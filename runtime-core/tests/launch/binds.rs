@@ -127,10 +127,14 @@ fn locked_flags(bed: &Bed) {
     ] {
         assert_eq!(of(source, options).unwrap(), expected, "source {source:?}, {options:?}");
     }
-    for (source, options) in [(all, ["bind", "exec"]), (MountFlags::RDONLY, ["bind", "rw"]), (all, ["bind", "strictatime"])] {
-        let failure = of(source, &options).unwrap_err();
-        let sentence = failure.starts_with("flags of bind ")
-            && failure.ends_with(" at \"/b\": those that the user namespace locks cannot be changed: operation not permitted");
+    for (source, options, why) in [
+        (all, &["bind", "exec", "dev"], "clear nodev|noexec: the user namespace locks what the source has of it"),
+        (MountFlags::RDONLY, &["bind", "rw"], "clear ro: the user namespace locks what the source has of it"),
+        (all, &["bind", "strictatime"], "the user namespace locks the source's access times"),
+    ] as [(_, &[&str], &str); 3]
+    {
+        let failure = of(source, options).unwrap_err();
+        let sentence = failure.starts_with("flags of bind ") && failure.ends_with(&format!(" at \"/b\": {why}: operation not permitted"));
         assert!(sentence, "{failure}");
     }
 }
