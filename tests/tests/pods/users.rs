@@ -115,7 +115,9 @@ pub fn user_namespace_is_locked(case: &PodCase<'_>) -> Result<()> {
     })?;
     // That it may mount at all, in its own namespace.
     app.shell("mount -t tmpfs none /tmp && touch /tmp/file && umount /tmp")?;
-    for undone in ["mount -o remount,bind,rw /data", "umount /data/sub", "mknod /tmp/disk b 8 0", "mount -t proc none /tmp"] {
+    // The pid namespace is the user namespace's own, so its procfs may be mounted, and shows nothing but the container.
+    app.shell("mount -t proc none /tmp && grep -q sleep /tmp/1/cmdline && umount /tmp")?;
+    for undone in ["mount -o remount,bind,rw /data", "umount /data/sub", "mknod /tmp/disk b 8 0"] {
         let done = app.exec(&["sh", "-c", undone])?;
         ensure!(done.exit_code != 0, "{undone:?} works");
     }
