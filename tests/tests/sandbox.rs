@@ -467,10 +467,12 @@ fn daemon_killed(hand: &mut Hand) -> Result<()> {
     signal(daemon_of(&pod)?, Signal::KILL)?;
     // Nobody has been asked for anything: it is the launcher that does this.
     all_gone(&pod, &apps)?;
-    for bundle in apps.iter().chain([&pod.bundle]) {
-        hand.launch(|launch| launch.delete(&bundle.dir, &bundle.id))?;
-    }
-    Ok(())
+    delete_all(hand, &pod, &apps)
+}
+
+/// What containerd does for a shim that has died.
+fn delete_all(hand: &mut Hand, pod: &Pod, apps: &[Bundle]) -> Result<()> {
+    apps.iter().chain([&pod.bundle]).try_for_each(|bundle| hand.launch(|launch| launch.delete(&bundle.dir, &bundle.id)).map(drop))
 }
 
 fn kill_both(pod: &Pod) -> Result<()> {
@@ -523,7 +525,9 @@ fn launcher_killed_beside_a_thread(hand: &mut Hand) -> Result<()> {
     let exe = fs::read_link(format!("/proc/{}/exe", next.launcher))?;
     ensure_eq!(exe.to_string_lossy(), "/", "its program, which is sealed");
     signal(daemon, Signal::KILL)?;
-    all_gone(&pod, &[app])
+    let apps = [app];
+    all_gone(&pod, &apps)?;
+    delete_all(hand, &pod, &apps)
 }
 
 /// A finished Job stays for days: its shim has nothing to do any more, and `delete` tells containerd how the pod ended.
