@@ -217,7 +217,8 @@ pub fn create_at_each_limit_of_descriptors(hand: &mut Hand) -> Result<()> {
 pub fn exec_that_hangs_is_deleted(hand: &mut Hand) -> Result<()> {
     let socket = hand.dir().join("agent");
     let listener = UnixListener::bind(&socket)?;
-    let agent = thread::spawn(move || listener.accept().map(|(stream, _)| stream));
+    // The first connection is that of the container, the second one that of the exec.
+    let agent = thread::spawn(move || listener.incoming().take(2).collect::<std::io::Result<Vec<_>>>());
     let mut bundle = hand.bundle("a", &["sleep", "1000"])?;
     bundle.edit(|spec| {
         spec["process"]["noNewPrivileges"] = json!(true);
