@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the virtual machine of the tests into target/cache/vm: Debian 12 with its own kernel, systemd as the first process, cgroup v2 alone and
 # AppArmor. Everything comes from the mirror that this machine's apt uses. What is there is used again until this script changes.
-# usage: build.sh
+# usage: build.sh      ends with 75 where the packages cannot be fetched or unpacked
 set -eu
 cd "$(dirname "$0")/../.."
 . deploy/setup/lib.sh
@@ -26,12 +26,22 @@ mkdir -p "$work"
 trap 'rm -rf "$work"' EXIT
 derive_sources "$release" "$work/sources"
 say "vm: Debian $release with its kernel, systemd and AppArmor (some minutes)"
-# shellcheck disable=SC2086
-mmdebstrap --quiet --mode=root --variant=minbase --aptopt='Acquire::Retries "3"' --dpkgopt='path-exclude=/usr/share/doc/*' \
-	--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-	--include="$(echo $packages | tr -s ' \n\t' ,)" "$release" "$work/root.tar" "$work"/sources/derived.* >"$work/log" 2>&1 || {
+# Its own messages, all of which --quiet would hide, are the only ones that say why it failed.
+debootstrap() {
+	rm -f "$work/root.tar"
+	# shellcheck disable=SC2086
+	mmdebstrap --mode=root --variant=minbase --aptopt='Acquire::Retries "3"' --dpkgopt='path-exclude=/usr/share/doc/*' \
+		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+		--include="$(echo $packages | tr -s ' \n\t' ,)" "$release" "$work/root.tar" "$work"/sources/derived.* >"$work/log" 2>&1
+}
+debootstrap || {
+	say "vm: mmdebstrap failed, trying once more"
 	tail -n 20 "$work/log" >&2
-	die "mmdebstrap failed; look at the network and at /etc/apt, then run this again"
+	debootstrap
+} || {
+	tail -n 40 "$work/log" >&2
+	say "vm: mmdebstrap failed twice; look at the network and at /etc/apt, then run this again" >&2
+	exit 75 # EX_TEMPFAIL of sysexits.h
 }
 
 mkdir "$work/root"
