@@ -193,7 +193,7 @@ pub fn hugepages(case: &PodCase<'_>) -> Result<()> {
     })?;
     let has_pages = Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists();
     let unified = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").is_ok_and(|names| names.contains("hugetlb"));
-    let is_limited = has_pages && (unified || Path::new("/sys/fs/cgroup/hugetlb").exists());
+    let is_limited = has_pages && (unified || Path::new("/sys/fs/cgroup/hugetlb/cgroup.procs").exists());
     let seen = app.shell("cd /sys/fs/cgroup; cat hugetlb.2MB.max hugetlb/hugetlb.2MB.limit_in_bytes 2>/dev/null || true")?;
     ensure_eq!(
         seen,
