@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -186,6 +186,25 @@ pub fn a_spoilt_state(oci: &Oci) -> Result<()> {
         fs::write(dir.join("state.json"), spoil(&state))?;
         oci.fails(&["delete", id], 1, "state.json")?;
         ensure!(!processes(oci, id).is_empty(), "delete without force has killed it");
+        oci.ok(&["delete", "--force", id])?;
+        ensure!(!dir.exists() && oci.cgroups(id).is_empty(), "there is something left: {:?}", oci.cgroups(id));
+    }
+    // What is no regular file is neither waited for nor read to its end.
+    let state = dir.join("state.json");
+    let replace: [fn(&Path) -> Result<()>; 3] = [
+        |path| Ok(nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR)?),
+        |path| Ok(fs::create_dir(path)?),
+        |path| Ok(std::os::unix::fs::symlink("/dev/zero", path)?),
+    ];
+    for replace in replace {
+        oci.create(&bundle, &[])?;
+        oci.ok(&["start", id])?;
+        fs::remove_file(&state)?;
+        replace(&state)?;
+        oci.fails(&["state", id], 1, "state.json")?;
+        oci.fails(&["delete", id], 1, "state.json")?;
+        let listed = oci.coracle(&["list"])?;
+        ensure!(listed.code == 0 && listed.stderr.contains("ignoring"), "list: {}", listed.stderr);
         oci.ok(&["delete", "--force", id])?;
         ensure!(!dir.exists() && oci.cgroups(id).is_empty(), "there is something left: {:?}", oci.cgroups(id));
     }

@@ -79,7 +79,7 @@ pub fn delete(runtime: &Runtime<'_>, id: &str, force: bool) -> Result<()> {
     let state = match runtime.store.look(id) {
         // Its `create` was killed before there was anything else.
         Err(error) if force && error.kind() == ErrorKind::NotFound => return entry.remove(),
-        Err(error) if force && error.kind() == ErrorKind::InvalidArgument => {
+        Err(error) if force => {
             runtime.log.warn(&format!("{error}, removing what is known of it"));
             return destroy_remains(runtime, &entry, id);
         }

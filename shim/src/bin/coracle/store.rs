@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use runtime_core::cgroup::{Cgroup, Host};
+use runtime_core::container::own_file;
 use runtime_core::container::record::{Record, write_atomically};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::{Launch, Step};
@@ -268,7 +269,7 @@ impl Entry {
 
     fn read(&self, name: &str) -> Result<Vec<u8>> {
         let path = self.path.join(name);
-        match fs::read(&path) {
+        match own_file::read(&path) {
             Err(error) if matches!(error.kind(), IoKind::NotFound | IoKind::NotADirectory) => Err(missing()),
             result => result.context(|| format!("read {path:?}")),
         }
