@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::dir::Dir;
 use super::host::{Hierarchy, Version, path_in};
 use super::tree::Tree;
-use super::{Cgroup, v2};
+use super::{Cgroup, Missing, v2};
 use crate::error::{Context, Error, ErrorKind, Result};
 
 /// What a process enters the cgroups of a container by.
@@ -45,8 +45,8 @@ impl Cgroup {
                 Version::V2 => directory = Some(own_directory(tree, &places)?.into()),
             }
         }
-        for hierarchy in &self.missing {
-            let place = place(hierarchy, &places).map_err(|error| without(&hierarchy.mount_point, &error))?;
+        for Missing { hierarchy, place: own } in &self.missing {
+            let place = place(hierarchy, &places).map_err(|error| without(own, &error))?;
             match hierarchy.version {
                 Version::V1 => procs.push(procs_of(&place).context(|| format!("open {}/cgroup.procs", place.path()))?),
                 Version::V2 => directory = Some(place.into()),

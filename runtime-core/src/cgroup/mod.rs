@@ -66,9 +66,16 @@ use tree::{Made, Tree};
 pub struct Cgroup {
     mode: Mode,
     trees: Vec<Tree>,
-    /// Where it has no directory any more.
-    missing: Vec<Hierarchy>,
+    missing: Vec<Missing>,
     first: Option<First>,
+}
+
+/// A hierarchy where the cgroup has no directory any more.
+#[derive(Debug)]
+struct Missing {
+    hierarchy: Hierarchy,
+    /// Where the directory was.
+    place: String,
 }
 
 impl Cgroup {
@@ -183,7 +190,13 @@ impl Cgroup {
             match Tree::open(hierarchy, path) {
                 Ok(Some(tree)) => cgroup.trees.push(tree),
                 Ok(None) if path.is_dispensable() => {}
-                Ok(None) => cgroup.missing.push(hierarchy.clone()),
+                Ok(None) => match path.in_hierarchy(hierarchy.name()) {
+                    Ok(path) => {
+                        let place = format!("{}/{path}", hierarchy.mount_point);
+                        cgroup.missing.push(Missing { hierarchy: hierarchy.clone(), place });
+                    }
+                    Err(error) => opened = opened.and(Err(error)),
+                },
                 Err(error) => opened = opened.and(Err(error)),
             }
         }
@@ -225,8 +238,8 @@ impl Cgroup {
     /// `InvalidArgument` for a controller that has no hierarchy of its own here; a path that does not exist, or leads elsewhere.
     pub fn below(self, paths: &HashMap<String, String>) -> Result<Self> {
         let of = |tree: &Tree| paths.get("").or_else(|| tree.hierarchy().controllers.iter().find_map(|controller| paths.get(controller)));
-        if let Some(hierarchy) = self.missing.first() {
-            return Err(gone(&hierarchy.mount_point));
+        if let Some(missing) = self.missing.first() {
+            return Err(gone(&missing.place));
         }
         let known = |name: &&String| name.is_empty() || self.trees.iter().any(|tree| tree.hierarchy().controllers.contains(name));
         if let Some(unknown) = paths.keys().find(|name| !known(name)) {
@@ -366,11 +379,11 @@ impl Cgroup {
 
     /// The failure that the directory in which `controller` (by its v1 name) would be in force is gone, if that is why there is none.
     fn gone(&self, controller: &'static str) -> Option<Error> {
-        let had = |hierarchy: &&Hierarchy| match hierarchy.version {
+        let had = |Missing { hierarchy, .. }: &&Missing| match hierarchy.version {
             Version::V1 => hierarchy.controllers.iter().any(|name| name == controller),
             Version::V2 => self.mode == Mode::V2,
         };
-        self.missing.iter().find(had).map(|hierarchy| gone(&hierarchy.mount_point))
+        self.missing.iter().find(had).map(|missing| gone(&missing.place))
     }
 
     /// Writes the limits, everything encoded before the first write; `unified` last, so that it can override.
@@ -411,8 +424,8 @@ impl Cgroup {
 
     fn write_unified(&self, file: &str, line: &str) -> Result<()> {
         let Some(tree) = self.unified() else {
-            let missing = self.missing.iter().find(|hierarchy| hierarchy.version == Version::V2);
-            return missing.map_or(Ok(()), |hierarchy| Err(gone(&hierarchy.mount_point).context(format!("resources.unified {file:?}"))));
+            let missing = self.missing.iter().find(|missing| missing.hierarchy.version == Version::V2);
+            return missing.map_or(Ok(()), |missing| Err(gone(&missing.place).context(format!("resources.unified {file:?}"))));
         };
         let controller = file.split('.').next().unwrap_or_default();
         match tree.dir.write(file, line) {

@@ -118,9 +118,9 @@ pub fn elsewhere(name: &str) {
         let entrance = cgroup.entrance(pid).unwrap();
         assert_eq!((entrance.procs.len(), born(&entrance)), (v1_count, other.cgroup().unified().map(|tree| inode(&tree.dir))));
         let refused = cgroup.update(&resources(r#"{"pids": {"limit": 5}}"#)).unwrap_err().to_string();
-        assert!(refused.contains("the container's cgroup is gone"), "{refused}");
+        assert!(refused.contains("the container's cgroup is gone: /") && refused.contains("/coracle-test-"), "{refused}");
         let refused = cgroup.freeze_step(0).unwrap_err().to_string();
-        assert!(refused.contains("the container's cgroup is gone"), "{refused}");
+        assert!(refused.contains("the container's cgroup is gone: /") && refused.contains("/coracle-test-"), "{refused}");
         assert_eq!((cgroup.pids().unwrap(), cgroup.is_frozen().unwrap()), (vec![pid], false));
         cgroup.signal(0).unwrap();
     }
