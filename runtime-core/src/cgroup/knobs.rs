@@ -160,10 +160,12 @@ pub(super) fn check(version: Version, resources: &Resources) -> Result<()> {
 /// The fields that are set and that this version has no counterpart for.
 pub(super) fn ignored(version: Version, resources: &Resources) -> Vec<&'static str> {
     let other = if version == Version::V1 { Version::V2 } else { Version::V1 };
-    let asked = |knob: &Knob, version| settings(knob, version, resources, Current(None)).is_ok_and(|list| !list.is_empty());
-    let only_other = |field: &str, version| KNOBS.iter().filter(|knob| knob.field == field).any(|knob| asked(knob, version));
-    let mut fields: Vec<_> =
-        KNOBS.iter().map(|knob| knob.field).filter(|field| only_other(field, other) && !only_other(field, version)).collect();
+    let asked = |knob: &Knob, version| settings(knob, version, resources, Current(None)).map(|list| !list.is_empty());
+    let of = |field: &'static str| KNOBS.iter().filter(move |knob| knob.field == field);
+    let counts_elsewhere = |field| of(field).any(|knob| asked(knob, other).unwrap_or(false));
+    // What cannot be done here is refused, not ignored.
+    let counts = |field| of(field).any(|knob| asked(knob, version).unwrap_or(true));
+    let mut fields: Vec<_> = KNOBS.iter().map(|knob| knob.field).filter(|field| counts_elsewhere(field) && !counts(field)).collect();
     // containerd gives every container a period: without a quota it limits nothing on either version.
     fields.retain(|field| *field != "cpu.period");
     fields.extend(given(resources.memory.kernel).map(|_| "memory.kernel"));

@@ -190,6 +190,8 @@ fn what_a_version_lacks_is_named() {
     assert_eq!(ignored(Version::V1, &resources(json)), ["memory.kernel"]);
     // As containerd sends it for a container without a limit.
     assert!(ignored(Version::V2, &resources(r#"{"cpu": {"shares": 2, "period": 100000}}"#)).is_empty());
+    // Refused on version 1.
+    assert!(ignored(Version::V1, &resources(r#"{"cpu": {"shares": 1}}"#)).is_empty());
 }
 
 #[test]
