@@ -268,23 +268,29 @@ pub struct Confinement<'a> {
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) by the field's name.
 pub fn confine(plan: &mut Builder, process: &Process, kept: &Kept, how: Confinement<'_>) -> Result<()> {
-    let Confinement { common, home, filter, terminal, birth, until } = how;
-    kept.emit(plan);
-    if home == Home::LookedUp && !has_home(process) {
-        plan.step(Step::Home { uid: process.user.uid });
-    }
-    plan.step(Step::Umask { mask: process.user.umask.unwrap_or(UMASK) & 0o777 });
     let directory = cstring("process.cwd", &process.cwd)?;
-    plan.step(Step::WorkingDirectory { path: directory.clone(), later: true });
     // Without the field there are none: a full set is never a default.
     let none = Capabilities::default();
     let sets = process.capabilities.as_ref().unwrap_or(&none);
+
+    kept.emit(plan);
+    if how.home == Home::LookedUp && !has_home(process) {
+        plan.step(Step::Home { uid: process.user.uid });
+    }
+    plan.step(Step::Umask { mask: process.user.umask.unwrap_or(UMASK) & 0o777 });
+    plan.step(Step::WorkingDirectory { path: directory.clone(), later: true });
     plan.step(Step::BoundingSet { keep: mask(&sets.bounding) });
-    if birth {
-        let kept = until_executed(process, sets, filter.is_some());
+    if how.birth {
+        let kept = until_executed(process, sets, how.filter.is_some());
         plan.step(Step::Capabilities { effective: kept, permitted: kept, inheritable: 0, ambient: 0 });
         plan.step(Step::Birth);
     }
+    become_program(plan, process, sets, directory, how)
+}
+
+/// The steps from there on, which the container's other processes may watch.
+fn become_program(plan: &mut Builder, process: &Process, sets: &Capabilities, directory: CString, how: Confinement<'_>) -> Result<()> {
+    let Confinement { common, filter, terminal, until, .. } = how;
     plan.step(Step::Session);
     if terminal {
         plan.step(Step::ControlTerminal);
