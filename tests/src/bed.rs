@@ -27,7 +27,7 @@ use std::cell::Cell;
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -39,52 +39,7 @@ use crate::hand::Hand;
 use crate::oci::Oci;
 use crate::requests::{self, Ran, create_request, exec_request};
 use crate::rpc::Shim;
-use crate::start::Protocol;
-use crate::suite::{self, Named};
 use crate::{Context, Failure, Result, ensure, fail, proc, wait};
-
-/// A case by its name.
-pub type Entry = (&'static str, fn(&mut Bed<'_>) -> Result<()>);
-
-/// Names each function by its path.
-#[macro_export]
-macro_rules! both_cases {
-    ($($name:path),* $(,)?) => { vec![$((stringify!($name), $name as fn(&mut $crate::bed::Bed<'_>) -> $crate::Result<()>)),*] };
-}
-
-/// A suite of cases over both ways, and of those that only the shim has.
-pub struct Suite {
-    /// The first word of each case's name.
-    pub name: &'static str,
-    /// By both versions of the task service and the command line.
-    pub both: Vec<Entry>,
-    /// The same, but by version 3 alone: what takes long.
-    pub both_once: Vec<Entry>,
-    /// By both versions of the task service.
-    pub shim: Vec<requests::Entry>,
-    /// By version 3 alone.
-    pub shim_once: Vec<requests::Entry>,
-}
-
-impl Suite {
-    /// The whole of a suite's `main`.
-    pub fn main(self) -> ExitCode {
-        let mut cases: Vec<Named> = Vec::new();
-        for &protocol in requests::protocols() {
-            let more = if protocol == Protocol::V17 { &[][..] } else { &self.both_once };
-            for &(case, run) in self.both.iter().chain(more) {
-                let run = move || Hand::run(protocol, |hand| Bed::with_shim(hand, run));
-                cases.push((format!("{}::shim::{protocol:?}::{}", self.name, case.replace(' ', "")), Box::new(run)));
-            }
-        }
-        cases.extend(requests::named(&format!("{}::shim", self.name), self.shim, self.shim_once));
-        for &(case, run) in self.both.iter().chain(&self.both_once) {
-            let run = move || Oci::run(|oci| run(&mut Bed::new(Way::CommandLine(oci))));
-            cases.push((format!("{}::command_line::{}", self.name, case.replace(' ', "")), Box::new(run)));
-        }
-        suite::main_of(cases)
-    }
-}
 
 enum Way<'a> {
     /// The shim once it runs, with the id it was started for.
@@ -125,6 +80,11 @@ pub fn refused<T>(result: Result<T>, words: &str) -> Result<()> {
 impl<'a> Bed<'a> {
     fn new(way: Way<'a>) -> Bed<'a> {
         Bed { way, around: None, quiet: false, count: Cell::new(0) }
+    }
+
+    /// A case of the command line's.
+    pub fn with_command(oci: &'a Oci) -> Bed<'a> {
+        Bed::new(Way::CommandLine(oci))
     }
 
     /// A case of the shim's in the words of both.

@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod bed;
 pub mod bench;
+pub mod both;
 pub mod bundle;
 pub mod case;
 pub mod command;

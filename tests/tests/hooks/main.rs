@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tests::bed::Suite;
+use tests::both::Suite;
 use tests::bundle::Bundle;
 use tests::command::signal;
 use tests::containerd::eventually;

@@ -9,7 +9,7 @@ mod resources;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tests::bed::Suite;
+use tests::both::Suite;
 use tests::{both_cases, hand_cases};
 
 const SOON: Duration = Duration::from_secs(10);
