@@ -47,16 +47,16 @@ pub struct Spec {
     #[serde(default)]
     pub domainname: String,
     /// In order.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub mounts: Vec<Mount>,
     /// Programs to run along the life of the container.
     #[serde(default)]
     pub hooks: Option<Hooks>,
     /// Free text for tools; none changes what the runtime does.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub annotations: HashMap<String, String>,
     /// The Linux part.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub linux: Linux,
     /// What annotations ask for, where they count.
     #[serde(skip)]
@@ -73,13 +73,13 @@ pub struct Process {
     /// Initial size of the terminal.
     pub console_size: Option<ConsoleSize>,
     /// Who it runs as.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub user: User,
     /// The program and its arguments.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub args: Vec<String>,
     /// `KEY=value`.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub env: Vec<String>,
     /// Absolute, in the container.
     #[serde(default)]
@@ -87,7 +87,7 @@ pub struct Process {
     /// Five sets of names.
     pub capabilities: Option<Capabilities>,
     /// setrlimit(2).
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub rlimits: Vec<PosixRlimit>,
     /// Whether execve may never grant rights.
     #[serde(default)]
@@ -134,7 +134,7 @@ pub struct User {
     /// umask(2), 0022 if absent.
     pub umask: Option<u32>,
     /// Exactly these supplementary groups.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub additional_gids: Vec<u32>,
     /// In place of those, the runtime's own stay.
     #[serde(skip)]
@@ -145,19 +145,19 @@ pub struct User {
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Capabilities {
     /// Upper bound of what execve may give.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub bounding: Vec<String>,
     /// In force.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub effective: Vec<String>,
     /// Kept across execve of files with inheritable bits.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub inheritable: Vec<String>,
     /// May be put in force.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub permitted: Vec<String>,
     /// Kept across execve by users other than root.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub ambient: Vec<String>,
 }
 
@@ -169,25 +169,25 @@ pub struct Linux {
     #[serde(default, deserialize_with = "namespaces")]
     pub namespaces: Vec<LinuxNamespace>,
     /// User namespace mappings.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub uid_mappings: Vec<LinuxIdMapping>,
     /// User namespace mappings.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub gid_mappings: Vec<LinuxIdMapping>,
     /// Clock offsets of a time namespace.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub time_offsets: BTreeMap<String, TimeOffset>,
     /// Device nodes to make, beside the default ones.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub devices: Vec<LinuxDevice>,
     /// Host network devices to move into the container.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub net_devices: BTreeMap<String, NetDevice>,
     /// Where the container's cgroup is.
     #[serde(default)]
     pub cgroups_path: Option<String>,
     /// Limits.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub resources: Resources,
     /// Resource director.
     pub intel_rdt: Option<IntelRdt>,
@@ -202,27 +202,22 @@ pub struct Linux {
     #[serde(default, deserialize_with = "seccomp::profile")]
     pub seccomp: Option<LinuxSeccomp>,
     /// Kernel parameters of the container's namespaces.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub sysctl: BTreeMap<String, String>,
     /// Paths that the container may not read.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub masked_paths: Vec<String>,
     /// Paths that the container may not write.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub readonly_paths: Vec<String>,
     /// SELinux context of mounts.
     #[serde(default)]
     pub mount_label: Option<String>,
 }
 
-/// Go writes an absent list or struct as `null`.
-fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> std::result::Result<T, D::Error> {
-    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
-}
-
 /// An empty path is none, as for Go.
 fn namespaces<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Vec<LinuxNamespace>, D::Error> {
-    let mut namespaces: Vec<LinuxNamespace> = null_is_default(from)?;
+    let mut namespaces: Vec<LinuxNamespace> = Vec::deserialize(from)?;
     for namespace in &mut namespaces {
         let path = namespace.path().clone().filter(|path| !path.as_os_str().is_empty());
         namespace.set_path(path);

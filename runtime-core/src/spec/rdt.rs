@@ -2,7 +2,6 @@
 
 use serde::Deserialize;
 
-use super::null_is_default;
 use crate::error::{Error, Result};
 
 /// A class of service. What only switched monitoring on before version 1.3 of the spec, `enableCMT` and `enableMBM`, is passed over.
@@ -13,16 +12,12 @@ pub struct IntelRdt {
     #[serde(rename = "closID")]
     pub clos_id: Option<String>,
     /// Lines of the schemata file.
-    #[serde(deserialize_with = "null_is_default")]
     pub schemata: Vec<String>,
     /// One such line.
-    #[serde(deserialize_with = "null_is_default")]
     pub l3_cache_schema: String,
     /// One such line.
-    #[serde(deserialize_with = "null_is_default")]
     pub mem_bw_schema: String,
     /// Whether the container has a monitoring group of its own.
-    #[serde(deserialize_with = "null_is_default")]
     pub enable_monitoring: bool,
 }
 
@@ -72,11 +67,11 @@ mod tests {
             (r#"{"memBwSchema":"MB:0=1\nL3:0=1"}"#, "memBwSchema"),
             (r#"{"schemata":["x"]}"#, "schemata"),
         ] {
-            let error = serde_json::from_str::<IntelRdt>(json).unwrap().check().unwrap_err().to_string();
+            let error = crate::spec::keys::from_slice::<IntelRdt>(json.as_bytes()).unwrap().check().unwrap_err().to_string();
             assert!(error.starts_with(&format!("linux.intelRdt.{field}: ")), "{error}");
         }
         for json in [r#"{}"#, r#"{"closID":"/"}"#, r#"{"closID":"a b","schemata":null,"l3CacheSchema":"L3CODE:0=1"}"#] {
-            serde_json::from_str::<IntelRdt>(json).unwrap().check().unwrap();
+            crate::spec::keys::from_slice::<IntelRdt>(json.as_bytes()).unwrap().check().unwrap();
         }
     }
 }

@@ -7,38 +7,28 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::null_is_default;
-
 /// Limits and device rules of one container. What is `None` or empty is not touched.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Resources {
     /// Device rules, in order; the last one that matches decides, as on cgroup v1.
-    #[serde(deserialize_with = "null_is_default")]
     pub devices: Vec<DeviceRule>,
     /// Memory and swap.
-    #[serde(deserialize_with = "null_is_default")]
     pub memory: Memory,
     /// Processor time and placement.
-    #[serde(deserialize_with = "null_is_default")]
     pub cpu: Cpu,
     /// Number of tasks.
-    #[serde(deserialize_with = "null_is_default")]
     pub pids: Pids,
     /// Block devices.
-    #[serde(rename = "blockIO", deserialize_with = "null_is_default")]
+    #[serde(rename = "blockIO")]
     pub block_io: BlockIo,
     /// Huge pages, one entry per page size.
-    #[serde(deserialize_with = "null_is_default")]
     pub hugepage_limits: Vec<HugepageLimit>,
     /// Marks and priorities of outgoing packets (cgroup v1 only).
-    #[serde(deserialize_with = "null_is_default")]
     pub network: Network,
     /// RDMA devices, by device name.
-    #[serde(deserialize_with = "null_is_default")]
     pub rdma: BTreeMap<String, Rdma>,
     /// cgroup v2 files and what to write into them.
-    #[serde(deserialize_with = "null_is_default")]
     pub unified: BTreeMap<String, String>,
 }
 
@@ -49,14 +39,13 @@ pub struct DeviceRule {
     /// Whether the access is allowed or denied.
     pub allow: bool,
     /// `c`, `b`, or `a` (also when absent or empty) for all, whatever the other fields say.
-    #[serde(rename = "type", deserialize_with = "null_is_default")]
+    #[serde(rename = "type")]
     pub kind: String,
     /// Major number; absent or -1 for every one.
     pub major: Option<i64>,
     /// Minor number; absent or -1 for every one.
     pub minor: Option<i64>,
     /// Any of `r`, `w`, `m`.
-    #[serde(deserialize_with = "null_is_default")]
     pub access: String,
 }
 
@@ -127,19 +116,16 @@ pub struct BlockIo {
     /// Weight of the group's own tasks against its children (cgroup v1 with CFQ only).
     pub leaf_weight: Option<u16>,
     /// Weights by device.
-    #[serde(deserialize_with = "null_is_default")]
     pub weight_device: Vec<WeightDevice>,
     /// Bytes read per second, by device.
-    #[serde(deserialize_with = "null_is_default")]
     pub throttle_read_bps_device: Vec<ThrottleDevice>,
     /// Bytes written per second, by device.
-    #[serde(deserialize_with = "null_is_default")]
     pub throttle_write_bps_device: Vec<ThrottleDevice>,
     /// Reads per second, by device.
-    #[serde(rename = "throttleReadIOPSDevice", deserialize_with = "null_is_default")]
+    #[serde(rename = "throttleReadIOPSDevice")]
     pub throttle_read_iops_device: Vec<ThrottleDevice>,
     /// Writes per second, by device.
-    #[serde(rename = "throttleWriteIOPSDevice", deserialize_with = "null_is_default")]
+    #[serde(rename = "throttleWriteIOPSDevice")]
     pub throttle_write_iops_device: Vec<ThrottleDevice>,
 }
 
@@ -187,7 +173,6 @@ pub struct Network {
     #[serde(rename = "classID")]
     pub class_id: Option<u32>,
     /// Priorities by interface.
-    #[serde(deserialize_with = "null_is_default")]
     pub priorities: Vec<InterfacePriority>,
 }
 
@@ -282,7 +267,8 @@ mod tests {
     #[test]
     fn null_and_absent_are_not_set() {
         let got: Resources =
-            serde_json::from_str(r#"{"devices": null, "memory": null, "cpu": {"shares": null}, "pids": {}, "blockIO": null}"#).unwrap();
+            crate::spec::keys::from_slice(br#"{"devices": null, "memory": null, "cpu": {"shares": null}, "pids": {}, "blockIO": null}"#)
+                .unwrap();
         assert_eq!(got, Resources::default());
     }
 }

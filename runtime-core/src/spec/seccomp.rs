@@ -7,31 +7,29 @@ use oci_spec::runtime::{
 };
 use serde::de::{Deserialize, Deserializer, Error};
 
-use super::null_is_default;
-
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Profile {
     default_action: LinuxSeccompAction,
     default_errno_ret: Option<u32>,
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     architectures: Vec<Arch>,
     /// Absent, it is not the same as empty.
     flags: Option<Vec<LinuxSeccompFilterFlag>>,
     listener_path: Option<PathBuf>,
     listener_metadata: Option<String>,
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     syscalls: Vec<Syscall>,
 }
 
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Syscall {
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     names: Vec<String>,
     action: LinuxSeccompAction,
     errno_ret: Option<u32>,
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     args: Vec<LinuxSeccompArg>,
 }
 
