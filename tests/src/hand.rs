@@ -13,7 +13,7 @@ use crate::events::Stub;
 use crate::ledger::{self, Entries, Scope};
 use crate::rpc::Shim;
 use crate::start::{Launch, Protocol, log_fifo};
-use crate::{Result, both, order, paths, proc, wait};
+use crate::{Context, Result, both, order, paths, proc, wait};
 
 /// What a case works with.
 pub struct Hand {
@@ -109,6 +109,13 @@ impl Hand {
     pub fn shim_pids(&self) -> Vec<u32> {
         let all = proc::all().into_iter();
         all.filter(|p| p.command_line.contains(&self.word) && p.command_line.contains("containerd-shim")).map(|p| p.pid).collect()
+    }
+
+    /// Kills the daemon and the launcher of every shim of this case, and waits for their end.
+    pub fn kill_shims(&self) -> Result<()> {
+        self.shim_pids().into_iter().try_for_each(|pid| signal(pid, Signal::KILL))?;
+        wait::until(Duration::from_secs(15), || self.shim_pids().is_empty().then_some(()))
+            .context(|| "a killed shim is still there".to_owned())
     }
 
     /// Kills what a failed case left, and checks the ledger and the order of all events.

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use rustix::process::Signal;
-use tests::command::{self, signal};
+use tests::command;
 use tests::events::Kind;
 use tests::failpoint::{DIRECTORY, IDLE, MOMENTS, RPCS};
 use tests::hand::Hand;
@@ -202,10 +201,7 @@ fn delete_after_the_shim_was_killed(hand: &mut Hand) -> Result<()> {
     let shim = hand.shim(&bundle)?;
     let pid = shim.create_quiet(&bundle)?;
     shim.start(&bundle.id, "")?;
-    for pid in hand.shim_pids() {
-        signal(pid, Signal::KILL)?;
-    }
-    eventually("the shim is gone", SOON, || hand.shim_pids().is_empty())?;
+    hand.kill_shims()?;
     let answer = hand.launch(|launch| launch.delete(&bundle.dir, &bundle.id))?;
     ensure_eq!((answer.pid, answer.exit_status), (pid, 137), "answer of delete");
     eventually("the container is gone", Duration::from_secs(5), || proc::process(pid).is_none())?;
@@ -229,10 +225,7 @@ fn delete_with_a_record_that_is_none(hand: &mut Hand) -> Result<()> {
         let shim = hand.shim(&bundle)?;
         let pid = shim.create_quiet(&bundle)?;
         shim.start(&bundle.id, "")?;
-        for pid in hand.shim_pids() {
-            signal(pid, Signal::KILL)?;
-        }
-        eventually("the shim is gone", SOON, || hand.shim_pids().is_empty())?;
+        hand.kill_shims()?;
         let record = bundle.dir.join("coracle.json");
         let text = std::fs::read_to_string(&record)?;
         std::fs::remove_file(&record)?;

@@ -345,10 +345,7 @@ fn poststop_after_a_dead_daemon(hand: &mut Hand) -> Result<()> {
     let shim = hand.shim(&bundle)?;
     let pid = shim.create_quiet(&bundle)?;
     shim.start(&bundle.id, "")?;
-    for pid in hand.shim_pids() {
-        signal(pid, Signal::KILL)?;
-    }
-    eventually("the shim is gone", SOON, || hand.shim_pids().is_empty())?;
+    hand.kill_shims()?;
     // A second `delete` has nothing left to do.
     for _ in 0..2 {
         let answer = hand.launch(|launch| launch.delete(&bundle.dir, &bundle.id))?;
@@ -365,10 +362,7 @@ fn poststop_after_a_dead_daemon(hand: &mut Hand) -> Result<()> {
     bundle.edit(|spec| spec["hooks"] = json!({"poststop": [{"path": "/bin/busybox", "args": ["sleep", "1000"]}]}))?;
     let shim = hand.shim(&bundle)?;
     shim.create_quiet(&bundle)?;
-    for pid in hand.shim_pids() {
-        signal(pid, Signal::KILL)?;
-    }
-    eventually("the shim is gone", SOON, || hand.shim_pids().is_empty())?;
+    hand.kill_shims()?;
     let began = Instant::now();
     hand.launch(|launch| launch.delete(&bundle.dir, &bundle.id))?;
     ensure!(began.elapsed() < Duration::from_secs(5), "delete took {:?}", began.elapsed());
