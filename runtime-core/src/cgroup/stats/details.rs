@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use super::super::dir::Dir;
 use super::pairs;
 use crate::error::Result;
@@ -21,12 +23,14 @@ pub struct Details {
     pub processes: u64,
 }
 
-/// The files of version 1's cpuset, by their names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The files of version 1's cpuset, by their names, which are those of `events` as well.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct CpuSet {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cpus: Vec<u16>,
     pub cpu_exclusive: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mems: Vec<u16>,
     pub mem_hardwall: u64,
     pub mem_exclusive: u64,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use runtime_core::cgroup::Stats;
-use runtime_core::cgroup::stats::details::{CpuSet as CpuSetFiles, Details};
+use runtime_core::cgroup::stats::details::{CpuSet, Details};
 use runtime_core::cgroup::stats::{v1, v2};
 use runtime_core::rdt::Groups;
 use serde::Serialize;
@@ -57,23 +57,6 @@ struct Throttling {
     throttled_periods: u64,
     #[serde(skip_serializing_if = "unset")]
     throttled_time: u64,
-}
-
-#[derive(Serialize)]
-struct CpuSet {
-    #[serde(skip_serializing_if = "unset")]
-    cpus: Vec<u16>,
-    cpu_exclusive: u64,
-    #[serde(skip_serializing_if = "unset")]
-    mems: Vec<u16>,
-    mem_hardwall: u64,
-    mem_exclusive: u64,
-    memory_migrate: u64,
-    memory_spread_page: u64,
-    memory_spread_slab: u64,
-    memory_pressure: u64,
-    sched_load_balance: u64,
-    sched_relax_domain_level: i64,
 }
 
 #[derive(Default, Serialize)]
@@ -186,7 +169,7 @@ pub fn of(stats: &Stats, details: Details, groups: &Groups) -> Figures {
     let usage = CpuUsage { percpu_kernel: details.per_cpu_kernel, percpu_user: details.per_cpu_user, ..figures.cpu.usage };
     Figures {
         cpu: Cpu { usage, ..figures.cpu },
-        cpuset: details.cpuset.into(),
+        cpuset: details.cpuset,
         memory: Memory { raw: details.memory, ..figures.memory },
         pids: Pids { current: if figures.pids.current == 0 { details.processes } else { figures.pids.current }, ..figures.pids },
         ..figures
@@ -269,44 +252,13 @@ impl Figures {
     fn without(groups: &Groups) -> Self {
         Self {
             cpu: Cpu::default(),
-            cpuset: CpuSetFiles::default().into(),
+            cpuset: CpuSet::default(),
             memory: Memory::default(),
             pids: Pids::default(),
             blkio: BlockIo::default(),
             hugetlb: BTreeMap::new(),
             intel_rdt: rdt::figures(groups),
             network_interfaces: None,
-        }
-    }
-}
-
-impl From<CpuSetFiles> for CpuSet {
-    fn from(files: CpuSetFiles) -> Self {
-        let CpuSetFiles {
-            cpus,
-            cpu_exclusive,
-            mems,
-            mem_hardwall,
-            mem_exclusive,
-            memory_migrate,
-            memory_spread_page,
-            memory_spread_slab,
-            memory_pressure,
-            sched_load_balance,
-            sched_relax_domain_level,
-        } = files;
-        Self {
-            cpus,
-            cpu_exclusive,
-            mems,
-            mem_hardwall,
-            mem_exclusive,
-            memory_migrate,
-            memory_spread_page,
-            memory_spread_slab,
-            memory_pressure,
-            sched_load_balance,
-            sched_relax_domain_level,
         }
     }
 }
