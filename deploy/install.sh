@@ -153,7 +153,7 @@ resolve_config() {
 	[ ! -e "$conf" ] || [ -f "$conf" ] || die "$config is no regular file: nothing of it was changed"
 }
 
-# Without one of the marks nobody knows where the block ends.
+# Without one of the marks the end of the block is unknown.
 check_block() {
 	[ -e "$conf" ] || return 0
 	case $(sed -n '/# BEGIN coracle/p;/# END coracle/p' "$conf") in

@@ -2,19 +2,19 @@
 //!
 //! Until execve(2) a new process of a container runs this program, and a process that shares its pid namespace and has CAP_SYS_PTRACE may
 //! open its `/proc/<pid>/exe`; so may one whose file begins with `#!/proc/self/exe`. What is found there must never lead to a file that can be
-//! written to. So the program executes itself once more from what nobody can write to:
+//! written to. So the program executes itself once more from a file that no process can write to:
 //!
 //! 1. From a read-only mount of nothing but its own file. The mount is made with open_tree(2) and its only descriptor closes at the execve.
 //!    Then the kernel takes it out of the anonymous mount namespace that it was made in, and it lives on only because the running program is
 //!    on it. mount_setattr(2) and open_tree(2) refuse a mount that is in no namespace, also for a process that holds a descriptor on it and has
-//!    CAP_SYS_ADMIN: read-only is for ever. Whatever is opened through the link is opened on that mount, so every way to write is `EROFS`, now
+//!    CAP_SYS_ADMIN: the mount stays read-only. Whatever is opened through the link is opened on that mount, so every way to write is `EROFS`, now
 //!    and after the last process ended.
 //! 2. Where that is not allowed (it takes CAP_SYS_ADMIN over the mount namespace that the program lies in, which a user namespace without a
 //!    mount namespace of its own does not give), from a copy in memory whose seals forbid every change, as runc does it (memfd_create(2),
 //!    F_SEAL_WRITE of fcntl(2)).
 //!
 //! The mount is preferred though every process shares the page cache of the file on disk, which a fault of the kernel's like CVE-2022-0847
-//! lets whoever can read the file change. A copy does not end such a fault: it reaches every file that a container can read, the host's
+//! lets a process that can read the file change. A copy does not end such a fault: it reaches every file that a container can read, the host's
 //! files behind its read-only mounts and the layers of all images among them. And a copy costs its whole size, in memory that cannot be
 //! dropped: for each pod, or for the node once if some process or a file that is trusted by its path kept it for all, which would be one more
 //! thing to protect. runc's overlay, which it prefers to its copy, shares the page cache as well.

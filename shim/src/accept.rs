@@ -32,7 +32,7 @@ pub struct SameUser {
 
 /// A connection that counts as a client until it is closed.
 ///
-/// While its client does not read its answers, no more of its requests are read: each would be worked off, and its answer kept for nobody. So one client
+/// While its client does not read its answers, no more of its requests are read: each would be worked off, and its answer kept in vain. So one client
 /// costs what fits into its socket, and a few answers on the way.
 #[derive(Debug)]
 pub struct Connection {

@@ -123,7 +123,7 @@ fn first_process(bundle: &Path) -> Option<ProcessId> {
     let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let age = Duration::new(uptime.tv_sec.cast_unsigned(), 0)
         .checked_sub(Duration::from_secs(process.started / rustix::param::clock_ticks_per_second()))?;
-    // To the second: a number is not given anew within one.
+    // To the second: a number is not given again within one.
     (SystemTime::now().checked_sub(age)? <= written + Duration::from_secs(1)).then_some(process)
 }
 

@@ -62,7 +62,7 @@ impl First {
         Ok(())
     }
 
-    /// Nobody, if others share its pid namespace.
+    /// None, if other containers share its pid namespace.
     fn companions(&self) -> Vec<i32> {
         let Some(namespace) = self.namespace() else { return Vec::new() };
         let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();

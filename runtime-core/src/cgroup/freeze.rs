@@ -73,7 +73,7 @@ impl Cgroup {
         Err(thawed.err().unwrap_or(result))
     }
 
-    /// Lets the processes run. What is frozen below stays so: whoever is inside may have done it. Of a cgroup that is not frozen, or gone,
+    /// Lets the processes run. What is frozen below stays frozen: a process of the container may have frozen it. Of a cgroup that is not frozen, or gone,
     /// nothing is asked.
     ///
     /// # Errors
@@ -83,7 +83,7 @@ impl Cgroup {
         thawed.into_iter().flatten().collect()
     }
 
-    /// Lets everybody die who was killed: thaws the cgroup and, on version 1, where the frozen do not die, all below it, whoever froze them.
+    /// Lets killed processes die: thaws the cgroup and, on version 1, where a frozen process does not die, every cgroup below it.
     ///
     /// # Errors
     /// Where the kernel refuses, after all that can be thawed is.

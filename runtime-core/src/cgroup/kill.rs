@@ -24,7 +24,7 @@ const PASSES_MAX: usize = 100;
 /// How many processes are held by pidfd at a time: few enough for one short step of work, so many that reading the directory again for each
 /// lot costs little.
 const CHUNK: usize = 128;
-/// Whoever lives on after this time is killed again: somebody may have frozen it meanwhile.
+/// A process that is alive after this time is killed again: it may have been frozen meanwhile.
 const AGAIN: Duration = Duration::from_millis(100);
 
 impl Cgroup {
@@ -102,7 +102,7 @@ impl Cgroup {
         Err(Error::new(ErrorKind::Internal, "processes kept appearing in the cgroup while it was being killed"))
     }
 
-    /// [`Cgroup::kill`], repeated until nobody is inside and the first process has ended. Blocks; for the `delete` command, not for a daemon.
+    /// [`Cgroup::kill`], repeated until the cgroup is empty and the first process has ended. Blocks; for the `delete` command, not for a daemon.
     ///
     /// # Errors
     /// When `timeout` passes first: a process in uninterruptible sleep does not die. Where the kernel refuses.

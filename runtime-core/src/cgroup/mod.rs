@@ -182,7 +182,7 @@ impl Cgroup {
         opened.map(|()| cgroup)
     }
 
-    /// What can be opened of the cgroup, and why the rest cannot be: for whoever kills what there is of it.
+    /// What can be opened of the cgroup, and why the rest cannot be: for callers that kill what there is of it.
     pub fn find(host: &Host, path: &CgroupPath) -> (Self, Result<()>) {
         let mut cgroup = Self::none(host);
         let mut opened = Ok(());

@@ -1,7 +1,7 @@
 //! A walk over a cgroup and all below it.
 //!
 //! Each directory is opened by its one name from the one above, and left by `..`, so that two descriptors do for any depth, and neither the
-//! depth nor the length of the names matters. What cannot be looked at is passed over and told at the end.
+//! depth nor the length of the names matters. What cannot be read is skipped, and is the error at the end.
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};

@@ -167,7 +167,7 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// In a pid namespace of the container's own there is nobody yet but its first process. One that others live in is left alone: they would see
+    /// In a pid namespace of the container's own there is no process yet but its first one. One that others live in is left alone: they would see
     /// the hook, which has the host's tree as its root and all rights there, and could take it over.
     fn is_born_inside(&self) -> bool {
         self.namespaces.has_private_pid()

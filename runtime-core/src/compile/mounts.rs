@@ -271,7 +271,7 @@ impl<'a> Sources<'a, '_, '_> {
                 Kind::Made(fstype)
             }
             ("cgroup", cgroup::Mounts::V1(hierarchies), _) => self.cgroup_v1(plan, hierarchies, &options)?,
-            // Nobody may mount in a user namespace what belongs to the cgroup namespace of another one.
+            // A user namespace may not mount what belongs to the cgroup namespace of another one.
             ("cgroup" | "cgroup2", cgroup::Mounts::V2, _) if self.shows_hosts_cgroups() => {
                 let options = without_data(&options);
                 self.bind(plan, Path::new(UNIFIED), Wanted { options: &options, slot, owners: None }, mounts)?
@@ -414,7 +414,7 @@ fn taken(plan: &mut Builder, options: &Options, slot: Slot, mounts: &Mounts<'_>)
     let first = options.propagation.first().filter(whole).map(|(kind, _)| *kind).filter(|_| !mounts.in_user_namespace);
     let implied = first.is_some_and(|kind| kind == libc::MS_PRIVATE || (kind == libc::MS_SLAVE && mounts.taken_as == libc::MS_SLAVE));
     let propagation = match mounts.taken_as {
-        // Nobody gets the container's mounts who is not named.
+        // Only the peers that the specification names receive the container's mounts.
         0 if options.propagation.is_empty() || mounts.in_user_namespace => libc::MS_SLAVE,
         taken_as => taken_as,
     };

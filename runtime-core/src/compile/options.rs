@@ -261,7 +261,7 @@ impl Options {
         }
     }
 
-    /// What a bind is told of its flags, if it is told of any (runc `libcontainer/rootfs_linux.go`, `mountToRootfs`): it has these and no
+    /// The flags that the options of a bind ask for, if they ask for any (runc `libcontainer/rootfs_linux.go`, `mountToRootfs`): it has these and no
     /// others, those of the source go. Access times stay as they are unless there is a word about them.
     pub fn of_bind(&self) -> Option<BindFlags> {
         let access_time = attr::ATIME_MASK | attr::NODIRATIME;

@@ -262,7 +262,7 @@ pub struct Confinement<'a> {
 ///
 /// seccomp(2): without no_new_privs, loading a filter needs CAP_SYS_ADMIN, so it comes before the capabilities go; with it, it is the very
 /// last thing, so that the profile need not allow what happens in between. A filter with a listener is loaded before the process waits for its
-/// start all the same, as with runc and crun: whoever creates the container waits for the listener before the start. Of the profile that takes
+/// start all the same, as with runc and crun: the caller of create waits for the listener before the start. Of the profile that takes
 /// no more than the handing over of the listener does, read(2) and write(2).
 ///
 /// # Errors

@@ -174,7 +174,7 @@ pub fn is_shown(spec: &Spec, rootfs: &[RootMount]) -> bool {
 }
 
 /// Emits the attaching of the layers in the host's own mount namespace, and gives the container's part of it: a clone, which follows what is
-/// mounted below later on. Whoever runs the plan has to see to it that it is unmounted again.
+/// mounted below later on. The caller that runs the plan has to unmount it afterwards.
 pub fn show(plan: &mut Builder, layers: &[Layer], by_path: ByPath, target: &Path) -> Result<Layer> {
     let target = target.to_string_lossy();
     if !by_path.is_empty() {

@@ -6,7 +6,7 @@ use crate::rdt;
 use crate::seccomp::Filter;
 use crate::spec::Spec;
 
-/// One sentence per thing that a spec asks for and this host or build has not, and that matters to nobody's security, and per device rule that
+/// One sentence per thing that a spec asks for and this host or build has not, and that does not matter for security, and per device rule that
 /// allows more than its author may think.
 pub fn passed_over(host: &Host, spec: &Spec, filter: Option<&Filter>) -> Vec<String> {
     let limits = host.ignored(&spec.linux.resources);

@@ -66,7 +66,7 @@ impl Progress {
 pub fn born(pidfd: OwnedFd) -> Result<Launched> {
     let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
     let text = std::fs::read_to_string(&path).context(|| format!("read {path}")).inspect_err(|_| {
-        // Nobody would know that it is there.
+        // Otherwise no record would name it.
         let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
     })?;
     let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok()).filter(|pid| *pid > 0);

@@ -179,7 +179,7 @@ impl Record {
         found.map(|()| cgroup)
     }
 
-    /// What can be found of that, and why the rest cannot be: for whoever kills what there is.
+    /// What can be found of that, and why the rest cannot be: for callers that kill what there is.
     pub fn find_cgroup(&self, host: &Host) -> (Cgroup, Result<()>) {
         let (mut cgroup, found) = self.cgroup.as_ref().map_or_else(|| (Cgroup::none(host), Ok(())), |path| Cgroup::find(host, path));
         match self.init.map_or(Ok(None), |init| Ok(init.open()?.map(|pidfd| (init.pid, pidfd)))) {
@@ -261,7 +261,7 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     written.context(what)
 }
 
-/// A new file beside `path`, by a name that nobody else has.
+/// A new file beside `path`, by a unique name.
 fn temporary(path: &Path, mode: u32) -> std::io::Result<(PathBuf, File)> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     loop {
@@ -299,7 +299,7 @@ mod tests {
             let id = ProcessId::of(child.id() as i32).unwrap();
             assert!(id.is_alive() && id.open().unwrap().is_some());
             child.kill().unwrap();
-            // It has ended, and nobody has reaped it yet.
+            // It has ended and is not reaped yet.
             while id.is_alive() {
                 assert!(std::time::Instant::now() < deadline);
             }

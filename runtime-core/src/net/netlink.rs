@@ -153,7 +153,7 @@ impl<M: Family> Socket<M> {
         }
     }
 
-    /// The next packet of the kernel's. Whoever has CAP_NET_ADMIN in the socket's namespace, a container for instance, may send there, too
+    /// The next packet of the kernel's. A process with CAP_NET_ADMIN in the socket's namespace, a container for instance, may send there, too
     /// (netlink(7), `nl_pid`).
     fn heard(&self, part: &mut [u8], flags: RecvFlags) -> Result<usize, Errno> {
         loop {

@@ -8,7 +8,7 @@
 //! copied from that, so that its cost does not grow with the host's mount table.
 //! In a user namespace it has the host's procfs and sysfs as well, without which no container may mount its own.
 //!
-//! When the daemon's end of the socket closes, the daemon is gone, and nobody supervises its containers any more: the launcher kills the first
+//! When the daemon's end of the socket closes, the daemon has died and its containers have no supervisor: the launcher kills the first
 //! processes and the cgroups that it was told to watch, removes the cgroups, and ends.
 
 use std::collections::HashMap;
@@ -392,7 +392,7 @@ impl Server {
         Ok(Some((request, descriptors)))
     }
 
-    /// Kills and removes what nobody supervises any more: all are killed before one is waited for, the first processes before a cgroup is
+    /// Kills and removes the containers of a daemon that has died: all are killed before one is waited for, the first processes before a cgroup is
     /// looked at. What fails with one must not keep the others.
     fn abandon(&self) -> Result<()> {
         if self.watched.is_empty() {

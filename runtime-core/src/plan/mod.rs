@@ -82,7 +82,7 @@ pub enum Step {
     WatchHost { host: Host },
     /// Goes back to the host's mount namespace.
     ReturnToHost { host: Host },
-    /// Unmounts everything at a path, for whoever looks there; nothing is fine (umount2(2), `MNT_DETACH`).
+    /// Unmounts everything at a path; it is no error if nothing is mounted there (umount2(2), `MNT_DETACH`).
     Unmount { path: CString },
     /// Makes a mount among the host's mounts, and comes back.
     AtHost { host: Host, mount: Slot, steps: Vec<Step> },

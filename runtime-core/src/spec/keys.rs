@@ -1,6 +1,6 @@
 //! JSON as Go's encoding/json reads it. Names of fields are found exactly, or else without regard to case; for `null` see [`super::nulls`].
 //!
-//! Engines that are written in Go, and configurations that were tried with runc, rely on it. A `maskedpaths` that nobody reads would lessen
+//! Engines that are written in Go, and configurations that were tried with runc, rely on it. A `maskedpaths` that is not read would lessen
 //! the isolation without a word.
 
 use std::fmt;

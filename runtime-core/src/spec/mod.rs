@@ -236,7 +236,7 @@ fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], told: fn(&serde_json::Error) -
     })
 }
 
-/// What is wrong, without the line and the column of a text that nobody has written.
+/// What is wrong, without the line and the column of a text that no user has written.
 fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -245,7 +245,7 @@ fn without_place(error: &serde_json::Error) -> String {
 
 impl Spec {
     /// Reads and checks `<bundle>/config.json`, which an engine has made: what this build cannot honour is refused here, before any side effect.
-    /// Whoever reads the error knows the field at most, and neither the bundle nor the text.
+    /// The reader of the error knows the field at most, and neither the bundle nor the text.
     ///
     /// # Errors
     /// The file cannot be read; it is no JSON of a spec; a field is refused, by name.

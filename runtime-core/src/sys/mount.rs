@@ -97,7 +97,7 @@ pub fn set_idmap(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>, recursive: bo
     )
 }
 
-/// Unmounts everything that is mounted at `path`: whoever is inside keeps it. Nothing there is fine.
+/// Unmounts everything that is mounted at `path`: processes that are inside keep it. It is no error if nothing is mounted there.
 ///
 /// # Errors
 /// The errno of umount2(2).
@@ -112,7 +112,7 @@ pub fn detach_all(path: &CStr) -> Result<(), Errno> {
     }
 }
 
-/// Whether a mount namespace is mounted below an attached mount. Before Linux 6.8 nobody can say: those kernels attach none.
+/// Whether a mount namespace is mounted below an attached mount. Before Linux 6.8 there is no way to know: those kernels attach none.
 ///
 /// # Errors
 /// The errno of statx(2), listmount(2) or statmount(2).

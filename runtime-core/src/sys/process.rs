@@ -413,11 +413,11 @@ pub fn working_directory_is_reachable() -> Result<bool, Errno> {
 /// `EBADF`, `EMFILE`.
 pub fn move_to(fd: OwnedFd, target: u32) -> Result<OwnedFd, Errno> {
     place(fd, target as i32, true)?;
-    // SAFETY: `place` left the number a descriptor that nobody owns; the caller's process has no other owner of a replaced one.
+    // SAFETY: `place` left the number a descriptor without an owner; the caller's process has no other owner of a replaced one.
     Ok(unsafe { OwnedFd::from_raw_fd(target as i32) })
 }
 
-/// Gives a descriptor the number `target`, which nobody owns then, replacing what was there. It may have that number already.
+/// Gives a descriptor the number `target`, which must have no other owner, replacing what was there. It may have that number already.
 ///
 /// # Errors
 /// `EBADF`, `EMFILE`.

@@ -232,7 +232,7 @@ impl Io {
         }
     }
 
-    /// There is nobody who could read the input: whoever writes there hears of it.
+    /// No process can read the input any more: a writer gets EPIPE.
     pub fn end_input(&self) {
         let mut state = self.state();
         state.stdin_hold = None;
@@ -243,7 +243,7 @@ impl Io {
         state.tasks.iter().filter(|(direction, _)| *direction == Direction::In).for_each(|(_, task)| task.abort());
     }
 
-    /// The process itself has ended, or there will be none. A terminal is then at its end when there is nothing left to read, for nobody may
+    /// The process itself has ended, or there will be none. A terminal is then at its end when there is nothing left to read, for no process may
     /// wait for those who still hold it; one that was never made has nothing to read. Pipes end by themselves. To be called at the exit, before
     /// anybody waits for the output's end.
     pub fn exited(&self) {

@@ -11,7 +11,7 @@ use crate::sync::lock;
 /// In which a client comes to read what has become readable.
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// More than lines: whoever writes so much does not look at the order, and is not held up.
+/// More than lines: a process that writes so much does not depend on the order, and is not held up.
 pub(super) const LINES: u64 = 4096;
 
 /// When something last went to each output.

@@ -206,7 +206,7 @@ impl Pod {
         lock(&self.life).stopping = true;
     }
 
-    /// Nobody needs its daemon any more: true the first time.
+    /// Its daemon is not needed any more: true the first time.
     pub fn leaves(&self) -> bool {
         !std::mem::replace(&mut lock(&self.life).leaving, true)
     }

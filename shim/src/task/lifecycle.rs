@@ -138,7 +138,7 @@ pub fn resume(node: &Node, container: &Container) -> Result<()> {
     }
     container.cgroup.thaw().context(|| "resume")?;
     if state == State::Running {
-        // Nobody was told that it stood still.
+        // No event has said that it was paused.
         return Ok(());
     }
     container.init.advance(State::Running);
@@ -182,7 +182,7 @@ pub async fn kill(container: &Arc<Container>, process: &Process, signal: i32, al
     Ok(())
 }
 
-/// A frozen process of cgroup v1 does not even die, whoever froze it, and in whichever cgroup below.
+/// A frozen process of cgroup v1 does not even die, whichever process froze it, and in whichever cgroup below.
 async fn thaw(container: &Container) {
     if let Err(error) = container.cgroup.thaw_all_by(&mut Slices::default()).await {
         log::warn!("{}: {error}", container.id);
@@ -259,7 +259,7 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Dele
     {
         log::warn!("{}: {error}, ignoring", container.id);
     }
-    // They end when nobody has the root filesystem any more.
+    // They end when no process uses the root filesystem any more.
     for server in &container.servers {
         server.end().await;
     }

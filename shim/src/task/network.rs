@@ -58,7 +58,7 @@ pub fn wanted(node: &Node, spec: &mut Spec, id: &str, bundle: &Path) -> Result<O
     let Some(asked) = Asked::of(&spec.annotations, &file, &bootstrap.namespace)? else { return Ok(None) };
     let given = spec.linux.namespaces.iter().find(|it| it.typ() == LinuxNamespaceType::Network).and_then(|it| it.path().clone());
     if let Some(path) = given {
-        log::warn!("{id}: the network namespace {path:?} is given, the annotations for another one are passed over");
+        log::warn!("{id}: the network namespace {path:?} is given, the annotations for another one are ignored");
         return Ok(None);
     }
     let mut wanted = Wanted {

@@ -76,7 +76,7 @@ pub struct Child {
     launch: Launch,
     report: Watched,
     children: Arc<Mutex<Children>>,
-    /// In the place of the pidfd of the process that it goes on as: at the limit of descriptors the kernel would drop that, and nobody would know
+    /// In the place of the pidfd of the process that it goes on as: at the limit of descriptors the kernel would drop that, and the daemon would not know
     /// the process.
     place: Option<OwnedFd>,
 }
@@ -316,7 +316,7 @@ async fn exchange(
 }
 
 impl Child {
-    /// The next thing that the child says. If it has been born anew, it is that process from here on.
+    /// The next thing that the child says. After a birth in a pid namespace it is the new process from here on.
     ///
     /// # Errors
     /// The step that failed, as a sentence.

@@ -240,7 +240,7 @@ impl Service {
         let container = self.table.get(&request.id)?;
         if !request.exec_id.is_empty() {
             let process = container.process(&request.exec_id)?;
-            // From here on nobody can start it.
+            // From here on it cannot be started.
             let unstarted = self.table.take_pending(&request.id, &request.exec_id).is_some();
             return lifecycle::delete_exec(&container, &process, unstarted).await;
         }

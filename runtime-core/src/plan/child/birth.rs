@@ -1,7 +1,7 @@
 //! What is born in a pid namespace that others share.
 //!
-//! Whoever is in that namespace can see a new process from its first moment, and through `/proc/<pid>` its root, working directory,
-//! descriptors, mounts and network. So the steps that need the host are done by a process outside, which is nobody there; the one that is born
+//! A process in that namespace can see a new process from its first moment, and through `/proc/<pid>` its root, working directory,
+//! descriptors, mounts and network. So the steps that need the host are done by a process outside, which has no number there; the one that is born
 //! inside has what it keeps until execve(2), and nothing else.
 
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,7 +1,7 @@
 //! Runs a plan in the new process.
 //!
 //! The process is a copy of the launcher. Nothing here allocates, locks, logs or panics; strings and arrays were made before the clone.
-//! Until execve it is not dumpable, but that keeps nobody away who has CAP_SYS_PTRACE, and some files of procfs ask for no right at all. So in
+//! Until execve it is not dumpable, but that does not stop a process with CAP_SYS_PTRACE, and some files of procfs ask for no right at all. So in
 //! a pid namespace that others share nothing of the host's may be seen through it: see [`Step::Birth`] and `compile::process::confine`.
 
 mod birth;

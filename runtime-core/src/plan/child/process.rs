@@ -234,7 +234,7 @@ pub fn last_words(path: &CStr, errno: Errno) -> ! {
         text => [text.as_bytes(), b""],
     };
     let parts = [b"exec ", path.to_bytes(), b": ", text[0], text[1], b"\n"].map(IoSlice::new);
-    // Whoever reads it may be gone.
+    // The reader may be gone.
     let _ = rustix::io::writev(rustix::stdio::stderr(), &parts);
     process::exit(status)
 }

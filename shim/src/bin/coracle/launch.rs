@@ -33,7 +33,7 @@ pub struct Child {
     /// What it does.
     pub launch: Launch,
     report: OwnedFd,
-    /// What it was before it was born anew: it has no more to do than to end.
+    /// The process outside of the pid namespace that it was before its birth: all that it does is to end.
     old: Option<Launched>,
 }
 
@@ -126,7 +126,7 @@ impl Child {
         Ok(Self { pid, pidfd: Arc::new(pidfd), launch, report, old: None })
     }
 
-    /// The next thing that the child says. If it has been born anew, it is that process from here on.
+    /// The next thing that the child says. After a birth in a pid namespace it is the new process from here on.
     ///
     /// # Errors
     /// The step that failed, as a sentence.

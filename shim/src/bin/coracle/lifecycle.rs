@@ -52,7 +52,7 @@ pub fn kill(runtime: &Runtime<'_>, id: &str, signal: i32, all: bool) -> Result<(
             result => result.context(|| format!("send signal {signal} to process {}", state.pid()))?,
         }
     }
-    // Where the first process is no init of a pid namespace, nobody else ends what it leaves or has left.
+    // Where the first process is no init of a pid namespace, nothing else ends the processes that it leaves or has left.
     let whole = all || signal == libc::SIGKILL && !Joined::of(&entry.spec(state.crun_annotations)?.linux)?.has_private_pid();
     if !whole && first.is_none() {
         return Err(stopped());

@@ -100,7 +100,7 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
-/// To standard error, which nobody may read any more.
+/// To standard error, whose reader may have gone.
 fn tell(text: &str) {
     let _ = write_all(std::io::stderr().as_fd(), text.as_bytes());
 }

@@ -95,7 +95,7 @@ fn not_read(error: &clap::Error) -> ExitCode {
         log.error(&format!("No help topic for '{name}'"));
         return ExitCode::from(NO_SUCH_COMMAND);
     }
-    // Nobody may read it.
+    // Its reader may have gone.
     let _ = error.print();
     log.note(&error.to_string());
     ExitCode::from(FAILED)

@@ -68,7 +68,7 @@ pub struct Notify {
 }
 
 impl Notify {
-    /// Listens at the place that `create` has made, before the first process may speak. A manager that is not there is passed over.
+    /// Listens at the place that `create` has made, before the first process may speak. It is no error if there is no manager.
     ///
     /// # Errors
     /// The socket cannot be made.

@@ -39,7 +39,7 @@ impl Relay {
         Ok(Self(thread::spawn(move || output.copy())))
     }
 
-    /// Waits until all that the process has written has been taken, or nobody is there to take it.
+    /// Waits until all that the process has written has been taken, or its reader has gone.
     ///
     /// # Errors
     /// What standard output refused is lost.
@@ -66,7 +66,7 @@ fn type_in(master: &OwnedFd) {
 struct Output {
     master: OwnedFd,
     process: OwnedFd,
-    /// Both of them. A master whose peer nobody has open is always at its end for poll(2), though somebody may open that again.
+    /// Both of them. For poll(2) a master whose peer is not open is at its end, though a process may open the peer again.
     events: OwnedFd,
 }
 
@@ -79,7 +79,7 @@ impl Output {
         Ok(Self { master, process, events })
     }
 
-    /// All that is written until the process has ended; then what the terminal holds at most, for others may go on writing to it for ever.
+    /// All that is written until the process has ended; then what the terminal holds at most, for other processes may go on writing to it without end.
     fn copy(&self) -> std::result::Result<(), Errno> {
         let mut buffer = [0u8; PIECE];
         let (mut ended, mut left, mut taken) = (false, HELD_MAX, Ok(()));
@@ -89,7 +89,7 @@ impl Output {
                 Ok(length @ 1..) => {
                     if taken.is_ok() {
                         taken = write_all(stdout().as_fd(), &buffer[..length]);
-                        // It learns of it as if it had written there itself; what it writes all the same is read, or it would wait for ever.
+                        // It learns of it as if it had written there itself; what it writes all the same is read, or it would block.
                         let _ = if taken == Err(Errno::PIPE) { send_signal(self.process.as_fd(), libc::SIGPIPE) } else { Ok(()) };
                     }
                     left = if ended { left.saturating_sub(length) } else { left };
@@ -122,7 +122,7 @@ fn has_ended(process: &OwnedFd) -> bool {
 /// Writes all of it, however often the other side has no room.
 ///
 /// # Errors
-/// Nobody reads any more; what is behind it takes no more.
+/// The reader has gone; what is behind it takes no more.
 pub fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> std::result::Result<(), Errno> {
     while !bytes.is_empty() {
         match write(to, bytes) {
