@@ -1,6 +1,7 @@
 //! Bundles as containerd lays them out, for the shim driven by hand.
 
 use std::fs;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use proto::api::Mount;
@@ -41,6 +42,12 @@ impl Bundle {
     /// Writes `config.json`.
     pub fn write(&self) -> Result<()> {
         Ok(fs::write(self.dir.join("config.json"), self.spec.to_string())?)
+    }
+
+    /// Gives the container a user namespace whose ids are the host's from `first` on, and its root directory to root there.
+    pub fn map_users(&mut self, first: u32) -> Result<()> {
+        chown(self.written(""), Some(first), Some(first))?;
+        self.edit(|spec| user_namespace(spec, first))
     }
 
     /// The mounts of Create: an overlay over the shared system, as the overlayfs snapshotter gives it.
@@ -155,6 +162,15 @@ fn device_rules() -> Value {
         rules.push(rule);
     }
     Value::Array(rules)
+}
+
+/// Puts a user namespace into a specification: its ids are the host's from `first` on.
+pub fn user_namespace(spec: &mut Value, first: u32) {
+    let map = json!([{"containerID": 0, "hostID": first, "size": 65536}]);
+    (spec["linux"]["uidMappings"], spec["linux"]["gidMappings"]) = (map.clone(), map);
+    if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+        namespaces.push(json!({"type": "user"}));
+    }
 }
 
 /// containerd's default process, for the init and for Exec.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::prctl;
 use serde_json::{Value, json};
-use tests::bundle::Bundle;
+use tests::bundle::{Bundle, user_namespace};
 use tests::command;
 use tests::oci::{self, Entry, Oci};
 use tests::requests::{around, expect_dead, status_line};
@@ -404,11 +404,7 @@ fn given_mount(spec: &mut Value, process: &str) {
 fn given_mount_and_user(oci: &Oci) -> Result<()> {
     refused(oci, "a given mount namespace with a user namespace", |spec| {
         given_mount(spec, "self");
-        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
-        (spec["linux"]["uidMappings"], spec["linux"]["gidMappings"]) = (map.clone(), map);
-        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
-            namespaces.push(json!({"type": "user"}));
-        }
+        user_namespace(spec, 100_000);
     })
 }
 

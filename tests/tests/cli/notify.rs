@@ -127,14 +127,7 @@ pub fn a_foreground_run_is_the_main_process(oci: &Oci) -> Result<()> {
 pub fn from_a_user_namespace(oci: &Oci) -> Result<()> {
     let manager = Manager::new(oci)?;
     let mut container = bundle(oci, "a", &format!("{SAY_READY}; exec sleep 1000"))?;
-    container.edit(|spec| {
-        let ids = json!([{"containerID": 0, "hostID": 200_000, "size": 65536}]);
-        spec["linux"]["uidMappings"] = ids.clone();
-        spec["linux"]["gidMappings"] = ids;
-        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
-            namespaces.push(json!({"type": "user"}));
-        }
-    })?;
+    container.map_users(200_000)?;
     let id = container.id.as_str();
     let mut run = manager.command(oci, &["run", "-d", "-b", &container.dir.display().to_string(), id])?;
     let mut run = umask(&mut run).spawn()?;

@@ -97,15 +97,10 @@ pub fn in_the_containers_root(bed: &mut Bed<'_>) -> Result<()> {
 /// Docker with userns-remap, a pod with hostUsers: false and a CDI device, Podman with --uidmap and --hooks-dir.
 pub fn in_a_user_namespace(bed: &mut Bed<'_>) -> Result<()> {
     let mut bundle = bed.bundle("a", &["sh", "-c", "cat /prestart /createContainer && echo >/seen; exec sleep 1000"])?;
-    std::os::unix::fs::chown(bundle.written(""), Some(1_000_000), Some(1_000_000))?;
-    let map = json!([{"containerID": 0, "hostID": 1_000_000, "size": 65536}]);
+    bundle.map_users(1_000_000)?;
     let look = "set -e; for n in user mnt pid net uts ipc; do readlink /proc/self/ns/$n; done >./namespaces; \
                 grep . /proc/self/uid_map >./$0; echo x >/proc/self/fd/2; mkdir mnt; mount -t tmpfs hook mnt";
     bundle.edit(|spec| {
-        (spec["linux"]["uidMappings"], spec["linux"]["gidMappings"]) = (map.clone(), map);
-        if let Some(list) = spec["linux"]["namespaces"].as_array_mut() {
-            list.push(json!({"type": "user"}));
-        }
         spec["hooks"] = json!({
             "prestart": [script("echo >rootfs/$0", "prestart")],
             "createRuntime": [script("[ -e rootfs/prestart ] && echo >rootfs/$0", "createRuntime")],

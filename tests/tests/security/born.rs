@@ -51,7 +51,7 @@ enum Watcher {
 
 fn configure(bundle: &mut Bundle, watcher: Watcher, marks: &Marks) -> Result<()> {
     if watcher == Watcher::Mapped {
-        std::os::unix::fs::chown(bundle.written(""), Some(1_000_000), Some(1_000_000))?;
+        bundle.map_users(1_000_000)?;
     }
     bundle.edit(|spec| {
         spec["process"]["args"] = json!(["/watcher", marks.secret, marks.network, marks.mount]);
@@ -61,18 +61,7 @@ fn configure(bundle: &mut Bundle, watcher: Watcher, marks: &Marks) -> Result<()>
         } else if let Some(sets) = spec["process"]["capabilities"].as_object_mut() {
             sets.values_mut().filter_map(Value::as_array_mut).for_each(|set| set.push(json!("CAP_SYS_PTRACE")));
         }
-        if watcher == Watcher::Mapped {
-            map(spec);
-        }
     })
-}
-
-fn map(spec: &mut Value) {
-    let map = json!([{"containerID": 0, "hostID": 1_000_000, "size": 65536}]);
-    (spec["linux"]["uidMappings"], spec["linux"]["gidMappings"]) = (map.clone(), map);
-    if let Some(list) = spec["linux"]["namespaces"].as_array_mut() {
-        list.push(json!({"type": "user"}));
-    }
 }
 
 /// Runs `births` beside a watcher, which must see that something is born, and nothing of the host's.
@@ -152,9 +141,8 @@ pub fn creates_by_a_user(bed: &mut Bed<'_>) -> Result<()> {
 pub fn namespaces_belong_to_the_user_namespace(bed: &mut Bed<'_>) -> Result<()> {
     let script = "mkdir -p /mnt; mount -t proc proc /mnt && mount -t sysfs sysfs /mnt && mount -t mqueue mqueue /mnt && hostname renamed && hostname";
     let mut bundle = bed.bundle("a", &["sh", "-c", script])?;
-    std::os::unix::fs::chown(bundle.written(""), Some(1_000_000), Some(1_000_000))?;
+    bundle.map_users(1_000_000)?;
     bundle.edit(|spec| {
-        map(spec);
         for set in spec["process"]["capabilities"].as_object_mut().into_iter().flat_map(|sets| sets.values_mut()) {
             set.as_array_mut().into_iter().for_each(|set| set.push(json!("CAP_SYS_ADMIN")));
         }

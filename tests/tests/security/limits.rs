@@ -51,14 +51,7 @@ pub fn sysctls_of_a_user_namespace(bed: &mut Bed<'_>) -> Result<()> {
     let mut bundle = bed.bundle("a", &["cat", path])?;
     bundle.edit(|spec| spec["linux"]["sysctl"] = json!({"user.max_inotify_instances": "77"}))?;
     refused(bed.ran(&bundle), "linux.sysctl: \"user.max_inotify_instances\" would change the host")?;
-    bundle.edit(|spec| {
-        let ids = json!([{"containerID": 0, "hostID": 200_000, "size": 65536}]);
-        spec["linux"]["uidMappings"] = ids.clone();
-        spec["linux"]["gidMappings"] = ids;
-        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
-            namespaces.push(json!({"type": "user"}));
-        }
-    })?;
+    bundle.map_users(200_000)?;
     for (name, value) in [("user.max_inotify_instances", "77"), ("user/max_inotify_instances", "78\n")] {
         bundle.edit(|spec| spec["linux"]["sysctl"] = json!({name: value}))?;
         let seen = bed.ran(&bundle)?;
