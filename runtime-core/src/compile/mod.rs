@@ -23,6 +23,8 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::cgroup::{self, Cgroup, Entrance};
 use crate::error::{Context, Error, Result};
 use crate::kernel::Features;
@@ -143,8 +145,16 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let report = plan.give(inputs.report);
     let kept = process::Kept::give(&mut plan, inputs.preserved, inputs.parents_end);
     let streams = give_streams(&mut plan, inputs.streams);
-    let procs: Vec<Slot> = inputs.cgroup.procs.into_iter().map(|fd| plan.give(fd)).collect();
-    let cgroup = inputs.cgroup.directory.map(|fd| plan.give(fd));
+    let target = root_path(spec, bundle, inputs.rootfs);
+    let whole = [whole_root(spec, bundle)];
+    let roots = if inputs.rootfs.is_empty() { &whole } else { inputs.rootfs };
+    let (mut procs, mut directory) = (inputs.cgroup.procs, inputs.cgroup.directory);
+    let opens_devices = mounts::open_devices(spec, roots);
+    if opens_devices && let Some(directory) = directory.take() {
+        procs.push(procs_of(&directory)?);
+    }
+    let procs: Vec<Slot> = procs.into_iter().map(|fd| plan.give(fd)).collect();
+    let cgroup = directory.map(|fd| plan.give(fd));
     let helped: Vec<Slot> = inputs.by_helper.into_iter().map(|fd| plan.give(fd)).collect();
     let pod = inputs.pod.map(|fd| plan.give(fd));
     let mut joined = namespaces::open(&mut plan, &spec.linux.namespaces)?;
@@ -156,6 +166,7 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     }
 
     // Limits hold before anything else happens.
+    let outside_the_cgroup = plan.length();
     procs.iter().for_each(|&procs| plan.step(Step::JoinCgroup { procs }));
     process::host_side(&mut plan, process)?;
     match &user {
@@ -174,9 +185,6 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     }
 
     // Sources belong to the host: they are opened before the host is left, where they may block without blocking anybody else.
-    let target = root_path(spec, bundle, inputs.rootfs);
-    let whole = [whole_root(spec, bundle)];
-    let roots = if inputs.rootfs.is_empty() { &whole } else { inputs.rootfs };
     let place = rootfs::Place { target: &target, kernel: inputs.kernel };
     let mut namespaces = idmap::Namespaces::default();
     let namespace = user.as_ref().map(|user| user.namespace(&mut plan, &mut namespaces));
@@ -195,6 +203,10 @@ pub fn container(inputs: Container<'_>) -> Result<Compiled> {
     let (hierarchies, kernel) = (&inputs.cgroup.mounts, inputs.kernel);
     let places = mounts::Places { bundle, root: &target, root_is_bound, by_path: &mut by_path, kernel, hierarchies, pod, proc };
     let mut mounts = mounts::sources(&mut plan, spec, places, owners)?;
+    if opens_devices {
+        // The device rules say what the container may open, and its mounts are not its own doing.
+        plan.bring_forward(outside_the_cgroup, mounts::opens_device);
+    }
     let masks = mounts.mask_sources(&mut plan, spec)?;
     let mut given_devices = if inputs.kernel.in_user_namespace { devices::of_host(&mut plan, spec)? } else { Vec::new() };
 
@@ -274,6 +286,12 @@ fn leave_host(plan: &mut Builder, by_path: rootfs::ByPath, visible: Option<&Path
         (None, Some(_)) => Ok(c"/".to_owned()),
         (None, None) => Ok(c"/r".to_owned()),
     }
+}
+
+/// What a process enters a cgroup of version 2 by that it is not born in.
+fn procs_of(directory: &OwnedFd) -> Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(directory, c"cgroup.procs", flags, Mode::empty()).context(|| "open cgroup.procs of the container")
 }
 
 enum GivenStreams {

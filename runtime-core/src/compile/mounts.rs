@@ -9,6 +9,7 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount};
 use super::idmap::{Maps, Namespaces};
 use super::options::{Options, clear_mask};
 use super::overlay::Overlay;
+use super::rootfs::RootMount;
 use super::user::Shelf;
 use super::{clean, cstring, pod, relative, rootfs};
 use crate::cgroup::{self, MountedHierarchy};
@@ -441,10 +442,43 @@ fn dress(plan: &mut Builder, options: &Options, slot: Slot) {
 
 /// Whether a filesystem is found by paths, which are the host's.
 fn names_host_paths(fstype: &str, source: &str, options: &Options) -> bool {
-    // Two slashes begin the name of a server.
-    let is_path = |text: &str| text.starts_with('/') && !text.starts_with("//");
     let mut values = options.data.iter().filter_map(|(_, value)| value.as_deref());
     !NO_DEVICE.contains(&fstype) && (fstype == "overlay" || is_path(source) || values.any(|value| value.split(':').any(is_path)))
+}
+
+/// Whether any mount has the kernel open a device of the host's.
+pub fn open_devices(spec: &Spec, roots: &[RootMount]) -> bool {
+    let of_root = |mount: &RootMount| {
+        !mount.is_bind() && (mount.options.iter().any(|option| option == "loop") || is_device(&mount.fstype, &mount.source))
+    };
+    let of_spec = |mount: &Mount| {
+        let is_bind = mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
+        let source = mount.source().as_deref().unwrap_or(Path::new(""));
+        !is_bind && is_device(mount.typ().as_deref().unwrap_or_default(), &source.to_string_lossy())
+    };
+    roots.iter().any(of_root) || spec.mounts.iter().any(of_spec)
+}
+
+/// Whether a step makes such a mount.
+pub fn opens_device(step: &Step) -> bool {
+    let source = |(key, value): &(CString, Option<CString>)| value.clone().filter(|_| key.as_c_str() == c"source");
+    match step {
+        Step::LoopMount { .. } => true,
+        Step::NewMount { filesystem, .. } => {
+            let source = filesystem.options.iter().find_map(source).unwrap_or_default();
+            is_device(&filesystem.fstype.to_string_lossy(), &source.to_string_lossy())
+        }
+        _ => false,
+    }
+}
+
+fn is_device(fstype: &str, source: &str) -> bool {
+    is_path(source) && !["", "bind", "rbind", "overlay"].contains(&fstype) && !NO_DEVICE.contains(&fstype)
+}
+
+/// Two slashes begin the name of a server.
+fn is_path(text: &str) -> bool {
+    text.starts_with('/') && !text.starts_with("//")
 }
 
 fn has_own_superblock(fstype: &str) -> bool {

@@ -381,6 +381,13 @@ impl Builder {
         self.steps.split_off(length.min(self.steps.len()))
     }
 
+    /// Moves the steps that `is_early` to where there are `length` before them; their order among each other stays.
+    pub fn bring_forward(&mut self, length: usize, is_early: impl Fn(&Step) -> bool) {
+        let (early, rest): (Vec<_>, Vec<_>) = self.take_from(length).into_iter().partition(is_early);
+        self.steps.extend(early);
+        self.steps.extend(rest);
+    }
+
     /// The plan, and the descriptors of its first slots.
     ///
     /// # Errors
