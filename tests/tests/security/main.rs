@@ -7,6 +7,7 @@ mod identity;
 mod inherited;
 mod inside;
 mod limits;
+mod mounts;
 mod races;
 mod rootfs;
 mod watch;
@@ -65,6 +66,23 @@ fn main() -> ExitCode {
         cgroups::frozen_by_others,
         cgroups::what_the_first_process_leaves,
         cgroups::many_processes_keep_nobody_waiting,
+        mounts::the_host_gets_no_mounts,
+        mounts::a_pinned_mount_namespace_is_left_out,
+        mounts::fifteen_hundred_binds,
+        mounts::unknown_options_of_binds,
+        mounts::flags_of_the_source,
+        mounts::flags_that_a_user_namespace_locks,
+        mounts::overlays_of_the_host,
+        mounts::a_filesystem_of_a_block_device,
+        mounts::binds_of_an_earlier_mount,
+        mounts::a_user_namespace_by_a_file,
+        mounts::an_empty_namespace_path_is_none,
+        mounts::odd_destinations,
+        mounts::masks_over_mounts,
+        mounts::a_tmpfs_with_what_it_covers,
+        mounts::mounts_over_mounts,
+        mounts::propagation_of_binds,
+        mounts::options_of_filesystems,
     ];
     let both_once = both_cases![races::volume_paths_that_are_exchanged, races::masks_while_dev_null_is_exchanged];
     // The shim's own files and sockets, and what it does at the end of a bundle that it has mounted itself.
@@ -74,6 +92,7 @@ fn main() -> ExitCode {
         files::log_lines_cannot_be_forged,
         files::no_abstract_sockets,
         watch::proc_self_exe_cannot_be_written,
+        mounts::a_root_of_a_block_device,
         races::a_root_that_is_a_link_at_the_end,
         cgroups::whoever_left_ends_with_the_daemon,
     ];
