@@ -75,6 +75,7 @@ fn main() -> ExitCode {
         ("what_engines_ask", words::what_engines_ask),
         ("exit_codes_of_usage", words::exit_codes_of_usage),
         ("what_debug_tells", words::what_debug_tells),
+        ("a_log_that_cannot_be_opened", words::a_log_that_cannot_be_opened),
         ("capabilities_of_exec", words::capabilities_of_exec),
         ("pid_files_clobber_nothing", words::pid_files_clobber_nothing),
         ("sockets_with_long_paths", words::sockets_with_long_paths),

@@ -81,6 +81,21 @@ pub fn what_debug_tells(oci: &Oci) -> Result<()> {
     Ok(())
 }
 
+/// A caller that reads the log would take its silence for success.
+pub fn a_log_that_cannot_be_opened(oci: &Oci) -> Result<()> {
+    let dir = oci.data().display().to_string();
+    let nowhere = format!("{dir}/none/log");
+    for command in [["features"].as_slice(), &["exec", "none", "true"], &["create", "none"]] {
+        for (log, why) in [(&nowhere, "no such file or directory"), (&dir, "is a directory")] {
+            oci.fails(&[["--log", log].as_slice(), command].concat(), 1, &format!("open the log {log}: {why}"))?;
+        }
+    }
+    let made = format!("{dir}/log");
+    oci.ok(&["--log", &made, "features"])?;
+    ensure_eq!(fs::read_to_string(&made)?, "", "a log with nothing to say");
+    Ok(())
+}
+
 /// runc: ambient only where the container's processes inherit capabilities at all.
 pub fn capabilities_of_exec(oci: &Oci) -> Result<()> {
     for (inheritable, ambient) in [(json!([]), 0), (json!(["CAP_CHOWN", "CAP_SYSLOG"]), 1u64 << 34)] {

@@ -1,11 +1,11 @@
 //! What the command says: results on standard output, failures as runc writes them, for the programs that parse those.
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use runtime_core::error::{Error, Result};
@@ -39,6 +39,16 @@ impl Log {
         };
         let format = if value("log-format").as_deref() == Some("json") { LogFormat::Json } else { LogFormat::Text };
         Self { file: value("log").map(PathBuf::from), format, debug: false }
+    }
+
+    /// Fails where the file cannot be written to, as runc does: who reads it would take its silence for success. It is made here, so that
+    /// it is there if nothing is said.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn ready(&self) -> Result<()> {
+        let Some(path) = &self.file else { return Ok(()) };
+        append_to(path).map(drop).map_err(|error| Error::io(format!("open the log {}", path.display()), &error))
     }
 
     /// What standard error has been told already, for the file.
@@ -78,15 +88,16 @@ impl Log {
             LogFormat::Json => format!("{}\n", json!({ "level": level, "msg": message, "time": time })),
             LogFormat::Text => format!("time={time:?} level={level} msg={message:?}\n"),
         };
-        let append = |path: &PathBuf| {
-            let file = OpenOptions::new().append(true).create(true).mode(0o644).open(path);
-            file.and_then(|mut file| file.write_all(line.as_bytes())).is_ok()
-        };
+        let append = |path: &PathBuf| append_to(path).and_then(|mut file| file.write_all(line.as_bytes())).is_ok();
         // A log that cannot be written must not hide what it was to say.
         if !self.file.as_ref().is_some_and(append) {
             tell(&line);
         }
     }
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o644).open(path)
 }
 
 /// A result. A reader that goes away early is no failure.

@@ -71,7 +71,12 @@ fn main() -> ExitCode {
     if let Command::Check { json } = line.command {
         return check::report(json);
     }
-    let log = Log { file: line.globals.log.clone(), format: line.globals.log_format, debug: line.globals.debug };
+    let mut log = Log { file: line.globals.log.clone(), format: line.globals.log_format, debug: line.globals.debug };
+    if let Err(error) = log.ready() {
+        log.file = None;
+        log.error(&error.to_string());
+        return ExitCode::from(FAILED);
+    }
     let sealed = if line.command.starts_processes() { sealed::ensure() } else { Ok(()) };
     let done = match &line.command {
         _ if sealed.is_err() => sealed.map(|()| ExitCode::SUCCESS),
