@@ -527,7 +527,12 @@ pub fn attach_all(plan: &mut Builder, mounts: &Mounts<'_>, root: Slot) -> Result
                 plan.step(Step::CloneOwn { root, path: path.clone(), recursive, follow, mount: entry.slot });
                 dress(plan, &entry.options, entry.slot);
                 for (namespace, recursive) in owners.iter().copied() {
-                    plan.step(Step::IdMap { mount: entry.slot, namespace, recursive });
+                    let mount = entry.slot;
+                    // It takes rights over the filesystem, which is the host's.
+                    plan.step(match mounts.in_user_namespace {
+                        true => Step::IdMapByParent { mount, namespace, recursive },
+                        false => Step::IdMap { mount, namespace, recursive },
+                    });
                 }
             }
             Kind::Made(_) => {}

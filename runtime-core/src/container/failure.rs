@@ -115,7 +115,7 @@ fn said(launch: &Launch, step: &Step) -> String {
             let made = maker(launch, *mount);
             format!("attach {}{}", made.map_or_else(|| "mount".to_owned(), source), target(launch, *mount))
         }
-        Step::IdMap { mount, .. } => {
+        Step::IdMap { mount, .. } | Step::IdMapByParent { mount, .. } => {
             let made = maker(launch, *mount);
             format!("map owners of {}{}", made.map_or_else(|| "mount".to_owned(), source), target(launch, *mount))
         }

@@ -4,14 +4,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use rustix::net::SendFlags;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
 use super::failure;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::plan::Launch;
 use crate::plan::launcher::Launched;
-use crate::plan::report::{self, GO, Message};
+use crate::plan::report::{self, Message};
+use crate::plan::{Launch, Step};
+use crate::sys::mount::set_idmap;
 use crate::sys::process::send_signal;
 
 /// Where a child has got to.
@@ -48,6 +48,10 @@ impl Progress {
                     let listener = pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty());
                     listener.context(|| "pidfd_getfd of the seccomp listener").map(|listener| Some(Self::Listener(listener)))
                 }
+                Ok(Some(Message::Map { mount, namespace, recursive })) => {
+                    map_owners(report, pidfd, launch, (mount, namespace), recursive)?;
+                    continue;
+                }
                 Ok(Some(Message::Born(pidfd))) => born(pidfd).map(|launched| Some(Self::Born(launched))),
                 Ok(Some(Message::Failed(failed))) => Err(failure::explain(launch, &failed)),
                 Ok(None) => Ok(Some(Self::Executed)),
@@ -57,6 +61,25 @@ impl Progress {
             };
         }
     }
+}
+
+/// Does for a child what [`Step::IdMapByParent`] asks for, with a mount and a user namespace by the child's numbers of them. Only a child that
+/// has such a step gets it, since it takes rights that no container has.
+///
+/// # Errors
+/// The child is gone. That it was not done is told to the child.
+pub fn map_owners(report: BorrowedFd<'_>, pidfd: BorrowedFd<'_>, launch: &Launch, numbers: (i32, i32), recursive: bool) -> Result<()> {
+    let take = |number| pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty());
+    let asks = launch.plan.steps.iter().any(|step| matches!(step, Step::IdMapByParent { .. }));
+    let done = match asks {
+        true => take(numbers.0).and_then(|mount| set_idmap(mount.as_fd(), take(numbers.1)?.as_fd(), recursive)),
+        false => Err(Errno::PERM),
+    };
+    let told = match done {
+        Ok(()) => report::go(report),
+        Err(errno) => report::refuse(report, errno),
+    };
+    told.context(|| "answer the child that asks for mapped owners")
 }
 
 /// The process that a child goes on as, by its pidfd.
@@ -79,5 +102,5 @@ pub fn born(pidfd: OwnedFd) -> Result<Launched> {
 /// # Errors
 /// `EPIPE` if it is gone.
 pub fn go(report: BorrowedFd<'_>) -> Result<()> {
-    rustix::net::send(report, &[GO], SendFlags::NOSIGNAL).map(drop).context(|| "tell the child to go on")
+    report::go(report).context(|| "tell the child to go on")
 }

@@ -102,6 +102,8 @@ pub enum Step {
     UserNamespace { uid_map: CString, gid_map: CString, namespace: Slot },
     /// Shows the owners of a detached mount's files as the maps of a user namespace say; if `recursive`, below it as well.
     IdMap { mount: Slot, namespace: Slot, recursive: bool },
+    /// The same of a mount that the process has found in its user namespace, from where it may not do so: it has the parent do it, and waits.
+    IdMapByParent { mount: Slot, namespace: Slot, recursive: bool },
     /// Changes attributes and propagation of a detached mount.
     Attributes { mount: Slot, recursive: bool, set: u64, clear: u64, propagation: u64 },
     /// Gives a bind these flags and no others. What is locked stays, unless it is unwanted, which fails (mount_namespaces(7)).

@@ -157,6 +157,9 @@ impl fmt::Display for Step {
                 write!(f, "{namespace} = user namespace, users {}, groups {}", ranges(uid_map), ranges(gid_map))
             }
             Self::IdMap { mount, namespace, recursive } => write!(f, "map owners of {mount}{} by {namespace}", depth(*recursive)),
+            Self::IdMapByParent { mount, namespace, recursive } => {
+                write!(f, "have the parent map owners of {mount}{} by {namespace}", depth(*recursive))
+            }
             Self::CheckMaps { .. } => write!(f, "check the maps of the user namespace"),
             Self::Attributes { mount, recursive, set, clear, propagation: p } => {
                 let all = depth(*recursive);

@@ -1,7 +1,7 @@
 //! What the child and its parent say to each other, over one `SOCK_SEQPACKET` socket of their own: one message, one packet.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -10,6 +10,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAnci
 pub const TEXT_MAX: usize = 160;
 const HEADER: usize = 9;
 const LISTENER_LENGTH: usize = 5;
+const MAP_LENGTH: usize = 10;
+const REFUSED_LENGTH: usize = 5;
 
 const READY: u8 = b'R';
 const HOOKS: u8 = b'H';
@@ -17,9 +19,12 @@ const CONSOLE: u8 = b'C';
 const HANDED: u8 = b'D';
 const LISTENER: u8 = b'L';
 const BORN: u8 = b'B';
+const MAP: u8 = b'M';
 const FAILED: u8 = b'F';
-/// The parent's only word.
+/// The parent's word that the child may go on.
 pub const GO: u8 = b'G';
+/// The parent's word that what the child has asked for failed, before the errno.
+const REFUSED: u8 = b'E';
 
 /// Where and why a child gave up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +52,15 @@ pub enum Message {
     Handed(OwnedFd),
     /// It has loaded a filter, and the descriptor of the filter's listener has this number; it waits until that has been taken.
     Listener(i32),
+    /// It asks for a detached mount to show its files' owners as the maps of a user namespace say, and waits.
+    Map {
+        /// The number of the mount's descriptor.
+        mount: i32,
+        /// That of the namespace's.
+        namespace: i32,
+        /// Whether what is mounted below is meant as well.
+        recursive: bool,
+    },
     /// It goes on as a new process, whose pidfd this is; the old one ends.
     Born(OwnedFd),
     /// It gave up and ends.
@@ -80,12 +94,34 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Message>, Errno> {
         (Some(&BORN), Some(pidfd)) => Ok(Some(Message::Born(pidfd))),
         // The receiver is at its limit: the kernel has dropped what came along.
         (Some(&(CONSOLE | HANDED | BORN)), None) => Err(Errno::MFILE),
-        (Some(&LISTENER), None) if length == LISTENER_LENGTH => {
-            Ok(Some(Message::Listener(i32::from_ne_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]))))
+        (Some(&LISTENER), None) if length == LISTENER_LENGTH => Ok(Some(Message::Listener(number(&bytes, 1)))),
+        (Some(&MAP), None) if length == MAP_LENGTH => {
+            Ok(Some(Message::Map { mount: number(&bytes, 1), namespace: number(&bytes, 5), recursive: bytes[9] != 0 }))
         }
         (Some(&FAILED), None) if length >= HEADER => Ok(Some(Message::Failed(decode(&bytes[..length])))),
         _ => Err(Errno::BADMSG),
     }
+}
+
+fn number(bytes: &[u8], at: usize) -> i32 {
+    i32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Says the word that a child waits for.
+///
+/// # Errors
+/// `EPIPE` if it is gone.
+pub fn go(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    rustix::net::send(socket, &[GO], SendFlags::NOSIGNAL).map(drop)
+}
+
+/// Tells a child that what it has asked for failed.
+///
+/// # Errors
+/// `EPIPE` if it is gone.
+pub fn refuse(socket: BorrowedFd<'_>, why: Errno) -> Result<(), Errno> {
+    let [a, b, c, d] = why.raw_os_error().to_ne_bytes();
+    rustix::net::send(socket, &[REFUSED, a, b, c, d], SendFlags::NOSIGNAL).map(drop)
 }
 
 fn receive_bytes(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Option<OwnedFd>), Errno> {
@@ -118,18 +154,14 @@ pub fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], descriptor: BorrowedFd<'_
 
 fn decode(bytes: &[u8]) -> Failure {
     let half = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
-    Failure {
-        step: half(1),
-        detail: half(3),
-        errno: i32::from_ne_bytes([bytes[5], bytes[6], bytes[7], bytes[8]]),
-        text: String::from_utf8_lossy(&bytes[HEADER..]).trim().to_owned(),
-    }
+    Failure { step: half(1), detail: half(3), errno: number(bytes, 5), text: String::from_utf8_lossy(&bytes[HEADER..]).trim().to_owned() }
 }
 
 /// The child's side: write(2) and read(2) only, which every seccomp profile that can run a program allows.
 pub(super) mod child {
     use super::{
-        BORN, BorrowedFd, CONSOLE, Errno, FAILED, GO, HANDED, HEADER, HOOKS, LISTENER, OwnedFd, READY, SendFlags, TEXT_MAX, receive_bytes,
+        AsRawFd, BORN, BorrowedFd, CONSOLE, Errno, FAILED, GO, HANDED, HEADER, HOOKS, LISTENER, MAP, OwnedFd, READY, REFUSED,
+        REFUSED_LENGTH, SendFlags, TEXT_MAX, number, receive_bytes,
     };
     use crate::plan::child::Failed;
 
@@ -140,7 +172,7 @@ pub(super) mod child {
             (length, None) if length >= HEADER && bytes[0] == FAILED => {
                 *text_length = length - HEADER;
                 text[..*text_length].copy_from_slice(&bytes[HEADER..length]);
-                let errno = Errno::from_raw_os_error(i32::from_ne_bytes([bytes[5], bytes[6], bytes[7], bytes[8]]));
+                let errno = Errno::from_raw_os_error(number(&bytes, 5));
                 Err(Failed { detail: u16::from_ne_bytes([bytes[3], bytes[4]]), errno })
             }
             (1.., Some(descriptor)) if bytes[0] == HANDED => Ok(descriptor),
@@ -160,6 +192,14 @@ pub(super) mod child {
     pub fn listener(socket: BorrowedFd<'_>, number: i32) -> Result<(), Errno> {
         let [a, b, c, d] = number.to_ne_bytes();
         say_and_wait(socket, &[LISTENER, a, b, c, d])
+    }
+
+    pub fn map(socket: BorrowedFd<'_>, mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>, recursive: bool) -> Result<(), Errno> {
+        let mut words = [MAP; super::MAP_LENGTH];
+        words[1..5].copy_from_slice(&mount.as_raw_fd().to_ne_bytes());
+        words[5..9].copy_from_slice(&namespace.as_raw_fd().to_ne_bytes());
+        words[9] = u8::from(recursive);
+        say_and_wait(socket, &words)
     }
 
     pub fn console(socket: BorrowedFd<'_>, master: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -193,10 +233,11 @@ pub(super) mod child {
     /// The parent's end closing instead of a word means that the parent is gone: so is the reason to live.
     fn say_and_wait(socket: BorrowedFd<'_>, words: &[u8]) -> Result<(), Errno> {
         rustix::io::write(socket, words)?;
-        let mut answer = [0u8; 1];
+        let mut answer = [0u8; REFUSED_LENGTH];
         loop {
             match rustix::io::read(socket, &mut answer) {
                 Ok(1) if answer[0] == GO => return Ok(()),
+                Ok(REFUSED_LENGTH) if answer[0] == REFUSED => return Err(Errno::from_raw_os_error(number(&answer, 1))),
                 Ok(_) | Err(Errno::CONNRESET) => crate::sys::process::exit(super::ORPHANED),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),

@@ -265,7 +265,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// What it says next; a process that is born anew is followed.
+    /// What it says next; a process that is born again is followed, and owners that it wants mapped are mapped.
     pub fn next(&mut self) -> Option<Message> {
         loop {
             wait_readable(self.report.as_fd());
@@ -273,6 +273,10 @@ impl Running {
                 Some(Message::Born(pidfd)) => {
                     let old = std::mem::replace(&mut self.launched, progress::born(pidfd).unwrap());
                     assert_eq!(process::wait(old.pidfd.as_fd()).unwrap().unwrap().status, 0);
+                }
+                Some(Message::Map { mount, namespace, recursive }) => {
+                    let (report, pidfd) = (self.report.as_fd(), self.launched.pidfd.as_fd());
+                    progress::map_owners(report, pidfd, &self.compiled.launch, (mount, namespace), recursive).unwrap();
                 }
                 message => return message,
             }
@@ -351,7 +355,7 @@ impl Running {
                 }
                 Some(Message::Console(master)) => self.output = master,
                 Some(Message::Handed(mount)) => drop(mount),
-                Some(Message::Born(_)) => unreachable!("it is followed"),
+                Some(Message::Born(_) | Message::Map { .. }) => unreachable!("next() sees to it"),
                 Some(Message::Ready | Message::Hooks | Message::Listener(_)) => drop(rustix::io::write(&self.report, &[GO]).unwrap()),
                 None => return Ok(self.end().1),
             }

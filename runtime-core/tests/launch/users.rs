@@ -140,6 +140,22 @@ fn idmapped(bed: &Bed) {
     let inside = bundle(script).mount("/data", "bind", source, &["bind", "idmap"]);
     assert_eq!(inside.output(bed), "0:0\n");
     assert_eq!(fs::metadata(volume.path().join("new")).unwrap().uid(), 0);
+    // What the container has mounted itself is mapped by the parent, who alone may.
+    for (option, below) in [("idmap", "65534:65534"), ("ridmap", "0:0")] {
+        let script = "stat -c %u:%g /one/file /two/file /two/below/file; touch /two/own";
+        let inside = bundle(script);
+        let one = inside.root().join("one").display().to_string();
+        fs::create_dir_all(volume.path().join("below")).unwrap();
+        let inside = inside.mount("/one", "bind", source, &["bind"]).mount("/one/below", "bind", source, &["bind"]);
+        let inside = inside.mount("/two", "bind", &one, &["rbind", option]);
+        assert_eq!(inside.output(bed), format!("65534:65534\n0:0\n{below}\n"));
+        assert_eq!(fs::metadata(volume.path().join("own")).unwrap().uid(), 0);
+        // The kernel maps a mount once.
+        let two = inside.root().join("two").display().to_string();
+        let failure = inside.mount("/three", "bind", &two, &["bind", "idmap"]).failure(bed);
+        assert_eq!(failure, "map owners of bind \"/two\" of the container at \"/three\": operation not permitted");
+        fs::remove_file(volume.path().join("own")).unwrap();
+    }
     // Without a user namespace: what is root's on the host is somebody else's here.
     let maps = json!([{"containerID": 0, "hostID": 5000, "size": 10}]);
     let outside = Bundle::new("stat -c %u:%g /data/file").mount("/data", "bind", source, &["rbind", "ridmap"]);

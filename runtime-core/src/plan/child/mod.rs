@@ -255,6 +255,9 @@ impl Child<'_> {
                 self.fill(*namespace, made)
             }
             Step::IdMap { mount, namespace, recursive } => self.map_owners(*mount, *namespace, *recursive, state),
+            Step::IdMapByParent { mount, namespace, recursive } => {
+                Ok(report::child::map(self.report(state)?, self.fd(*mount)?, self.fd(*namespace)?, *recursive)?)
+            }
             Step::Attributes { mount, recursive, set, clear, propagation } => {
                 Ok(mount::set_attributes(self.fd(*mount)?, c"", *recursive, *set, *clear, *propagation)?)
             }
