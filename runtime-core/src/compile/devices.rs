@@ -116,17 +116,20 @@ fn to_be_bound(spec: &Spec) -> Result<Vec<(CString, Node)>> {
 
 /// What is to be below the root.
 fn nodes(spec: &Spec) -> Result<Vec<(CString, Node)>> {
-    let given = &spec.linux.devices;
+    let given = spec.linux.devices.iter().map(node).collect::<Result<Vec<_>>>()?;
     let mut nodes = Vec::new();
     for (name, major, minor) in DEFAULT {
-        let path = format!("/dev/{name}");
-        if !given.iter().any(|device| device.path().to_string_lossy() == path) {
+        let path = relative(&format!("/dev/{name}"))?;
+        if !given.iter().any(|(known, _)| *known == path) {
             let device = rustix::fs::makedev(major, minor);
-            nodes.push((relative(&path)?, Node { kind: libc::S_IFCHR, mode: MODE, device, uid: 0, gid: 0 }));
+            nodes.push((path, Node { kind: libc::S_IFCHR, mode: MODE, device, uid: 0, gid: 0 }));
         }
     }
-    for device in given {
-        nodes.push(node(device)?);
+    // Engines list a device once for each reason that a container has it, and runc and crun take the first.
+    for (path, node) in given {
+        if !nodes.iter().any(|(known, _)| *known == path) {
+            nodes.push((path, node));
+        }
     }
     // A link would take its place.
     nodes.retain(|(path, _)| !LINKS.iter().any(|(name, _)| path.to_bytes().strip_prefix(b"dev/") == Some(name.as_bytes())));

@@ -278,7 +278,7 @@ fn part(step: &Step, detail: u16) -> Option<String> {
         (Step::Console { .. }, 4 | 5) => name("/dev/console"),
         (Step::Console { .. }, 7) => name("/dev/pts"),
         (Step::Device { .. }, 1) => name("parent directory"),
-        (Step::Device { .. }, 2) => name("something else is there"),
+        (Step::Device { .. }, 2) => name("chown"),
         (Step::Identity { .. }, 1) => name("setgroups"),
         (Step::Identity { .. }, 2) => name("setgid"),
         (Step::Identity { .. }, 3) => name("setuid"),

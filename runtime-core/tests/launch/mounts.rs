@@ -12,6 +12,7 @@ pub const TESTS: &[Test] = &[
     ("a read-only root", read_only_root),
     ("masked and read-only paths", masked),
     ("devices have the spec's modes, whatever the mask", devices),
+    ("of two devices at one place the first counts, and what is there stays", devices_twice),
     ("a bound /dev is left alone", bound_dev),
     ("devices of the host, where none may be made", devices_of_host),
     ("a read-only tmpfs gets its mount points first", read_only_tmpfs),
@@ -53,6 +54,24 @@ fn masked(bed: &Bed) {
     assert!(lines[3].contains("/directory/x: Read-only file system"), "{output}");
     assert!(lines[4].contains("/proc/sys/x: ") && lines[5].contains("/ro/x: Read-only"), "{output}");
     assert_eq!(&lines[6..], ["secret", "1"], "{output}");
+}
+
+fn devices_twice(bed: &Bed) {
+    let script = "stat -c '%n %F %a %t:%T' /dev/one /dev/zero /dev/full /dev/kmsg";
+    let node = |path: &str, minor: u32, mode: u32| json!({"path": path, "type": "c", "major": 1, "minor": minor, "fileMode": mode});
+    let devices = [node("/dev/one", 3, 0o600), node("/dev/one", 5, 0o666), node("/dev//./one", 7, 0o666)];
+    let devices = devices.into_iter().chain([node("/dev/../dev/zero", 5, 0o640), node("/dev/kmsg", 11, 0o600)]).collect::<Vec<_>>();
+    let bundle = Bundle::new(script).with("/linux/devices", json!(devices)).mount("/dev/full", "bind", "/dev/null", &["bind"]).mount(
+        "/dev/kmsg",
+        "bind",
+        "/dev/null",
+        &["bind"],
+    );
+    let seen = bundle.output(bed);
+    let file = "character special file";
+    let null = seen.lines().last().unwrap_or_default().trim_start_matches("/dev/kmsg ").to_owned();
+    assert!(null.starts_with(file) && null.ends_with(" 1:3"), "{seen}");
+    assert_eq!(seen, format!("/dev/one {file} 600 1:3\n/dev/zero {file} 640 1:5\n/dev/full {null}\n/dev/kmsg {null}\n"));
 }
 
 fn devices(bed: &Bed) {
