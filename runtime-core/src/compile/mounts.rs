@@ -685,22 +685,28 @@ pub fn seal(plan: &mut Builder, spec: &Spec, masks: Option<Masks>, sealed_later:
     if let Some((propagation, recursive)) = root_propagation(spec)?.filter(|(kind, _)| !is_early(*kind)) {
         plan.step(Step::RootAttributes { recursive, set: 0, propagation });
     }
-    if spec.root_is_read_only() {
+    let readonly = below_root(&spec.linux.readonly_paths)?;
+    // A mount over the root would be seen by no process whose root is below it.
+    if spec.root_is_read_only() || readonly.iter().any(|path| path.is_empty()) {
         plan.step(Step::RootAttributes { recursive: false, set: attr::RDONLY, propagation: 0 });
     }
-    for path in &spec.linux.readonly_paths {
-        plan.step(Step::ReadOnly { path: relative(path)? });
+    for path in readonly.into_iter().filter(|path| !path.is_empty()) {
+        plan.step(Step::ReadOnly { path });
     }
     if let Some(Masks { null, empty }) = masks {
         let mut masked = HashSet::new();
-        for path in &spec.linux.masked_paths {
-            let path = relative(path)?;
+        for path in below_root(&spec.linux.masked_paths)? {
             if masked.insert(path.clone()) {
                 plan.step(Step::Mask { path, null, empty });
             }
         }
     }
     Ok(())
+}
+
+/// Masked or read-only paths. Podman passes an empty one on, which is none for runc and crun.
+fn below_root(paths: &[String]) -> Result<Vec<CString>> {
+    paths.iter().filter(|path| !path.is_empty()).map(|path| relative(path)).collect()
 }
 
 /// Emits what the root is for its mounts to come: a type that would undo what they ask for themselves is not for the end.

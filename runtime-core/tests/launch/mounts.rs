@@ -11,6 +11,7 @@ use super::bed::{Bed, Bundle, Test};
 pub const TESTS: &[Test] = &[
     ("a read-only root", read_only_root),
     ("masked and read-only paths", masked),
+    ("paths that engines leave empty, relative or the root itself", odd_paths),
     ("devices have the spec's modes, whatever the mask", devices),
     ("of two devices at one place the first counts, and what is there stays", devices_twice),
     ("a bound /dev is left alone", bound_dev),
@@ -54,6 +55,17 @@ fn masked(bed: &Bed) {
     assert!(lines[3].contains("/directory/x: Read-only file system"), "{output}");
     assert!(lines[4].contains("/proc/sys/x: ") && lines[5].contains("/ro/x: Read-only"), "{output}");
     assert_eq!(&lines[6..], ["secret", "1"], "{output}");
+}
+
+fn odd_paths(bed: &Bed) {
+    let script = "touch /x 2>&1; touch /run/x && echo rest; ls -A /m | grep -c . || true";
+    let mut bundle =
+        Bundle::new(script).with("/linux/maskedPaths", json!(["", "m", "m/../m"])).with("/linux/readonlyPaths", json!(["", "run/y"]));
+    std::fs::create_dir(bundle.root().join("m")).unwrap();
+    std::fs::write(bundle.root().join("m/secret"), "").unwrap();
+    assert_eq!(bundle.output(bed), "rest\n0\n");
+    bundle = bundle.with("/linux/readonlyPaths", json!(["/", "/"]));
+    assert_eq!(bundle.output(bed), "touch: /x: Read-only file system\nrest\n0\n");
 }
 
 fn devices_twice(bed: &Bed) {

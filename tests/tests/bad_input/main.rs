@@ -138,7 +138,7 @@ fn configuration(hand: &mut Hand) -> Result<()> {
         spec(|spec| spec["linux"] = json!(null), BAD, &["mount namespace"]),
         spec(|spec| spec["mounts"] = json!({"destination": "/"}), BAD, &["spec: mounts"]),
         spec(|spec| spec["linux"]["rootfsPropagation"] = json!("sideways"), BAD, &["rootfsPropagation", "sideways"]),
-        spec(|spec| spec["linux"]["maskedPaths"] = json!(["proc/kcore"]), BAD, &["maskedPaths", "proc/kcore"]),
+        spec(|spec| spec["linux"]["maskedPaths"] = json!(["/proc/k\0core"]), BAD, &["maskedPaths", "/proc/k"]),
     ];
     refuse_all(hand, rows)
 }
