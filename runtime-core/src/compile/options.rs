@@ -119,6 +119,9 @@ fn meaning(option: &str) -> Option<Meaning> {
     })
 }
 
+/// Options whose values may have commas: directories of overlayfs, lists of ranges.
+const WITH_COMMAS: [&str; 5] = ["lowerdir", "upperdir", "workdir", "uidmap", "gidmap"];
+
 /// Options of SELinux (mount(8)).
 const CONTEXTS: [&str; 4] = ["context", "fscontext", "defcontext", "rootcontext"];
 
@@ -199,7 +202,9 @@ impl Options {
     pub fn parse<'a>(options: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         let mut parsed = Self::default();
         for option in options {
-            parsed.add(option)?;
+            for part in parts(option) {
+                parsed.add(part)?;
+            }
         }
         Ok(parsed)
     }
@@ -296,6 +301,28 @@ impl Options {
     }
 }
 
+/// Several options in one text, as mount(2) takes them and so runc and crun: a comma separates, unless it is quoted, escaped or before a
+/// digit (`mpol=bind:0,2`, mm/shmem.c, `shmem_next_opt`).
+fn parts(option: &str) -> Vec<&str> {
+    let whole = |key: &str, value: &str| WITH_COMMAS.contains(&key) || (CONTEXTS.contains(&key) && !value.starts_with('"'));
+    if option.split_once('=').is_some_and(|(key, value)| whole(key, value)) {
+        return vec![option];
+    }
+    let (mut parts, mut start) = (Vec::new(), 0);
+    let (mut quoted, mut before) = (false, b' ');
+    for (at, &byte) in option.as_bytes().iter().enumerate() {
+        quoted ^= byte == b'"';
+        let digit_follows = option.as_bytes().get(at + 1).is_some_and(u8::is_ascii_digit);
+        if byte == b',' && !quoted && before != b'\\' && !digit_follows {
+            parts.push(&option[start..at]);
+            start = at + 1;
+        }
+        before = byte;
+    }
+    parts.push(&option[start..]);
+    parts
+}
+
 /// The flags of a bind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindFlags {
@@ -360,6 +387,21 @@ mod tests {
         let options = Options::parse(["size=64k", "mode=755", "nosuid", "userxattr"]).unwrap();
         assert_eq!(options.value("size"), Some("64k"));
         assert_eq!(options.data.last(), Some(&("userxattr".to_owned(), None)));
+    }
+
+    #[test]
+    fn one_text_may_hold_several_options() {
+        let options = Options::parse(["size=64k,mode=755,nosuid", ",", "context=\"a:s0:c1,c2\",uid=1"]).unwrap();
+        assert_eq!((options.value("size"), options.value("mode"), options.value("uid")), (Some("64k"), Some("755"), Some("1")));
+        assert_eq!((options.set, options.value("context")), (attr::NOSUID, Some("a:s0:c1,c2")));
+        for (whole, key, value) in [
+            ("lowerdir=/a,b:/c", "lowerdir", "/a,b:/c"),
+            ("context=a:s0:c1,c2", "context", "a:s0:c1,c2"),
+            ("x=a\\,b", "x", "a\\,b"),
+            ("mpol=bind:0,2", "mpol", "bind:0,2"),
+        ] {
+            assert_eq!(Options::parse([whole]).unwrap().value(key), Some(value));
+        }
     }
 
     #[test]
