@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType};
 
 use super::labels::mount_label;
 use super::rdt::IntelRdt;
@@ -14,6 +14,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// No process may be this user: in the kernel's interfaces it means "no change".
 const NO_ID: u32 = u32::MAX;
+/// The largest numbers of a device (`MINORBITS` in include/linux/kdev_t.h: 12 and 20 bits).
+const MAJOR_MAX: i64 = (1 << 12) - 1;
+const MINOR_MAX: i64 = (1 << 20) - 1;
 
 /// Checks everything that does not depend on the host.
 ///
@@ -29,6 +32,7 @@ pub fn check(spec: &Spec) -> Result<()> {
     }
     namespaces(spec)?;
     user_namespace(spec)?;
+    spec.linux.devices.iter().try_for_each(device)?;
     spec.linux.personality.as_ref().map(Personality::value).transpose()?;
     spec.linux.memory_policy.as_ref().map(MemoryPolicy::value).transpose()?;
     spec.linux.devices_to_move()?;
@@ -40,6 +44,25 @@ pub fn check(spec: &Spec) -> Result<()> {
     }
     for path in spec.linux.masked_paths.iter().chain(&spec.linux.readonly_paths) {
         plain("linux.maskedPaths/readonlyPaths", path)?;
+    }
+    Ok(())
+}
+
+/// Numbers of a node that the kernel would take for others: an owner that means "no change", and a device whose number it would cut off
+/// (`new_decode_dev` in include/linux/kdev_t.h), which is another device.
+fn device(device: &LinuxDevice) -> Result<()> {
+    let wrong = |what: String| Error::invalid(format!("linux.devices: {:?}: {what}", device.path().display().to_string()));
+    for (field, id) in [("uid", device.uid()), ("gid", device.gid())] {
+        if id == Some(NO_ID) {
+            return Err(wrong(format!("{field} {NO_ID} is not an id")));
+        }
+    }
+    if device.typ() != LinuxDeviceType::P {
+        for (field, number, most) in [("major", device.major(), MAJOR_MAX), ("minor", device.minor(), MINOR_MAX)] {
+            if !(0..=most).contains(&number) {
+                return Err(wrong(format!("{field} {number} is no device number: it is not between 0 and {most}")));
+            }
+        }
     }
     Ok(())
 }

@@ -101,6 +101,15 @@ pub fn devices(hand: &mut Hand) -> Result<()> {
         device(json!({"path": "dev/x", "type": "c", "major": 1, "minor": 3}), BAD, &["linux.devices", "dev/x"]),
         device(json!({"path": "/", "type": "c", "major": 1, "minor": 3}), BAD, &["linux.devices"]),
         device(json!({"path": "/dev/x", "type": "c", "major": -1, "minor": 3}), BAD, &["linux.devices", "/dev/x", "number"]),
+        device(json!({"path": "/dev/x", "type": "c", "major": 1, "minor": 3, "uid": u32::MAX}), BAD, &["linux.devices", "/dev/x", "uid"]),
+        device(json!({"path": "/dev/x", "type": "c", "major": 1, "minor": 3, "gid": u32::MAX}), BAD, &["linux.devices", "/dev/x", "gid"]),
+        device(json!({"path": "/dev/x", "type": "p", "uid": u32::MAX}), BAD, &["linux.devices", "/dev/x", "uid"]),
+        // The kernel would cut them to 1:3.
+        device(json!({"path": "/dev/x", "type": "c", "major": 4097, "minor": 3}), BAD, &["linux.devices", "/dev/x", "major 4097"]),
+        device(json!({"path": "/dev/x", "type": "b", "major": 1, "minor": (1 << 20) + 3}), BAD, &["linux.devices", "/dev/x", "minor"]),
+        device(json!({"path": "/dev/x", "type": "c", "major": 1, "minor": i64::MIN}), BAD, &["linux.devices", "/dev/x", "minor"]),
+        device(json!({"path": "/dev/x", "type": "u", "major": i64::MAX, "minor": 3}), BAD, &["linux.devices", "/dev/x", "major"]),
+        device(json!({"path": "/dev/x", "type": "c", "major": 1, "minor": 3, "fileMode": -1}), BAD, &["spec: linux.devices[0].fileMode"]),
         device(json!({"path": "/bin/busybox/x", "type": "c", "major": 1, "minor": 3}), Code::UNKNOWN, &["busybox/x", "not a directory"]),
     ];
     refuse_all(hand, rows)
