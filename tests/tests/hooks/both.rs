@@ -180,3 +180,13 @@ pub fn poststop_hooks_run_whatever_the_others_do(bed: &mut Bed<'_>) -> Result<()
     ensure_eq!(fs::read_to_string(&mark).context(|| "the last hook has not run".to_owned())?, "ran\n", "what the last hook wrote");
     Ok(())
 }
+
+/// One that ends after the clock's last second.
+pub fn the_longest_timeout(bed: &mut Bed<'_>) -> Result<()> {
+    let mut bundle = bed.bundle("a", &["echo", "ran"])?;
+    let hook = json!([{"path": "/bin/true", "timeout": i64::MAX}]);
+    bundle.edit(|spec| spec["hooks"] = json!({"createRuntime": hook, "startContainer": hook, "poststop": hook}))?;
+    let ran = bed.ran(&bundle)?;
+    ensure_eq!((ran.status, ran.stdout.as_str()), (0, "ran\n"), "{ran:?}");
+    Ok(())
+}

@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         both::poststop_after_a_failure,
         both::whose_caller_ignores_its_children,
         both::poststop_hooks_run_whatever_the_others_do,
+        both::the_longest_timeout,
     ];
     Suite { name: "hooks", both, both_once: Vec::new(), shim, shim_once: Vec::new() }.main()
 }

@@ -125,7 +125,8 @@ impl Hooks<'_> {
         init: Option<i32>,
         compile: impl FnOnce([OwnedFd; 3], OwnedFd) -> Result<Compiled>,
     ) -> Result<()> {
-        let deadline = timeout(hook)?.map(|timeout| Instant::now() + timeout);
+        // A time that no clock can show does not come.
+        let deadline = timeout(hook)?.and_then(|timeout| Instant::now().checked_add(timeout));
         let (stdin, said) = (memory(told)?, memory(&[])?);
         let stdout = crun::stdout(self.spec.extensions.stdout.as_deref())?;
         let stderr = match &self.spec.extensions.stderr {
