@@ -45,6 +45,10 @@ const DIFFERENCES: &[Entry] = checks![
     crun_annotations,
     processors_of_hooks,
     huge_pages,
+    no_capabilities,
+    cgroup_of_parent,
+    mappings_alone,
+    empty_profile,
     doubled_limit,
     relative_namespace,
     oci_version,
@@ -377,6 +381,35 @@ fn spoilt_json(oci: &Oci) -> Result<()> {
 
 fn personality_flags(oci: &Oci) -> Result<()> {
     refused(oci, "linux.personality.flags", |spec| spec["linux"]["personality"] = json!({"domain": "LINUX", "flags": ["X"]}))
+}
+
+fn no_capabilities(oci: &Oci) -> Result<()> {
+    let mut bundle = oci.bundle("a", &["grep", "Cap", "/proc/self/status"])?;
+    bundle.edit(|spec| spec["process"]["capabilities"] = Value::Null)?;
+    let seen = ran(oci, &bundle, |command| command)?;
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        ensure_eq!(status_line(&seen, set)?, "0000000000000000", "{set}");
+    }
+    Ok(())
+}
+
+fn cgroup_of_parent(oci: &Oci) -> Result<()> {
+    for path in ["/x/../y", "/../y", "../y"] {
+        refused(oci, "\"..\" is not allowed", |spec| spec["linux"]["cgroupsPath"] = json!(path))?;
+    }
+    Ok(())
+}
+
+fn mappings_alone(oci: &Oci) -> Result<()> {
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+    for field in ["uidMappings", "gidMappings"] {
+        refused(oci, "no user namespace", |spec| spec["linux"][field] = map.clone())?;
+    }
+    Ok(())
+}
+
+fn empty_profile(oci: &Oci) -> Result<()> {
+    refused(oci, "seccomp", |spec| spec["linux"]["seccomp"] = json!({}))
 }
 
 fn no_checkpoint(oci: &Oci) -> Result<()> {
