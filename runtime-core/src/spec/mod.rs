@@ -23,6 +23,7 @@ use serde::Deserialize;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crun::Extensions;
 use keys::AnyCase;
+use labels::{has_apparmor, has_selinux};
 use net_devices::NetDevice;
 use rdt::IntelRdt;
 pub use refuse::{check, namespace_name};
@@ -293,6 +294,27 @@ impl Process {
     /// As [`Process::parse`], without the place.
     pub fn parse_request(bytes: &[u8]) -> Result<Self> {
         Self::checked(parse(bytes, without_place))
+    }
+
+    /// Whether its confinement is left to the container, as a process is that was not copied from the container's own.
+    pub fn is_unconfined(&self) -> bool {
+        let absent = |label: &Option<String>| label.as_deref().unwrap_or_default().is_empty();
+        let unlabelled = (absent(&self.apparmor_profile) && has_apparmor()) || (absent(&self.selinux_label) && has_selinux());
+        self.capabilities.is_none() || unlabelled
+    }
+
+    /// Takes the capabilities and labels that it does not name from the container's first process, as runc and crun do for an exec.
+    pub fn confine_as(&mut self, first: &Self) {
+        let fill = |label: &mut Option<String>, first: &Option<String>| {
+            if label.as_deref().unwrap_or_default().is_empty() {
+                label.clone_from(first);
+            }
+        };
+        if self.capabilities.is_none() {
+            self.capabilities.clone_from(&first.capabilities);
+        }
+        fill(&mut self.apparmor_profile, &first.apparmor_profile);
+        fill(&mut self.selinux_label, &first.selinux_label);
     }
 
     fn checked(parsed: Result<Self>) -> Result<Self> {

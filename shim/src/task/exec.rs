@@ -9,7 +9,7 @@ use proto::events::task::{TaskExecAdded, TaskExecStarted};
 use runtime_core::compile::{self, CgroupView, Joining};
 use runtime_core::error::{Context as _, Error, ErrorKind, Result};
 use runtime_core::plan::report;
-use runtime_core::spec::Process as Spec;
+use runtime_core::spec::{Process as Spec, Spec as Config};
 use runtime_core::sys::process::send_signal;
 
 use super::container::Container;
@@ -42,6 +42,11 @@ pub fn add(node: &Node, container: &Container, request: &ExecProcessRequest) -> 
     check_identifier("exec_id", &request.exec_id)?;
     container.init.state().allow(Action::Exec)?;
     let mut spec = Spec::parse_request(&request.spec.value)?;
+    if spec.is_unconfined()
+        && let Some(first) = Config::load(&container.bundle)?.process
+    {
+        spec.confine_as(&first);
+    }
     // The request says what its client is prepared for.
     spec.terminal = request.terminal;
     let process = Arc::new(Process::new(&request.exec_id, stdio(&request.stdin, &request.stdout, &request.stderr, request.terminal)));

@@ -68,6 +68,21 @@ pub fn another_user_has_no_capabilities(bed: &mut Bed<'_>) -> Result<()> {
     expect(bed, "user", &given, 1000, [&[], &[], &[], &[0, 13], &[]])
 }
 
+/// An exec that names no capabilities and no labels is confined as the container is.
+pub fn an_exec_is_confined_as_its_container(bed: &mut Bed<'_>) -> Result<()> {
+    let mut bundle = bed.bundle("a", &["sleep", "1000"])?;
+    let names = json!(["CAP_CHOWN", "CAP_NET_RAW"]);
+    bundle.edit(|spec| spec["process"]["capabilities"] = json!({"bounding": names, "permitted": names, "effective": names}))?;
+    bed.running(&bundle)?;
+    let mut spec = process(&["sh", "-c", "cat /proc/self/status >/out"]);
+    for (capabilities, bounding) in [(Value::Null, mask(&[0, 13])), (json!({}), mask(&[])), (json!({"bounding": ["CAP_KILL"]}), mask(&[5]))]
+    {
+        spec["capabilities"] = capabilities;
+        ensure_eq!(status_line(&exec_output(bed, &bundle, &spec)?, "CapBnd")?, bounding, "bounding set with {}", spec["capabilities"]);
+    }
+    bed.end(&bundle)
+}
+
 pub fn groups_are_exact(bed: &mut Bed<'_>) -> Result<()> {
     let mut bundle = bed.bundle("a", &["cat", "/proc/self/status"])?;
     bed.call_by(|command| around("setpriv", &["--groups", "4,27"], &command));

@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         identity::capabilities,
         identity::ambient_and_inheritable,
         identity::another_user_has_no_capabilities,
+        identity::an_exec_is_confined_as_its_container,
         identity::groups_are_exact,
         identity::ids_at_the_edge,
         identity::passwd_is_not_read,

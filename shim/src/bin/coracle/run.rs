@@ -176,7 +176,9 @@ fn accompany(hooks: &Hooks<'_>, child: &mut Child, options: &Exec, foreground: F
 /// What runs: a file's process as it is, or the container's own with changes.
 fn process(options: &Exec, spec: &Spec) -> Result<Process> {
     if let Some(file) = &options.process {
-        return Process::parse(&read(file)?).context(|| format!("{file:?}"));
+        let mut process = Process::parse(&read(file)?).context(|| format!("{file:?}"))?;
+        spec.process.iter().for_each(|first| process.confine_as(first));
+        return Ok(process);
     }
     if options.command.is_empty() {
         return Err(Error::invalid("process args cannot be empty"));
