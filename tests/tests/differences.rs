@@ -54,6 +54,9 @@ const DIFFERENCES: &[Entry] = checks![
     oci_version,
     spoilt_json,
     personality_flags,
+    access_time_order,
+    defaults_of_mounts,
+    readonly_below,
 ];
 const LIMITS: &[Entry] = checks![no_checkpoint, no_mount_namespace, given_mount_and_user, given_mount_and_no_pivot];
 
@@ -410,6 +413,41 @@ fn mappings_alone(oci: &Oci) -> Result<()> {
 
 fn empty_profile(oci: &Oci) -> Result<()> {
     refused(oci, "seccomp", |spec| spec["linux"]["seccomp"] = json!({}))
+}
+
+fn mounted(oci: &Oci, script: &str, fstype: &str, options: &[&str], change: impl FnOnce(&mut Value)) -> Result<String> {
+    let mut bundle = oci.bundle("a", &["sh", "-c", script])?;
+    bundle.edit(|spec| {
+        let entry = json!({"destination": "/v", "type": fstype, "source": "/usr", "options": options});
+        spec["mounts"].as_array_mut().into_iter().for_each(|mounts| mounts.push(entry.clone()));
+        change(spec);
+    })?;
+    ran(oci, &bundle, |command| command)
+}
+
+fn access_time_order(oci: &Oci) -> Result<()> {
+    let seen = mounted(oci, "grep ' /v ' /proc/self/mountinfo", "tmpfs", &["noatime", "relatime"], |_| {})?;
+    ensure!(seen.contains(" rw,relatime "), "{seen}");
+    Ok(())
+}
+
+fn defaults_of_mounts(oci: &Oci) -> Result<()> {
+    for (fstype, options) in [("tmpfs", ["defaults", "nodev"]), ("bind", ["bind", "defaults"])] {
+        mounted(oci, "true", fstype, &options, |_| {})?;
+    }
+    Ok(())
+}
+
+fn readonly_below(oci: &Oci) -> Result<()> {
+    let seen = mounted(oci, "", "tmpfs", &["rw"], |spec| {
+        spec["mounts"].as_array_mut().into_iter().for_each(|mounts| {
+            mounts.iter_mut().filter(|mount| mount["destination"] == "/v").for_each(|mount| mount["destination"] = json!("/r/v"));
+        });
+        spec["process"]["args"] = json!(["sh", "-c", "touch /r/v/x 2>&1; true"]);
+        spec["linux"]["readonlyPaths"] = json!(["/r"]);
+    })?;
+    ensure!(seen.contains("Read-only"), "{seen}");
+    Ok(())
 }
 
 fn no_checkpoint(oci: &Oci) -> Result<()> {
