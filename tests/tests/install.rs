@@ -296,8 +296,9 @@ fn candidate_is_private() -> Result<()> {
         );
         fs::write(&system.containerd, script)?;
         fs::set_permissions(&system.containerd, fs::Permissions::from_mode(0o755))?;
+        // A shell cannot trap what its caller ignores, as nohup(1) does with SIGHUP.
         let mut command = Command::new("sh");
-        command.args(["-c", "umask 0; exec \"$@\"", "sh"]);
+        command.args(["-c", "umask 0; exec env --default-signal=HUP,TERM \"$@\"", "sh"]);
         let installer = system.command(&system.config(), &["install", "--no-restart"])?;
         let done = run(command.arg(installer.get_program()).args(installer.get_args()))?;
         ensure!(done.code == code || code == -1, "{end}: exit code {}, {:?}", done.code, done.stderr);
