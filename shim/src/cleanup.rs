@@ -59,7 +59,8 @@ pub fn cleanup(bundle: &Path, id: &str, last: impl FnOnce(&Record)) -> Result<Ex
     }
     cleaned?;
     Record::remove(bundle)?;
-    let pid = record.init.map_or(0, |init| init.pid as u32);
+    // A record that is none does not tell it once the process has ended; the answer only names it.
+    let pid = record.init.map(|init| init.pid.cast_unsigned()).or_else(|| init_pid(bundle)).unwrap_or(0);
     let (status, at) = record.exited.map_or((KILLED, SystemTime::now()), |(status, nanoseconds)| {
         (status, SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0)))
     });
