@@ -221,9 +221,17 @@ fn attached(launch: &Launch, made: Slot) -> Option<String> {
     })
 }
 
-/// The path of a mount that others are attached in, or nothing for the root.
+/// The path of a mount that others are attached in, or of a directory that was opened; nothing for the root.
 fn place(launch: &Launch, root: Slot) -> String {
-    attached(launch, root).unwrap_or_default()
+    let opened = || {
+        launch.plan.steps.iter().find_map(|step| match step {
+            Step::OpenDirectory { root: above, path, directory } if *directory == root => {
+                Some(format!("{}/{}", place(launch, *above), path.to_string_lossy()))
+            }
+            _ => None,
+        })
+    };
+    attached(launch, root).or_else(opened).unwrap_or_default()
 }
 
 /// The bits of a mask as a list (cpuset(7), "List format").
