@@ -60,8 +60,8 @@ fn bundle() -> Bundle {
         .with("/root/readonly", json!(true))
 }
 
-/// Errors in which the kernel or the spec has the word name the program, mounts their source and target and limits their name; all others
-/// say the step as the plan prints it, after the field that it comes from.
+/// Errors in which the kernel or the spec has the word name the program, mounts their source and target, limits and sysctls their name, and
+/// sets that the plan prints as numbers their field; all others say the step as the plan prints it, after the field that it comes from.
 fn names(sentence: &str, step: &Step) -> bool {
     match step {
         Step::FindProgram | Step::Exec { .. } => sentence.starts_with("exec"),
@@ -73,6 +73,14 @@ fn names(sentence: &str, step: &Step) -> bool {
         Step::CopyUp { .. } => sentence.starts_with("copy \"/bin\" to the tmpfs at \"/bin\""),
         Step::Settle { .. } => sentence.starts_with("follow the host's mounts with bind \"/usr\" at \"/b\""),
         Step::Rlimit { .. } => sentence.starts_with("process.rlimits: set rlimit RLIMIT_NOFILE to 99:99"),
+        Step::JoinCgroup { .. } => sentence.starts_with("join the container's cgroup: "),
+        Step::BindFlags { .. } => sentence.starts_with("flags of bind "),
+        Step::Sysctl { .. } => sentence.starts_with("linux.sysctl: set \"net.ipv4.ip_forward\" to \"1\""),
+        Step::Symlink { name, .. } => sentence.starts_with(&format!("make link \"/dev/{}\" -> ", name.to_string_lossy())),
+        Step::Affinity { .. } => sentence.contains("keep to processors "),
+        Step::MemoryPolicy { .. } => sentence.starts_with("linux.memoryPolicy: set the policy for nodes 0: "),
+        Step::BoundingSet { .. } => sentence.starts_with("process.capabilities.bounding: drop all others: "),
+        Step::Capabilities { .. } => sentence.starts_with("process.capabilities: set them: "),
         _ => sentence.contains(&step.to_string()),
     }
 }
