@@ -216,6 +216,11 @@ pub struct Linux {
     pub mount_label: Option<String>,
 }
 
+/// An empty label is none, as for Go.
+fn is_absent(label: &Option<String>) -> bool {
+    label.as_deref().unwrap_or_default().is_empty()
+}
+
 /// An empty path is none, as for Go.
 fn namespaces<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Vec<LinuxNamespace>, D::Error> {
     let mut namespaces: Vec<LinuxNamespace> = Vec::deserialize(from)?;
@@ -298,15 +303,14 @@ impl Process {
 
     /// Whether its confinement is left to the container, as a process is that was not copied from the container's own.
     pub fn is_unconfined(&self) -> bool {
-        let absent = |label: &Option<String>| label.as_deref().unwrap_or_default().is_empty();
-        let unlabelled = (absent(&self.apparmor_profile) && has_apparmor()) || (absent(&self.selinux_label) && has_selinux());
+        let unlabelled = (is_absent(&self.apparmor_profile) && has_apparmor()) || (is_absent(&self.selinux_label) && has_selinux());
         self.capabilities.is_none() || unlabelled
     }
 
     /// Takes the capabilities and labels that it does not name from the container's first process, as runc and crun do for an exec.
     pub fn confine_as(&mut self, first: &Self) {
         let fill = |label: &mut Option<String>, first: &Option<String>| {
-            if label.as_deref().unwrap_or_default().is_empty() {
+            if is_absent(label) {
                 label.clone_from(first);
             }
         };
