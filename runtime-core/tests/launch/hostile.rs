@@ -129,7 +129,7 @@ fn dev_entries(bed: &Bed) {
             let outcome = attempt(bed, &bundle);
             assert!(!outcome.clone().unwrap_or_default().contains("canary"), "{name} -> {road:?}: {outcome:?}");
             if matches!(name, "null" | "zero") {
-                // What is there stays, and nobody follows it but the container.
+                // What is there stays, and only the container's own processes follow it.
                 assert!(std::fs::symlink_metadata(bundle.root().join("dev").join(name)).unwrap().is_symlink(), "{name} -> {road:?}");
             }
             canary.assert_untouched(name);

@@ -419,7 +419,7 @@ pub fn an_empty_namespace_path_is_none(bed: &mut Bed<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Where links lead, a bind goes, but only inside; and procfs is nobody's to cover.
+/// Where links lead, a bind goes, but only inside; and a mount may not cover procfs.
 pub fn odd_destinations(bed: &mut Bed<'_>) -> Result<()> {
     let volume = Volume::new(bed, "v", MountFlags::empty())?;
     let outside = bed.data().join("outside");
